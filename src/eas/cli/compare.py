@@ -1,0 +1,72 @@
+"""Verbs that set several runs, or every k of one search, side by side."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eas.cli.app import Folder, app, console
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Option(help="A YAML or JSON file; see docs/compare.md.", show_default=False)],
+    output_dir: Annotated[Path | None, typer.Option(help="Instead of the file's output_dir.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time, instead of the file's jobs.")] = None,
+) -> None:
+    """Run methods, k and seeds under equal conditions, and end with one table (comparison.json, .md, .csv, .png, .svg).
+
+    The same command goes on where it was stopped, tries what failed again, and otherwise only rebuilds the table. The
+    last line is JSON; the exit status is 1 if a run failed.
+    """
+    from eas.pipeline.compare import COMPARISON_FILE, compare_runs
+    from eas.pipeline.compare_config import CompareConfig
+    from eas.reports.comparison import comparison_table
+
+    given = {"output_dir": output_dir and str(output_dir), "jobs": jobs}
+    values = CompareConfig.from_file(config).to_dict()
+    settings = CompareConfig.from_dict(values | {key: value for key, value in given.items() if value is not None})
+    result = compare_runs(settings, command=shlex.join(["eas", *sys.argv[1:]]))
+    console().print(comparison_table(result))
+    path = Path(settings.output_dir) / COMPARISON_FILE
+    print(json.dumps({"comparison": str(path), "runs": result["runs"], "failed": result["failed"]}))
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def frontier(
+    folder: Folder,
+    measure: Annotated[str | None, typer.Option(help="The k to measure, as in 2,4,6; by default about five.")] = None,
+    examples: Annotated[int, typer.Option(help="Validation examples that are scored, at most.", min=1)] = 256,
+    max_loss_increase: Annotated[float | None, typer.Option(help="Budget: loss above the lowest of all k.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Budget: MACs of a prefill, as a share of the base's.")] = None,
+    max_kv: Annotated[float | None, typer.Option(help="Budget: KV cache, as a share of the base's.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Budget: decode speed-up that the bytes read allow.")] = None,
+) -> None:
+    """What every k would cost and save, from one finished search (frontier.json, .png, .svg); docs/frontier.md.
+
+    With a budget it recommends a k. The last line is JSON.
+    """
+    from eas.pipeline import Run
+    from eas.pipeline.frontier import Budget
+    from eas.pipeline.frontier import frontier as draw
+    from eas.reports.frontier import frontier_table
+
+    try:
+        chosen = [int(k) for k in measure.split(",")] if measure is not None else None
+    except ValueError as error:
+        raise ValueError(f"--measure {measure}: write numbers and commas, as in 2,4,6") from error
+    budget = Budget(max_loss_increase, max_macs, max_kv, speedup)
+    result = draw(Run.open(folder), chosen, examples, budget)
+    console().print(frontier_table(result))
+    k = result["recommended"]
+    if k is None and budget != Budget():
+        console().print("no k keeps to the budget")
+    skip_set = None if k is None else result["rows"][k]["skip_set"]
+    print(json.dumps({"frontier": str(folder / "frontier.json"), "recommended": k, "skip_set": skip_set}))

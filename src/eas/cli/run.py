@@ -1,0 +1,197 @@
+"""Verbs of one run: the whole of it, and its steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from eas.cli.app import ConfigFile, Data, DataOverrides, Folder, Method, Model, Overrides, Skip, SkipBad, app
+from eas.cli.data import score_predictions
+
+if TYPE_CHECKING:
+    from eas.pipeline import Run
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    task: Annotated[str, typer.Option(help="A downstream task of the embedded world.")] = "textures",
+    option: Overrides = None,
+) -> None:
+    """The whole of EAS on the embedded model: a few minutes on two cores, nothing to download."""
+    from eas.pipeline import Run, RunConfig, run_steps
+
+    config = RunConfig.from_file(Path(__file__).parents[1] / "demo" / "demo.yaml")
+    config = config.with_overrides([f"output_dir={output_dir}", f"data=scenes:{task}", *(option or [])])
+    run = Run.create(config)
+    run_steps(run)
+    _print_table(run.folder)
+
+
+@app.command()
+def run(
+    output_dir: Annotated[Path, typer.Option(help="The run folder.", show_default=False)],
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
+    skip: Skip = None,
+    config: ConfigFile = None,
+    option: Overrides = None,
+) -> None:
+    """Search, tune, fold, evaluate, measure and report, in one go.
+
+    Settings come from --config, then --model, --data and --skip, then -o; `eas config` lists them all.
+
+    Example: [bold]eas run --model llava-hf/llava-1.5-7b-hf --data my.jsonl --skip 12 --output-dir runs/mine[/]
+    """
+    from eas.pipeline import run_steps
+
+    run_steps(_start(output_dir, model, data, method, skip, config, option))
+    _print_table(output_dir)
+
+
+@app.command()
+def search(
+    folder: Folder,
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
+    skip: Skip = None,
+    config: ConfigFile = None,
+    option: Overrides = None,
+) -> None:
+    """Step 1: find the skip set (search.json). Starts the run, with the settings of `eas run`, if the folder is new."""
+    from eas.pipeline.steps import search as find
+
+    find(_start(folder, model, data, method, skip, config, option))
+
+
+@app.command()
+def tune(folder: Folder) -> None:
+    """Step 2: train the PIAs under the skip set found (adapter/)."""
+    _step(folder, "tune")
+
+
+@app.command()
+def fold(folder: Folder) -> None:
+    """Step 3: check that folding changes nothing, write the standalone model (model/)."""
+    _step(folder, "fold")
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Annotated[Path | None, typer.Argument(help="A run folder.", show_default=False)] = None,
+    dataset: Annotated[str | None, typer.Option(help="A benchmark: score a file of predictions for it.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Its folder in the official layout, or hub:ID.")] = None,
+    split: Annotated[str | None, typer.Option(help="An official split.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="The file, in the benchmark's result format.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report and every score there.")] = None,
+    skip_bad: SkipBad = False,
+    option: DataOverrides = None,
+) -> None:
+    """Step 4: score base, tuned and folded model on the test split (eval.json).
+
+    Or, without a run and any model: score predictions as the benchmark's official evaluator does (docs/data.md). The
+    last line is JSON; with --skip-bad, missing predictions count as wrong and those too many are dropped.
+
+    Example: [bold]eas eval --dataset vqa2 --data-dir VQA --split val2014 --predictions results.json[/]
+    """
+    scoring = {"--dataset": dataset, "--data-dir": data_dir, "--split": split, "--predictions": predictions}
+    if folder is not None:
+        if extra := [name for name, value in scoring.items() if value] + ["--json"] * bool(json_file):
+            raise ValueError(f"a run folder and {extra[0]}: give the one or the other")
+        return _step(folder, "eval")
+    if missing := [name for name, value in scoring.items() if value is None]:
+        raise ValueError(f"without a run folder, {', '.join(missing)} must be given")
+    score_predictions(str(dataset), str(data_dir), str(split), Path(str(predictions)), json_file, skip_bad, option)
+
+
+@app.command()
+def measure(folder: Folder) -> None:
+    """Step 5: count and time base and folded model (measure.json)."""
+    _step(folder, "measure")
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Gather what the steps left into result.json, figures and report.html."""
+    from eas.pipeline import Run
+    from eas.pipeline.steps import report as write
+
+    write(Run.open(folder))
+    _print_table(folder)
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Option(help="The question.", show_default=False)],
+    image: Annotated[list[Path] | None, typer.Option(help="An image; repeat for several.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer.")] = 64,
+) -> None:
+    """Answer one question with the tuned, folded model of a run."""
+    from eas.checkpoint import load
+    from eas.data.example import Example
+    from eas.evaluation import answer
+    from eas.pipeline import Run
+    from eas.pipeline.steps import fold_mode
+    from eas.surgery import fold as fold_model
+
+    opened = Run.open(folder)
+    opened.require("tune")
+    model = load(opened.load_base(), opened.folder / "adapter")
+    if (mode := fold_mode(opened)) is not None:
+        fold_model(model, mode)
+    example = Example.ask("prompt", prompt, "", *(image or []))
+    print(answer(model, opened.processor, [example], batch_size=1, max_new_tokens=max_new_tokens)[0])
+
+
+@app.command()
+def config() -> None:
+    """List every key of the run configuration with its default and meaning."""
+    from rich.table import Table
+
+    from eas.pipeline import RunConfig
+
+    table = Table("key", "default", "meaning", title="Keys of a run's YAML file and of -o key=value")
+    for key, default, help in RunConfig().describe():
+        table.add_row(key, str(default), help)
+    Console().print(table)
+
+
+def _start(
+    folder: Path,
+    model: str | None,
+    data: str | None,
+    method: str | None,
+    skip: int | None,
+    config: Path | None,
+    option: list[str] | None,
+) -> Run:
+    from eas.pipeline import Run, RunConfig
+
+    flags = (("model", model), ("data", data), ("method.name", method), ("method.num_skip", skip))
+    given = [f"{key}={value}" for key, value in flags if value is not None]
+    given += option or []
+    if (folder / "run.yaml").is_file() and not given and config is None:
+        return Run.open(folder)
+    settings = RunConfig.from_file(config) if config else RunConfig()
+    return Run.create(settings.with_overrides([f"output_dir={folder}", *given]))
+
+
+def _step(folder: Path, name: str) -> None:
+    from eas.pipeline import STEPS, Run
+
+    STEPS[name](Run.open(folder))
+
+
+def _print_table(folder: Path) -> None:
+    from eas.distributed import is_main
+    from eas.reports.terminal import summary_table
+
+    if is_main():
+        Console().print(summary_table(json.loads((folder / "result.json").read_text())))
