@@ -37,6 +37,7 @@ class SearchConfig(Config):
         None, "[low, high]: sets of so many candidates, drawn per set, so that the search informs every k; null: k"
     )
     train: bool = option(True, "false: the rounds alone, at the weights at the start; no warm-up, no training steps")
+    stop_when_settled: bool = option(False, "end the search once further rounds are unlikely to change the skip set")
     score_dtype: str | None = option(None, "rounds' computation: 'bfloat16' (autocast); null: as the training computes")
     seed: int = option(0, "of the random skip sets and of the rule")
 
@@ -152,6 +153,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.config.round_after(state.global_step):
             self.round(state.global_step)
+            if self._ends():  # no checkpoint here: a run that goes on from an earlier one ends here again
+                control.should_training_stop, control.should_save = True, False
 
     def run(self, steps: int, folder: Path | None = None) -> None:
         """The rounds that so many training steps would hold, back to back: the weights stay as they are.
@@ -162,6 +165,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
             self.load(folder)
         self.start = time.perf_counter()
         for step in [*filter(self.config.round_after, range(1, steps + 1))][len(self.rounds) :]:
+            if self.rounds and self._ends():
+                return
             self.round(step)
             if folder is not None and is_main():
                 self.save(folder)
@@ -176,6 +181,9 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.rule.observe(skip_sets, losses)
         self.rounds.append(Round(step, skip_sets, losses, self.rule.importances()))
         self.round_seconds += time.perf_counter() - start
+
+    def _ends(self) -> bool:
+        return self.config.stop_when_settled and self.rule.settled()
 
     def result(self) -> SearchResult:
         """What the search knows by now."""
