@@ -1,228 +1,164 @@
-"""What a model costs, counted from its modules: multiply-accumulates, parameters, and bytes read and kept.
+"""``eas.count``: what a model costs under a tuning method, at any size, before anything is loaded or trained.
 
-One prefill of n tokens, as the paper counts it (1 MAC = one of its "FLOPs"): a linear map costs in x out per token, an
-attention 2 d_attn n^2 on top of its projections, in full although half of it is masked away; norms, activations and the
-lookup of embeddings are free, and the head reads one token. The paper's tables count the vision tower at 2 per MAC;
-here it counts once, as everything does.
+A name is built on the meta device, so a 13B model is counted in seconds. ``eas.measure.modules`` says how a model is
+counted, ``eas.measure.paper`` how the paper counts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
-from eas.checkpoint import adapter_state
-from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import Anatomy
-from eas.models.costed import Costed
-from eas.models.skipping import SkippableBlock
-from eas.pia import PIA
-from eas.surgery import attached
+from eas.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.measure.modules import Counts, count_modules
+from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
+from eas.measure.shapes import SHAPES, build
+from eas.methods import METHODS, method_config
+from eas.models.anatomy import auto_class
+from eas.surgery import attach, attached, attachment, candidates, fold, prune, select
 
-# where a family keeps the vision tower in front of its projector
-VISION_TOWERS = {
-    "LlavaForConditionalGeneration": "model.vision_tower",
-    "LlavaNextForConditionalGeneration": "model.vision_tower",
-    "Qwen2VLForConditionalGeneration": "model.visual",
-    "Qwen2_5_VLForConditionalGeneration": "model.visual",
-    "Idefics3ForConditionalGeneration": "model.vision_model",
-    "SmolVLMForConditionalGeneration": "model.vision_model",
-}
+__all__ = ["CONVENTIONS", "Counts", "count"]
 
-
-@dataclass(frozen=True)
-class Counts:
-    """What one model costs.
-
-    Args:
-        macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token.
-        params_total: parameters the model holds; tied ones once.
-        params_trained: what the method trains (of an unattached model what requires a gradient).
-        weight_bytes: weights of the language model that one decode step reads: what the skip set makes dead is not
-            read, pruned or not, and of the embeddings only a row.
-        kv_bytes_per_token: keys and values of the kept attentions, per token of one sequence.
-        prompt_state_bytes: alpha and c of all PIAs, per sequence, whatever its length.
-        fold_macs: what a ``per_example`` fold computes for each request, besides ``macs``.
-        fold_bytes: the folded weights that each request of a ``per_example`` fold keeps.
-    """
-
-    macs: int
-    params_total: int
-    params_trained: int
-    weight_bytes: int
-    kv_bytes_per_token: int
-    prompt_state_bytes: int
-    fold_macs: int = 0
-    fold_bytes: int = 0
+CONVENTIONS = ("honest", "paper")
 
 
 def count(
-    model: PreTrainedModel, prompt_tokens: int, images: int = 0, patch_grid: tuple[int, int] | None = None
+    model: PreTrainedModel | str | Path,
+    prompt_tokens: int,
+    images: int = 0,
+    patch_grid: tuple[int, int] | None = None,
+    *,
+    method: str | Mapping[str, Any] | MethodConfig | None = None,
+    k: int | None = None,
+    skip_set: Iterable[int] | None = None,
+    fold_mode: str = "default",
+    convention: str = "honest",
+    dtype: torch.dtype | None = None,
 ) -> Counts:
-    """Counts the model as it stands: base, attached, selected, pruned or folded; on the meta device too.
+    """Counts a model: as it stands, or as a method would make it, pruned and folded.
 
     Args:
-        model: a model of a supported family.
+        model: a model of a supported family; or a named shape (``eas.measure.shapes.SHAPES``), a folder (a base, an
+            adapter with its base at hand, a standalone model) or a Hub id, of which only the configuration is read.
         prompt_tokens: n, image and question tokens together.
         images: images as the vision tower sees them; the tiles of a split image count singly.
         patch_grid: height and width of an image in patches, before merging, where the tower takes any size (Qwen2-VL).
+        method: a method's name, its keys with ``name`` among them, or its configuration; None counts the model as it
+            stands, or EAS where ``k`` or ``skip_set`` is given. A given model is left alone: a twin is built for it.
+        k: how many candidates are skipped; with ``skip_set`` it may be left out.
+        skip_set: which ones; by default the last k, as all blocks cost the same.
+        fold_mode: "default" (of the method; in the paper's convention the paper's), one of its modes, or "none".
+        convention: "honest", or "paper": see ``eas.measure.paper``.
+        dtype: of the base's weights and of keys and values where the model is built here; bfloat16 by default. What
+            a method adds is float32.
 
     Raises:
         UnsupportedModelError: the family is not supported.
-        ValueError: images are given to a model that sees none, or whose tower is not known; or ``patch_grid`` is
-            missing.
+        ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
+        ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
+            sees none, or whose tower is not known; or ``patch_grid`` is missing.
     """
-    anatomy, head = Anatomy.of(model), model.get_output_embeddings()
-    text, layers = anatomy.text_model, list(anatomy.layers)
-    beside = [module for module in text.children() if isinstance(module, Costed)]  # a prompt, say
-    kept = [layer.self_attn for layer in layers if "mha" not in _skipped_parts(layer)]
-    eas = [layer for layer in layers if isinstance(layer, EASBlock)]
-    per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
-    return Counts(
-        macs=sum(_block_macs(layer, prompt_tokens) for layer in layers)
-        + sum(_macs(module, prompt_tokens) for module in beside)
-        + _macs(head, 1)
-        + images * (_image_macs(model, anatomy, patch_grid) if images else 0),
-        params_total=sum(p.numel() for p in model.parameters()),
-        params_trained=sum(t.numel() for t in adapter_state(model).values())
-        if attached(model)
-        else sum(p.numel() for p in model.parameters() if p.requires_grad),
-        weight_bytes=sum(_block_bytes(layer) for layer in layers)
-        + sum(_bytes(module) for module in (*beside, text.norm, head)),
-        kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
-        * text.get_input_embeddings().weight.element_size(),
-        prompt_state_bytes=sum(
-            pia.prompt_state_bytes() for layer in eas for pia in layer.stand_ins() if isinstance(pia, PIA)
-        ),
-        fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
-        fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
-    )
-
-
-def _skipped_parts(layer: Any) -> set[str]:
-    return layer.skipped_parts() if isinstance(layer, SkippableBlock) else set()
-
-
-def _macs(module: nn.Module, n: int) -> int:
-    """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
-    if isinstance(module, Costed):
-        return module.macs(n)
-    if isinstance(module, nn.Linear):
-        return n * module.in_features * module.out_features
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return _macs(module.get_base_layer(), n)
-    return sum(_macs(child, n) for child in module.children())
-
-
-def _bytes(module: nn.Module) -> int:
-    """Weights of a module that a decode step reads."""
-    if isinstance(module, Costed):
-        return module.decode_bytes()
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return _bytes(module.get_base_layer())
-    own = sum(p.nbytes for p in module.parameters(recurse=False))
-    return own + sum(_bytes(child) for child in module.children())
-
-
-def _live(layer: Any) -> list[nn.Module]:
-    """The modules of a block that are computed, but for the PIA that is folded away."""
-    skipped = _skipped_parts(layer)
-    modules = [] if "mha" in skipped else [layer.input_layernorm, layer.self_attn]
-    modules += [] if "ffn" in skipped else [layer.post_attention_layernorm, layer.mlp]
-    if isinstance(layer, SkippableBlock):
-        folded = isinstance(layer, EASBlock) and (layer.shared_fold is not None or layer.fold_per_example)
-        gone = layer.foldable_pia() if isinstance(layer, EASBlock) and folded else None
-        modules += [module for module in layer.stand_ins() if module is not gone]
-    return modules
-
-
-def _block_macs(layer: Any, n: int) -> int:
-    macs = sum(_macs(module, n) for module in _live(layer))
-    if "mha" not in _skipped_parts(layer):  # with grouped queries too: every query head meets every key
-        macs += 2 * layer.self_attn.q_proj.out_features * n * n
-    if isinstance(layer, EASBlock):
-        pia = layer.foldable_pia()
-        if pia is not None and (layer.shared_fold is not None or layer.fold_per_example):
-            macs += pia.macs(0)  # the statistics
-        if layer.shared_fold is not None:
-            macs += n * (layer.shared_fold.down.numel() + layer.shared_fold.up.numel())
-    return macs
-
-
-def _block_bytes(layer: Any) -> int:
-    """Weights of one block that a decode step reads."""
-    total = sum(_bytes(module) for module in _live(layer))
-    if isinstance(layer, EASBlock):
-        if layer.skip_mha and not layer.skip_ffn:
-            total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
-            if layer.shared_fold is not None or layer.fold_per_example:
-                total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
-        if layer.fold_per_example:  # the folded maps are read in place of the originals
-            total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
-        if (fold := layer.shared_fold) is not None:
-            tensors: list[Tensor] = [fold.down, fold.bias, fold.up, *([] if fold.scale is None else [fold.scale])]
-            total += sum(t.nbytes for t in tensors)
-    return total
-
-
-def _folding(layer: EASBlock) -> list[tuple[Any, PIA]]:
-    """The linear maps into which a per-example fold moves the block's PIA, and that PIA."""
-    pia = layer.foldable_pia()
-    body, names = layer.reader()
-    return [] if pia is None else [(body.get_submodule(name), pia) for name in names]
-
-
-def _fold_macs(linear: nn.Linear, pia: PIA) -> int:
-    """``(W U^T) Wd1^T`` for the weight, ``(W U^T)(bd1 + c) + W (alpha_1 bu1 + alpha_2 bu2)`` for the bias."""
-    d, r = linear.in_features, pia.down1.out_features
-    return linear.out_features * (2 * d * r + r + d)
-
-
-def _folded_bytes(linear: nn.Linear) -> int:
-    return (linear.in_features + 1) * linear.out_features * linear.weight.element_size()
-
-
-def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:
-    """MACs of one image: patch embedding, the tower's blocks, the projector."""
-    family, config = type(model).__name__, model.config
-    if anatomy.projector is None:
-        raise ValueError(f"{family} takes no images; leave images = 0")
-    tower = model.get_submodule(VISION_TOWERS[family])
-    vision, kind = config.vision_config, type(tower).__name__
-    if kind in ("CLIPVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
-        blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
-        grid = (vision.image_size // vision.patch_size,) * 2
-    elif kind in ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel"):
-        blocks, embedding = tower.blocks, tower.patch_embed.proj
-        if grid is None:
-            raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention {convention!r} is unknown; there is {', '.join(CONVENTIONS)}")
+    if prompt_tokens < 1 or images < 0:
+        raise ValueError(f"prompt_tokens = {prompt_tokens} must be at least 1, and images = {images} at least 0")
+    chosen = None if skip_set is None else list(skip_set)
+    if method is None and (k or chosen):
+        method = "eas"
+    if isinstance(model, PreTrainedModel) and method is None:
+        if fold_mode != "default" or dtype is not None:
+            raise ValueError("a model is counted as it stands: fold or convert it yourself, or give a method or a name")
     else:
-        raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
-    patches = tokens = grid[0] * grid[1]
-    if kind == "CLIPVisionModel":
-        tokens = patches + 1  # the class token, which the projector may see or not
-        projected = patches if config.vision_feature_select_strategy == "default" else tokens
-    elif kind.startswith("Qwen2"):
-        projected = patches // vision.spatial_merge_size**2
-    else:
-        projected = patches // config.scale_factor**2
-    pairs = len(blocks) * tokens**2
-    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
-        side = vision.window_size // vision.patch_size // vision.spatial_merge_size * vision.spatial_merge_size
-        full = len(vision.fullatt_block_indexes)
-        pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
-    return int(
-        patches * embedding.weight.numel()
-        + _macs(blocks, tokens)
-        + 2 * embedding.out_channels * pairs
-        + _macs(anatomy.projector, projected)
-    )
+        with torch.device("meta"), no_init_weights():
+            model = _built(model, method, dtype or torch.bfloat16)
+            _apply(model, method, k, chosen)
+            _fold(model, fold_mode, convention)
+    counts = count_modules(model, prompt_tokens, images, patch_grid)
+    return as_the_paper_counts(counts) if convention == "paper" else counts
 
 
-def _window_pairs(length: int, side: int) -> int:
-    """Sum of squared window lengths along one axis; the last window may be cut."""
-    return length // side * side**2 + (length % side) ** 2
+def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """A model without storage: of the name, or the given model's twin."""
+    if isinstance(model, PreTrainedModel):
+        if attached(model):
+            raise ValueError("the model is attached already; count it without method, k and skip_set, or give its base")
+        if (own := model.config.to_dict()).get("quantization_config") is not None:
+            raise ValueError(f"a quantised {own['model_type']} has no twin to count; attach the method to it instead")
+        return _from_config(model.config, dtype)
+    folder = Path(model)
+    if str(model) in SHAPES:
+        return build(str(model), dtype=dtype)
+    if not (folder / WEIGHTS_FILE).is_file():
+        return _from_config(_config(str(model)), dtype)
+    if method is not None:
+        raise ValueError(f"{folder} holds an adapter; leave method, k and skip_set out, or name its base")
+    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    built = attach(_from_config(_config(record["base"]["id"]), dtype), method_config(record["config"]))
+    select(built, record["skip_set"])
+    if candidates(built):
+        prune(built)
+    return built
+
+
+def _config(name: str) -> Any:
+    if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
+        raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{name} has no config.json, in a folder or on the Hub: {why}") from error
+
+
+def _from_config(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = auto_class(config.model_type).from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model.eval()
+
+
+def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: list[int] | None) -> None:
+    """Attaches, selects and prunes."""
+    if method is None:
+        return
+    config = method if isinstance(method, MethodConfig) else _method_config(method)
+    if not isinstance(config, SkipConfig):
+        if k or skip_set:
+            raise ConfigError(f"{config.name} skips nothing; leave k and skip_set out")
+        attach(model, config)
+        return
+    if k is not None and skip_set is not None and k != len(skip_set):
+        raise ConfigError(f"k = {k} and a skip_set of {len(skip_set)} candidates; give one of them")
+    number = len(skip_set) if skip_set is not None else config.num_skip if k is None else k
+    attach(model, dataclasses.replace(config, num_skip=number))
+    if skip_set is None and number and config.candidates == "either":
+        raise ConfigError("attentions and FFNs cost differently; with candidates 'either' give the skip_set, not k")
+    last = len(candidates(model))
+    select(model, range(last - number, last) if skip_set is None else skip_set)
+    prune(model)
+
+
+def _method_config(method: str | Mapping[str, Any]) -> MethodConfig:
+    values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+    preset = {"preset": "llava"} if values.get("name", "eas") == "eas" else {}  # as in a run's configuration
+    return method_config({**preset, **values})
+
+
+def _fold(model: PreTrainedModel, mode: str, convention: str) -> None:
+    if not attached(model):
+        if mode != "default":
+            raise ValueError(f"fold_mode {mode!r}: there is nothing to fold without a method")
+        return
+    name = attachment(model).config.name
+    if mode == "default":
+        modes = METHODS[name].fold_modes
+        mode = PAPER_FOLDS.get(name, "none") if convention == "paper" else modes[0] if modes else "none"
+    if mode != "none":
+        fold(model, mode)

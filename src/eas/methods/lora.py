@@ -63,7 +63,7 @@ def lora_layers(model: nn.Module) -> Iterator[Any]:
 def fold(model: PreTrainedModel, mode: str) -> None:
     """Merges every update into its map; the map's own weights change until ``unfold``."""
     for layer in lora_layers(model):
-        layer.merge(safe_merge=True)
+        layer.merge(safe_merge=not layer.weight.is_meta)  # without storage nothing can be found infinite
 
 
 def unfold(model: PreTrainedModel) -> None:

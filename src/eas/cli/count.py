@@ -1,0 +1,84 @@
+"""The verb that counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from eas.cli.app import app, console
+
+CONVENTION = "'honest': every module once, PIA where it is not folded away. 'paper': the paper's own; docs/count.md."
+
+
+@app.command()
+def count(
+    model: Annotated[
+        str,
+        typer.Argument(help="A named shape ('llava-7b'), a folder, a Hub id, or 'tiny'.", show_default=False),
+    ],
+    method: Annotated[str | None, typer.Option(help="A tuning method; eas where --skip is given.")] = None,
+    skip: Annotated[int | None, typer.Option(help="k: how many attentions are skipped.")] = None,
+    skip_set: Annotated[str | None, typer.Option(help="Which ones, as in 20,22,24.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Image and question tokens of the prompt.")] = 512,
+    images: Annotated[int, typer.Option(help="Images that the vision tower sees.")] = 0,
+    patch_grid: Annotated[str | None, typer.Option(help="Patches of an image (Qwen2-VL), as in 24x32.")] = None,
+    fold: Annotated[str, typer.Option(help="A mode of the method, 'none', or its 'default'.")] = "default",
+    convention: Annotated[str, typer.Option(help=CONVENTION)] = "honest",
+    dtype: Annotated[str, typer.Option(help="Of weights and keys and values.")] = "bfloat16",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A key of the method.")
+    ] = None,
+) -> None:
+    """MACs, parameters and bytes of a model under any method, without its weights; the last line is JSON.
+
+    Example: [bold]eas count llava-7b --skip 12 --prompt-tokens 676 --images 1[/]
+    """
+    import torch
+
+    from eas.config import read_yaml
+    from eas.measure.count import count as count_model
+    from eas.reports.count import count_table
+
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype not in dtypes:
+        raise ValueError(f"--dtype {dtype}: must be one of {', '.join(dtypes)}")
+    sizes: dict[str, Any] = {"prompt_tokens": prompt_tokens, "images": images, "dtype": dtypes[dtype]}
+    sizes |= {"patch_grid": None if patch_grid is None else _numbers(patch_grid, "x", "--patch-grid", 2)}
+    chosen = None if skip_set is None else _numbers(skip_set, ",", "--skip-set")
+    keys: dict[str, Any] = {}
+    for given in option or []:
+        key, equals, text = given.partition("=")
+        if not equals:
+            raise ValueError(f"-o {given}: write key=value, as in -o skip_rank=128")
+        keys[key] = read_yaml(text)
+    named = {"name": method or "eas", **keys} if method or keys or skip or chosen else None
+    source = _tiny() if model == "tiny" else model
+    sizes["convention"] = convention
+    tuned = None
+    if named is not None:
+        tuned = asdict(count_model(source, **sizes, method=named, k=skip, skip_set=chosen, fold_mode=fold))
+    elif fold != "default":
+        raise ValueError(f"--fold {fold}: there is no method to fold; give --method or --skip")
+    base = asdict(count_model(source, **sizes))
+    title = f"{model}: {prompt_tokens} prompt tokens, {images} images, {convention} convention"
+    console().print(count_table(base, tuned, title))
+    print(json.dumps({"base": base, "tuned": tuned}))
+
+
+def _tiny() -> str:
+    from eas.demo.tiny import TINY_DIR
+
+    return str(TINY_DIR)
+
+
+def _numbers(text: str, separator: str, flag: str, length: int | None = None) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(separator))
+    except ValueError as error:
+        raise ValueError(f"{flag} {text}: write whole numbers with {separator!r} between them") from error
+    if length is not None and len(numbers) != length:
+        raise ValueError(f"{flag} {text}: write {length} numbers with {separator!r} between them")
+    return numbers

@@ -1,0 +1,259 @@
+"""What a model costs as it stands, counted from its modules: multiply-accumulates, parameters, bytes read and kept.
+
+One prefill of n tokens: a linear map costs in x out per token, an attention 2 d_attn n^2 on top of its projections, in
+full although half of it is masked away; norms, activations and the lookup of embeddings are free, and the head reads
+one token. Every module counts once; a PIA counts wherever it is not folded away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from eas.checkpoint import adapter_state
+from eas.methods.eas_block import EASBlock
+from eas.models.anatomy import Anatomy
+from eas.models.costed import Costed
+from eas.models.skipping import SkippableBlock
+from eas.pia import PIA
+from eas.surgery import attached
+
+# where a family keeps the vision tower in front of its projector
+VISION_TOWERS = {
+    "LlavaForConditionalGeneration": "model.vision_tower",
+    "LlavaNextForConditionalGeneration": "model.vision_tower",
+    "Qwen2VLForConditionalGeneration": "model.visual",
+    "Qwen2_5_VLForConditionalGeneration": "model.visual",
+    "Idefics3ForConditionalGeneration": "model.vision_model",
+    "SmolVLMForConditionalGeneration": "model.vision_model",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one model costs.
+
+    Args:
+        macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token.
+        params_total: parameters the model holds; tied ones once.
+        params_trained: what the method trains (of an unattached model what requires a gradient).
+        weight_bytes: weights of the language model that one decode step reads: what the skip set makes dead is not
+            read, pruned or not, and of the embeddings only a row.
+        kv_bytes_per_token: keys and values of the kept attentions, per token of one sequence.
+        prompt_state_bytes: alpha and c of all PIAs, per sequence, whatever its length.
+        fold_macs: what a ``per_example`` fold computes for each request, besides ``macs``.
+        fold_bytes: the folded weights that each request of a ``per_example`` fold keeps.
+        params_folded: parameters that are left without what is skipped, merged or folded into a request's weights;
+            the biases that such a fold brings are counted.
+        vision_macs: the part of ``macs`` in vision tower and projector.
+        statistics_macs: the part of ``macs`` in which folded PIAs compute alpha and c, once per prompt.
+    """
+
+    macs: int
+    params_total: int
+    params_trained: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    prompt_state_bytes: int
+    fold_macs: int = 0
+    fold_bytes: int = 0
+    params_folded: int = 0
+    vision_macs: int = 0
+    statistics_macs: int = 0
+
+
+def count_modules(
+    model: PreTrainedModel, prompt_tokens: int, images: int = 0, patch_grid: tuple[int, int] | None = None
+) -> Counts:
+    """Counts the model as it stands: base, attached, selected, pruned or folded; on the meta device too.
+
+    Arguments and errors are those of ``eas.count``.
+    """
+    anatomy, head = Anatomy.of(model), model.get_output_embeddings()
+    text, layers = anatomy.text_model, list(anatomy.layers)
+    beside = [module for module in text.children() if isinstance(module, Costed)]  # a prompt, say
+    kept = [layer.self_attn for layer in layers if "mha" not in _skipped_parts(layer)]
+    eas = [layer for layer in layers if isinstance(layer, EASBlock)]
+    per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
+    vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
+    total = sum(p.numel() for p in model.parameters())
+    return Counts(
+        macs=sum(_block_macs(layer, prompt_tokens) for layer in layers)
+        + sum(_macs(module, prompt_tokens) for module in beside)
+        + _macs(head, 1)
+        + vision,
+        params_total=total,
+        params_trained=sum(t.numel() for t in adapter_state(model).values())
+        if attached(model)
+        else sum(p.numel() for p in model.parameters() if p.requires_grad),
+        weight_bytes=sum(_block_bytes(layer) for layer in layers)
+        + sum(_bytes(module) for module in (*beside, text.norm, head)),
+        kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
+        * text.get_input_embeddings().weight.element_size(),
+        prompt_state_bytes=sum(
+            pia.prompt_state_bytes() for layer in eas for pia in layer.stand_ins() if isinstance(pia, PIA)
+        ),
+        fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
+        fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
+        params_folded=total
+        + sum(_block_params(layer) - sum(p.numel() for p in layer.parameters()) for layer in layers),
+        vision_macs=vision,
+        statistics_macs=sum(_statistics_macs(layer) for layer in eas),
+    )
+
+
+def _skipped_parts(layer: Any) -> set[str]:
+    return layer.skipped_parts() if isinstance(layer, SkippableBlock) else set()
+
+
+def _macs(module: nn.Module, n: int) -> int:
+    """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
+    if isinstance(module, Costed):
+        return module.macs(n)
+    if isinstance(module, nn.Linear):
+        return n * module.in_features * module.out_features
+    if isinstance(module, BaseTunerLayer) and module.merged:
+        return _macs(module.get_base_layer(), n)
+    return sum(_macs(child, n) for child in module.children())
+
+
+def _bytes(module: nn.Module) -> int:
+    """Weights of a module that a decode step reads."""
+    if isinstance(module, Costed):
+        return module.decode_bytes()
+    if isinstance(module, BaseTunerLayer) and module.merged:
+        return _bytes(module.get_base_layer())
+    own = sum(p.nbytes for p in module.parameters(recurse=False))
+    return own + sum(_bytes(child) for child in module.children())
+
+
+def _live(layer: Any) -> list[nn.Module]:
+    """The modules of a block that are computed, but for the PIA that is folded away."""
+    skipped = _skipped_parts(layer)
+    modules = [] if "mha" in skipped else [layer.input_layernorm, layer.self_attn]
+    modules += [] if "ffn" in skipped else [layer.post_attention_layernorm, layer.mlp]
+    if isinstance(layer, SkippableBlock):
+        gone = layer.foldable_pia() if isinstance(layer, EASBlock) and _folded(layer) else None
+        modules += [module for module in layer.stand_ins() if module is not gone]
+    return modules
+
+
+def _block_macs(layer: Any, n: int) -> int:
+    macs = sum(_macs(module, n) for module in _live(layer))
+    if "mha" not in _skipped_parts(layer):  # with grouped queries too: every query head meets every key
+        macs += 2 * layer.self_attn.q_proj.out_features * n * n
+    if isinstance(layer, EASBlock):
+        macs += _statistics_macs(layer)
+        if layer.shared_fold is not None:
+            macs += n * (layer.shared_fold.down.numel() + layer.shared_fold.up.numel())
+    return macs
+
+
+def _statistics_macs(layer: EASBlock) -> int:
+    """MACs of alpha and c where the PIA that they belong to is folded."""
+    pia = layer.foldable_pia()
+    return 0 if pia is None or not _folded(layer) else pia.macs(0)
+
+
+def _folded(layer: Any) -> bool:
+    return isinstance(layer, EASBlock) and (layer.shared_fold is not None or layer.fold_per_example)
+
+
+def _block_bytes(layer: Any) -> int:
+    """Weights of one block that a decode step reads."""
+    total = sum(_bytes(module) for module in _live(layer))
+    if isinstance(layer, EASBlock):
+        if layer.skip_mha and not layer.skip_ffn:
+            total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
+            if _folded(layer):
+                total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
+        if layer.fold_per_example:  # the folded maps are read in place of the originals
+            total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
+        if (fold := layer.shared_fold) is not None:
+            tensors: list[Tensor] = [fold.down, fold.bias, fold.up, *([] if fold.scale is None else [fold.scale])]
+            total += sum(t.nbytes for t in tensors)
+    return total
+
+
+def _params(module: nn.Module) -> int:
+    """Parameters of a module without what is merged into it."""
+    if isinstance(module, BaseTunerLayer) and module.merged:
+        return _params(module.get_base_layer())
+    return sum(p.numel() for p in module.parameters(recurse=False)) + sum(_params(m) for m in module.children())
+
+
+def _block_params(layer: Any) -> int:
+    """Parameters of one block without what is skipped or folded away."""
+    total = sum(_params(module) for module in _live(layer))
+    if isinstance(layer, EASBlock):
+        if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
+            total += _params(layer.input_layernorm)
+            total -= _params(layer.post_attention_layernorm) if layer.fold_per_example else 0
+        if layer.fold_per_example:
+            total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)
+        elif (pia := layer.foldable_pia()) is not None and layer.shared_fold is not None:
+            total += _params(pia)  # the shared form is the PIA, written differently
+    return total
+
+
+def _folding(layer: EASBlock) -> list[tuple[Any, PIA]]:
+    """The linear maps into which a per-example fold moves the block's PIA, and that PIA."""
+    pia = layer.foldable_pia()
+    body, names = layer.reader()
+    return [] if pia is None else [(body.get_submodule(name), pia) for name in names]
+
+
+def _fold_macs(linear: nn.Linear, pia: PIA) -> int:
+    """``(W U^T) Wd1^T`` for the weight, ``(W U^T)(bd1 + c) + W (alpha_1 bu1 + alpha_2 bu2)`` for the bias."""
+    d, r = linear.in_features, pia.down1.out_features
+    return linear.out_features * (2 * d * r + r + d)
+
+
+def _folded_bytes(linear: nn.Linear) -> int:
+    return (linear.in_features + 1) * linear.out_features * linear.weight.element_size()
+
+
+def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:
+    """MACs of one image: patch embedding, the tower's blocks, the projector."""
+    family, config = type(model).__name__, model.config
+    if anatomy.projector is None:
+        raise ValueError(f"{family} takes no images; leave images = 0")
+    tower = model.get_submodule(VISION_TOWERS[family])
+    vision, kind = config.vision_config, type(tower).__name__
+    if kind in ("CLIPVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
+        blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
+        grid = (vision.image_size // vision.patch_size,) * 2
+    elif kind in ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel"):
+        blocks, embedding = tower.blocks, tower.patch_embed.proj
+        if grid is None:
+            raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
+    else:
+        raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
+    patches = tokens = grid[0] * grid[1]
+    if kind == "CLIPVisionModel":
+        tokens = patches + 1  # the class token, which the projector may see or not
+        projected = patches if config.vision_feature_select_strategy == "default" else tokens
+    elif kind.startswith("Qwen2"):
+        projected = patches // vision.spatial_merge_size**2
+    else:
+        projected = patches // config.scale_factor**2
+    pairs = len(blocks) * tokens**2
+    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
+        side = vision.window_size // vision.patch_size // vision.spatial_merge_size * vision.spatial_merge_size
+        full = len(vision.fullatt_block_indexes)
+        pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
+    return int(
+        patches * embedding.weight.numel()
+        + _macs(blocks, tokens)
+        + 2 * embedding.out_channels * pairs
+        + _macs(anatomy.projector, projected)
+    )
+
+
+def _window_pairs(length: int, side: int) -> int:
+    """Sum of squared window lengths along one axis; the last window may be cut."""
+    return length // side * side**2 + (length % side) ** 2
