@@ -1,0 +1,212 @@
+"""METER with its heads: pretraining (MLM, ITM), visual question answering, NLVR2, image-text retrieval.
+
+Every head is called with the outputs of its processor and ``labels``, and splits in two: ``encode``, which runs the
+towers, and ``head``, which goes on from there. What is searched or trained lies behind the towers, so that they need
+not run again for every skip set, nor for every pair of an image and a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.utils import ModelOutput
+
+from eas.models.meter.configuration import MeterConfig
+from eas.models.meter.modeling import MeterModel, MeterPreTrainedModel, Stream
+
+Encoded = tuple[Stream, list[Stream]]
+"""The text's tokens, and each image's."""
+
+
+@dataclass
+class MeterHeadOutput(ModelOutput):  # type: ignore[misc]
+    """``loss`` where labels were given; ``logits`` as the head's docstring says."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    itm_logits: Tensor | None = None
+
+
+class MeterWithHead(MeterPreTrainedModel):
+    """What all heads share."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.meter = MeterModel(config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.meter.get_input_embeddings()
+
+    def encode(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Runs the towers; ``pixel_values`` ``(batch, 3, height, width)`` or ``(batch, images, 3, height, width)``."""
+        images = pixel_values[:, None] if pixel_values.ndim == 4 else pixel_values
+        if images.shape[1] != self.config.num_images:
+            raise ValueError(f"pixel_values hold {images.shape[1]} images per example, not {self.config.num_images}")
+        streams = [self.meter.encode_image(images[:, i], i) for i in range(images.shape[1])]
+        return self.meter.encode_text(input_ids, attention_mask), streams
+
+    def head(self, encoded: Encoded, labels: Tensor | None = None) -> MeterHeadOutput:
+        """From the towers' tokens to logits and loss."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> MeterHeadOutput:
+        return self.head(self.encode(input_ids, pixel_values, attention_mask), labels)
+
+
+def _classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
+
+
+class MeterForVisualQuestionAnswering(MeterWithHead):
+    """Answers as classes: ``logits`` ``(batch, answers)``, ``labels`` their soft scores, of the same shape.
+
+    The loss is the binary cross-entropy summed over the answers and averaged over the batch.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        width = 2 * config.coattention_config.hidden_size
+        self.vqa_classifier = _classifier(width, width, config.num_answers)
+        self.post_init()
+
+    def head(self, encoded: Encoded, labels: Tensor | None = None) -> MeterHeadOutput:
+        text, (image,) = encoded
+        logits = self.vqa_classifier(self.meter.fuse(text, image).pooled)
+        if labels is None:
+            return MeterHeadOutput(logits=logits)
+        loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * logits.shape[1]
+        return MeterHeadOutput(loss, logits)
+
+
+class MeterForNLVR2(MeterWithHead):
+    """Is the sentence true of both images? ``logits`` ``(batch, 2)``, ``labels`` ``(batch,)``: 1 where it is.
+
+    ``pixel_values`` are ``(batch, 2, 3, height, width)``. Each image meets the text in a pass of its own, with a token
+    type of its own; the classifier reads both passes.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        if config.num_images != 2:
+            raise ValueError(f"MeterForNLVR2 needs num_images = 2 in its configuration, not {config.num_images}")
+        width = 2 * config.coattention_config.hidden_size
+        self.nlvr2_classifier = _classifier(2 * width, width, 2)
+        self.post_init()
+
+    def head(self, encoded: Encoded, labels: Tensor | None = None) -> MeterHeadOutput:
+        text, images = encoded
+        logits = self.nlvr2_classifier(torch.cat([self.meter.fuse(text, image).pooled for image in images], -1))
+        return MeterHeadOutput(None if labels is None else F.cross_entropy(logits, labels), logits)
+
+
+class MeterForImageTextRetrieval(MeterWithHead):
+    """How well do a text and an image match? ``logits`` ``(batch, texts)``: one score for each text of an image.
+
+    ``input_ids`` and ``attention_mask`` are ``(batch, texts, tokens)``; ``labels`` ``(batch,)`` say which of the texts
+    is the image's own (METER: the first of 16). `score_pairs` scores every text with every image.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.rank_output = nn.Linear(2 * config.coattention_config.hidden_size, 1)
+        self.post_init()
+
+    def encode(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        texts = input_ids[:, None] if input_ids.ndim == 2 else input_ids
+        mask = None if attention_mask is None else attention_mask.reshape(-1, attention_mask.shape[-1])
+        text, (image,) = super().encode(texts.flatten(0, 1), pixel_values, mask)
+        return text, [Stream(image.tokens.repeat_interleave(texts.shape[1], 0), None)]
+
+    def head(self, encoded: Encoded, labels: Tensor | None = None) -> MeterHeadOutput:
+        text, (image,) = encoded
+        scores = self.rank_output(self.meter.fuse(text, image).pooled)[:, 0]
+        if labels is None:
+            return MeterHeadOutput(logits=scores)
+        logits = scores.view(len(labels), -1)
+        return MeterHeadOutput(F.cross_entropy(logits, labels), logits)
+
+    @torch.inference_mode()
+    def score_pairs(self, texts: Stream, images: Stream, pairs: int = 64) -> Tensor:
+        """Every image with every text, ``(images, texts)``: the towers ran once, the co-attention runs for each pair.
+
+        Args:
+            texts: what ``meter.encode_text`` gave.
+            images: what ``meter.encode_image`` gave.
+            pairs: how many are computed at a time.
+        """
+        total = len(images.tokens) * len(texts.tokens)
+        scores: list[Any] = []
+        for at in range(0, total, pairs):
+            pair = torch.arange(at, min(at + pairs, total), device=texts.tokens.device)
+            row, column = pair // len(texts.tokens), pair % len(texts.tokens)
+            text = Stream(texts.tokens[column], None if texts.mask is None else texts.mask[column])
+            scores.append(self.head((text, [Stream(images.tokens[row], None)])).logits)
+        return torch.cat(scores).view(len(images.tokens), -1)
+
+
+class MeterForPreTraining(MeterWithHead):
+    """Masked language modelling and image-text matching: ``logits`` ``(batch, tokens, vocabulary)``, ``itm_logits``
+    ``(batch, 2)``.
+
+    ``labels`` ``(batch, tokens)`` are -100 where no word was masked, ``itm_labels`` ``(batch,)`` 1 where image and text
+    belong together; the loss is the sum of those given. METER computes them in passes of their own, as a masked text
+    is not one to be matched.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.mlm_score = MeterMLMHead(config.coattention_config)
+        self.itm_score = nn.Sequential()
+        self.itm_score.fc = nn.Linear(2 * config.coattention_config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        itm_labels: Tensor | None = None,
+    ) -> MeterHeadOutput:
+        text, (image,) = self.encode(input_ids, pixel_values, attention_mask)
+        fused = self.meter.fuse(text, image)
+        words, matched = self.mlm_score(fused.text_states), self.itm_score(fused.pooled)
+        losses: list[Any] = []
+        if labels is not None:
+            losses.append(F.cross_entropy(words.flatten(0, 1), labels.flatten(), ignore_index=-100))
+        if itm_labels is not None:
+            losses.append(F.cross_entropy(matched, itm_labels))
+        return MeterHeadOutput(sum(losses) if losses else None, words, matched)
+
+
+class MeterMLMHead(nn.Module):
+    """Scores of every word at every place; its output map is not tied to the embeddings."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        scores: Tensor = self.decoder(self.transform(states)) + self.bias
+        return scores
+
+
+TASKS: dict[str, type[MeterWithHead]] = {
+    "pretraining": MeterForPreTraining,
+    "vqa": MeterForVisualQuestionAnswering,
+    "nlvr2": MeterForNLVR2,
+    "retrieval": MeterForImageTextRetrieval,
+}
