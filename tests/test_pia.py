@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eas.pia import PIA, SharedFold, fold_linear, naive_fold, naive_pia, naive_prompt_state
+from eas.pia import PIA, SharedFold, fold_weights, naive_fold, naive_pia, naive_prompt_state
 
 torch.set_num_threads(1)
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
@@ -107,30 +107,58 @@ def test_dropout_acts_on_h_while_training_only():
     assert torch.equal(pia(n, state), pia(n, state))
 
 
+def shared(pia, norm_weight, dtype, n, state):
+    fold = SharedFold(pia, norm_weight, dtype)
+    return fold(n, fold.keep(state))
+
+
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", [o for o in OPTIONS if o[0] != "causal"])
-def test_both_folds_are_exact(options, bias):
+@pytest.mark.parametrize("options", OPTIONS)
+def test_folds_are_exact(options, bias):
     pia, norm_weight, g = make(options, dtype=torch.float64)
-    linear = nn.Linear(8, 12, bias=bias, dtype=torch.float64)
+    linears = [nn.Linear(8, out, bias=bias, dtype=torch.float64) for out in (12, 5)]
     n = torch.randn(1, 5, 8, generator=g, dtype=torch.float64)
     mask = torch.tensor([[True, True, True, False, False]])
-    before = [t.clone() for t in linear.state_dict().values()]
+    before = [t.clone() for linear in linears for t in linear.state_dict().values()]
     g_or_none = norm_weight if options[0] != "none" else None
+    tight = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         state = pia.prompt_state(n, mask).double()
-        direct = linear(corrected(pia, n, state, g_or_none))
-        folded = fold_linear(linear, pia, state, g_or_none)
+        z = corrected(pia, n, state, g_or_none)
+        direct = torch.cat([linear(z) for linear in linears], -1)
+        tight(torch.cat([m(shared(pia, g_or_none, torch.float64, n, state)) for m in linears], -1), direct)
         scale = torch.ones_like(norm_weight) if g_or_none is None else pia.output_scale(norm_weight)
-        c = state[0, 0, 2:] if options[0] != "none" else torch.zeros(4, dtype=torch.float64)
-        weight, offset = naive_fold(linear, pia, state[0, 0, :2], c, scale)
-        tight = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
-        tight(folded.weight, weight)
-        tight(folded.bias, offset)
-        tight(folded(n), direct)
-        tight(linear(SharedFold.of(pia, g_or_none, torch.float64)(n, state)), direct)
-    assert not folded.weight.requires_grad
-    assert (folded.in_features, folded.out_features) == (8, 12)
-    assert all(torch.equal(a, b) for a, b in zip(before, linear.state_dict().values(), strict=True))
+        for token in range(state.shape[1]):  # with causal pooling each has a c of its own
+            alpha, c = state[0, token, :2], pia.c(state)[0, token] if options[0] != "none" else None
+            weight, part, from_c = fold_weights(linears, pia, alpha, g_or_none)
+            whole = fold_weights(linears, pia, alpha, g_or_none, c).bias
+            tight(part if c is None else part + from_c @ c, whole)
+            zero = torch.zeros(4, dtype=torch.float64)
+            naive = [naive_fold(m, pia, alpha, zero if c is None else c, scale) for m in linears]
+            tight(weight, torch.cat([w for w, _ in naive]))
+            tight(whole, torch.cat([b for _, b in naive]))
+            rows = slice(None) if state.shape[1] == 1 else slice(token, token + 1)
+            tight(n[:, rows] @ weight.T + whole, direct[:, rows])
+    after = [t for linear in linears for t in linear.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_running_mean_goes_on_from_the_state_it_left():
+    pia, _, g = make(("causal", 0.5, 2, False, "constant"), dtype=torch.float64)
+    pia.running = True
+    n = torch.randn(2, 9, 8, generator=g, dtype=torch.float64)
+    prompt = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    tokens = torch.cat([prompt, torch.ones(2, 4, dtype=torch.bool)], 1)
+    read = torch.cat([prompt, torch.zeros(2, 4, dtype=torch.bool)], 1)
+    with torch.no_grad():
+        at_once = pia.prompt_state(n, read, tokens)
+        state = pia.prompt_state(n[:, :5], prompt, prompt)
+        for new in (n[:, 5:6], n[:, 6:9]):  # one by one, or several
+            state = torch.cat([state, pia.next_state(new, state[:, -1:])], 1)
+        close(state, at_once)
+        expected = torch.stack([naive_pia(pia, *row) for row in zip(n, read, tokens, strict=True)])
+        close(pia(n, at_once), expected)
+    assert state[:, -1, -1].tolist() == [8, 9]
 
 
 @pytest.mark.parametrize("pooling", ["prompt", "causal"])
@@ -141,7 +169,7 @@ def test_shared_fold_serves_a_batch(pooling):
     with torch.no_grad():
         state = pia.prompt_state(n, mask)
         direct = corrected(pia, n, state, norm_weight)
-        close(SharedFold.of(pia, norm_weight, torch.float32)(n, state), direct, rtol=1e-5, atol=1e-5)
+        close(shared(pia, norm_weight, torch.float32, n, state), direct, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_folds_add_no_more_error_than_the_plain_module():
@@ -159,10 +187,10 @@ def test_bfloat16_folds_add_no_more_error_than_the_plain_module():
             torch.testing.assert_close(state, pia.prompt_state(n_half.float(), mask), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(state, pia.prompt_state(n_half, told), rtol=1e-5, atol=1e-6)
         plain = half(corrected(pia, n_half, state, g_half))
-        paths = {
-            "per_example": fold_linear(half, pia, state, g_half)(n_half),
-            "shared": half(SharedFold.of(pia, g_half, torch.bfloat16)(n_half, state)),
-        }
+        paths = {"shared": half(shared(pia, g_half, torch.bfloat16, n_half, state))}
+        for name, arithmetic in (("constant", None), ("per_example", torch.bfloat16)):
+            folded = fold_weights([half], pia, state[0, 0, :2], g_half, pia.c(state)[0, 0], arithmetic)
+            paths[name] = nn.functional.linear(n_half, folded.weight, folded.bias)
     error = (plain - exact).norm()
     assert error > 0
     for name, result in paths.items():
@@ -171,10 +199,15 @@ def test_bfloat16_folds_add_no_more_error_than_the_plain_module():
 
 
 def test_folding_costs_the_low_rank_formula():
-    size, out, rank = 256, 512, 16
-    pia, linear = PIA(size, rank, pooling="prompt"), nn.Linear(size, out)
-    state = torch.rand(1, 1, 2 + rank)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        fold_linear(linear, pia, state, torch.ones(size))
-    macs = 2 * size * rank * out  # W diag(g) U^T, then times Wd1^T; a d x d matrix alone would take d^2 r and d^2 out
+    size, ffn, rank = 4096, 11008, 256  # a 7B model's, on no storage
+    with torch.device("meta"):
+        pia = PIA(size, rank, pooling="prompt")
+        gate_and_up = [nn.Linear(size, ffn, bias=False) for _ in range(2)]
+        state, norm_weight = torch.empty(1, 1, 2 + rank), torch.empty(size)
+    with FlopCounterMode(display=False) as counter:
+        fold_weights(gate_and_up, pia, state[0, 0, :2], norm_weight, pia.c(state)[0, 0])
+    macs = (
+        2 * size * rank * 2 * ffn
+    )  # W diag(g) U^T, then times Wd1^T; through a d x d matrix it would be d^2 (r + 2 ff)
     assert macs <= counter.get_total_flops() / 2 <= 1.1 * macs
+    assert 12 * macs == pytest.approx(0.55e12, rel=0.01)

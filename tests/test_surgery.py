@@ -279,7 +279,7 @@ def test_folding_is_undone_bit_for_bit_and_guarded(mode):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="not folded"):
         unfold(model)
-    with pytest.raises(ValueError, match="fold mode 'both' is unknown to eas; use 'shared' or 'per_example'"):
+    with pytest.raises(ValueError, match="fold mode 'both' is unknown to eas; use 'auto' or 'shared' or 'per_example'"):
         fold(model, "both")
 
 

@@ -4,12 +4,14 @@ Notation, as in the paper: n is the normalised input of a block, ``(batch, token
 tokens of a sequence. A skip PIA exchanges information through c, a projection of nbar; an adapt PIA sits before a kept
 attention and has no c. What a sequence's tokens share, ``[alpha, c]``, is its *prompt state*: a ``(batch, 1, 2 + r)``
 tensor (``(batch, 1, 2)`` without c), computed once from the prompt and constant from there on. With causal pooling each
-prompt token has a c of its own, ``(batch, tokens, 2 + r)``, and what follows the prompt goes on with its last one.
+prompt token has a c of its own, ``(batch, tokens, 2 + r)``, and what follows the prompt goes on with its last one;
+where the mean runs on in decoding, a state ends with the number of tokens in it, ``(batch, tokens, 2 + r + 1)``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,7 @@ class PIA(Costed):
         rank: r.
         pooling: what c, added to h, is the projected mean of: the "prompt" (skip form), or of the prompt's tokens up to
             each ("causal"); "none": there is no c (adapt form, and the base of Table 6).
+        running: with causal pooling, whether the mean goes on over the tokens after the prompt.
         router: what alpha comes from: the "input" (Eq. 6), or two trained numbers ("constant").
         temperature: tau of Eq. 6.
         hidden_scale: factor on h.
@@ -67,6 +70,7 @@ class PIA(Costed):
         rank: int,
         *,
         pooling: str,
+        running: bool = False,
         router: str = "input",
         temperature: float = 10.0,
         hidden_scale: float = 1.0,
@@ -76,7 +80,7 @@ class PIA(Costed):
     ) -> None:
         super().__init__()
         self.temperature, self.hidden_scale = temperature, hidden_scale
-        self.causal = pooling == "causal"
+        self.causal, self.running = pooling == "causal", pooling == "causal" and running
         self.router = nn.Linear(hidden_size, 2) if router == "input" else None
         self.mix = nn.Parameter(torch.zeros(2)) if router == "constant" else None
         self.down1 = nn.Linear(hidden_size, rank)
@@ -90,20 +94,27 @@ class PIA(Costed):
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
 
-    def prompt_state(self, n: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether alpha or c depend on the sequence; a constant router without pooling has no state to keep."""
+        return self.router is not None or self.down2 is not None
+
+    def prompt_state(self, n: Tensor, prompt_mask: Tensor | None = None, token_mask: Tensor | None = None) -> Tensor:
         """``[alpha, c]`` of each sequence (Eq. 6 and the second term of Eq. 4).
 
         Args:
             n: ``(batch, tokens, d)``.
             prompt_mask: ``(batch, tokens)`` bool, True on image and question tokens, at least one per row; None where
                 every token is one.
+            token_mask: likewise, True on all tokens but padding: what a running mean goes over.
 
         Returns:
-            ``(batch, 1, 2 + r)``, ``(batch, 1, 2)`` without c, ``(batch, tokens, 2 + r)`` with causal pooling.
+            ``(batch, 1, 2 + r)``, ``(batch, 1, 2)`` without c, ``(batch, tokens, 2 + r)`` with causal pooling,
+            ``(batch, tokens, 2 + r + 1)`` where it runs on.
         """
         dtype = self.down1.weight.dtype
         if self.mix is not None:
-            alpha = (self.mix / self.temperature).softmax(-1).expand(len(n), 1, 2)
+            alpha = self.alpha().expand(len(n), 1, 2)
         if self.router is not None or (self.down2 is not None and not self.causal):
             if prompt_mask is None:
                 nbar = n.mean(1, keepdim=True, dtype=torch.float32).to(dtype)
@@ -114,15 +125,42 @@ class PIA(Costed):
             alpha = (self.router(nbar) / self.temperature).softmax(-1)
         if self.down2 is None:
             return alpha
-        c = self.down2(self._causal_mean(n, prompt_mask).to(dtype)) if self.causal else self.down2(nbar)
-        return torch.cat([alpha.expand(-1, c.shape[1], -1), c], -1)
+        if not self.causal:
+            return torch.cat([alpha, self.down2(nbar)], -1)
+        mean, seen = self._causal_mean(n, token_mask if self.running else prompt_mask)
+        c = self.down2(mean.to(dtype))
+        return torch.cat([alpha.expand(-1, c.shape[1], -1), c, *([seen.to(dtype)] if self.running else [])], -1)
+
+    def alpha(self) -> Tensor:
+        """The mixing weights of a constant router, ``(2,)``."""
+        assert self.mix is not None
+        return (self.mix / self.temperature).softmax(-1)
 
     @staticmethod
-    def _causal_mean(n: Tensor, prompt_mask: Tensor | None) -> Tensor:
-        """The mean over the prompt tokens up to each token, ``(batch, tokens, d)``, in float32."""
-        mask = torch.ones_like(n[..., 0], dtype=torch.bool) if prompt_mask is None else prompt_mask
+    def _causal_mean(n: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean over the tokens of the mask up to each, ``(batch, tokens, d)`` in float32, and their number."""
+        mask = torch.ones_like(n[..., 0], dtype=torch.bool) if mask is None else mask
         total = n.masked_fill(~mask[..., None], 0).cumsum(1, dtype=torch.float32)
-        return total / mask.cumsum(1).clamp(min=1)[..., None]
+        seen = mask.cumsum(1)[..., None]
+        return total / seen.clamp(min=1), seen
+
+    def next_state(self, n: Tensor, state: Tensor) -> Tensor:
+        """The state of tokens that follow, where the mean runs on: its sum and count, kept as c and count.
+
+        Args:
+            n: ``(batch, new tokens, d)``.
+            state: of the last token before them, ``(batch, 1, 2 + r + 1)``.
+
+        Returns:
+            ``(batch, new tokens, 2 + r + 1)``.
+        """
+        assert self.running
+        assert self.down2 is not None
+        new = self.down2(n.to(self.down2.weight.dtype))
+        before, seen = state[..., 2:-1], state[..., -1:]
+        count = seen + torch.arange(1, n.shape[1] + 1, device=n.device)[:, None]
+        c = (before * seen + new.cumsum(1)) / count
+        return torch.cat([state[..., :2].expand(-1, n.shape[1], -1), c, count], -1)
 
     def forward(self, n: Tensor, state: Tensor) -> Tensor:
         """p of Eq. 4-5, in the dtype of n.
@@ -133,100 +171,137 @@ class PIA(Costed):
         """
         h = self.down1(n.to(self.down1.weight.dtype))
         if self.down2 is not None:
-            h = h + state[..., 2:]
+            h = h + self.c(state)
         h = self.dropout(h * self.hidden_scale)
         alpha = state[..., :2]
         p: Tensor = alpha[..., :1] * self.up1(h) + alpha[..., 1:] * self.up2(h)
         return p.to(n.dtype)
 
+    def c(self, state: Tensor) -> Tensor:
+        """The r numbers of a state that are added to h."""
+        return state[..., 2 : 2 + self.down1.out_features]
+
     def macs(self, tokens: int) -> int:
-        read_once = [linear for linear in (self.router, None if self.causal else self.down2) if linear is not None]
-        per_token = [self.down1.weight, self.up1.weight, self.up2.weight]
-        if self.causal and self.down2 is not None:
-            per_token.append(self.down2.weight)
-        return sum(linear.weight.numel() for linear in read_once) + tokens * sum(w.numel() for w in per_token)
+        per_token = sum(linear.weight.numel() for linear in (self.down1, self.up1, self.up2))
+        return self.statistics_macs(tokens) + tokens * per_token
+
+    def statistics_macs(self, tokens: int) -> int:
+        """Of these what alpha and c cost, which folding does not take away: once a prompt, causal c once a token."""
+        router = 0 if self.router is None else self.router.weight.numel()
+        return router + (0 if self.down2 is None else (tokens if self.causal else 1) * self.down2.weight.numel())
 
     def decode_bytes(self) -> int:
-        # the router and the second down path have done their work when the prompt ends
+        # the router, and the second down path unless its mean runs on, have done their work when the prompt ends
         read = [*self.down1.parameters(), *self.up1.parameters(), *self.up2.parameters()]
+        if self.running and self.down2 is not None:
+            read += self.down2.parameters()
         return sum(p.nbytes for p in read) + (0 if self.scale is None else self.scale.nbytes)
 
     def prompt_state_bytes(self) -> int:
         """Bytes of alpha and c that one sequence's decoding keeps."""
         rank = 0 if self.down2 is None else self.down2.out_features
-        return (2 + rank) * self.down1.weight.element_size()
+        return (2 + rank + self.running) * self.down1.weight.element_size() if self.reads_prompt else 0
 
     def output_scale(self, norm_weight: Tensor) -> Tensor:
         """What the FFN's input n + p is multiplied by: the norm weight g, with the trained scale where there is one."""
         return norm_weight if self.scale is None else (norm_weight * self.scale).to(norm_weight.dtype)
 
 
-@dataclass(frozen=True)
-class SharedFold:
+class SharedFold(nn.Module):
     """A PIA in its form for any batch: one set of weights for all sequences, two thin products per token.
 
     ``z = scale * n + [alpha_1 h, alpha_1, alpha_2 h, alpha_2] up`` with ``h = n down + bias + s c``: the output scale,
     the up-biases and the hidden scale s are folded in, to leave few operations. Correcting the input of the linear maps
     costs 3 d r MACs per token; correcting the outputs of a gate and an up projection would cost (d + 4 ff) r.
+
+    Args:
+        pia: the PIA, left untouched.
+        norm_weight: g of the FFN that follows a skip PIA, None for an adapt PIA.
+        dtype: of the maps that follow.
     """
 
     down: Tensor  # (r + 1, d); its last row is zero and its bias one, so that the up-biases are a row of up
     bias: Tensor  # (r + 1,)
     up: Tensor  # (2 (r + 1), d)
     scale: Tensor | None  # (d,)
-    hidden_scale: float
 
-    @classmethod
-    def of(cls, pia: PIA, norm_weight: Tensor | None, dtype: torch.dtype) -> SharedFold:
-        """Folds a PIA; ``norm_weight`` is g of the FFN that follows a skip PIA, None for an adapt PIA."""
-        scale = None if norm_weight is None else pia.output_scale(norm_weight)
+    @torch.no_grad()
+    def __init__(self, pia: PIA, norm_weight: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        scale = None if norm_weight is None else pia.output_scale(norm_weight).clone()
         up = torch.cat([pia.up1.dense(), pia.up1.bias[None], pia.up2.dense(), pia.up2.bias[None]])
-        return cls(
-            down=F.pad(pia.hidden_scale * pia.down1.weight, (0, 0, 0, 1)).to(dtype),
-            bias=F.pad(pia.hidden_scale * pia.down1.bias, (0, 1), value=1.0).to(dtype),
-            up=(up if scale is None else up * scale).to(dtype),
-            scale=scale,
-            hidden_scale=pia.hidden_scale,
-        )
+        tensors = {
+            "down": F.pad(pia.hidden_scale * pia.down1.weight, (0, 0, 0, 1)).to(dtype),
+            "bias": F.pad(pia.hidden_scale * pia.down1.bias, (0, 1), value=1.0).to(dtype),
+            "up": (up if scale is None else up * scale).to(dtype),
+            "scale": scale,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.rank, self.hidden_scale = (pia.down1.out_features if pia.down2 is not None else 0), pia.hidden_scale
 
-    def __call__(self, n: Tensor, state: Tensor) -> Tensor:
+    def keep(self, state: Tensor) -> Tensor:
+        """What a token's work needs of its prompt state: ``[alpha, bias + s c]``, as wide as ``2 + r + 1``."""
+        c = self.hidden_scale * state[..., 2 : 2 + self.rank]
+        offset = F.pad(c, (0, len(self.bias) - self.rank)).to(self.bias.dtype) + self.bias
+        return torch.cat([state[..., :2].to(self.bias.dtype), offset], -1)
+
+    def forward(self, n: Tensor, kept: Tensor) -> Tensor:
         """The input of the linear maps that follow, ``(batch, tokens, d)``."""
-        state = state.to(n.dtype)
-        h = F.linear(n, self.down, self.bias)
-        if state.shape[-1] > 2:
-            h[..., :-1].add_(state[..., 2:], alpha=self.hidden_scale)
-        mixed = (state[..., :2, None] * h[:, :, None]).flatten(2)
-        kept = n if self.scale is None else self.scale * n
-        return torch.addmm(kept.flatten(0, 1), mixed.flatten(0, 1), self.up).view_as(n)
+        h = F.linear(n, self.down).add_(kept[..., 2:])
+        mixed = (kept[..., :2, None] * h[:, :, None]).flatten(2)
+        plain = n if self.scale is None else self.scale * n
+        return torch.addmm(plain.flatten(0, 1), mixed.flatten(0, 1), self.up).view_as(n)
 
 
-def fold_linear(linear: nn.Linear, pia: PIA, state: Tensor, norm_weight: Tensor | None) -> nn.Linear:
-    """A new linear map that reads n where ``linear`` reads ``g * (n + p)``, exactly, for one sequence (Eq. 8-13).
+class FoldedWeights(NamedTuple):
+    """Linear maps with the PIA before them folded in, their outputs side by side (Eq. 8-13).
+
+    Args:
+        weight: W', ``(out, d)``.
+        bias: b', ``(out,)``; without what c adds where no c was given.
+        from_c: what each number of c adds to b', ``(out, r)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    from_c: Tensor
+
+
+@torch.no_grad()
+def fold_weights(
+    linears: Sequence[nn.Linear],
+    pia: PIA,
+    alpha: Tensor,
+    norm_weight: Tensor | None,
+    c: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> FoldedWeights:
+    """What linear maps become that read n where they read ``g * (n + p)``, exactly.
 
     ``W' = W diag(g) (I + (Wd1 U)^T)`` and ``b' = b + W diag(g) (U^T (bd1 + c) + alpha_1 bu1 + alpha_2 bu2)`` with
     ``U = alpha_1 Wu1 + alpha_2 Wu2``, multiplied in low-rank order: 2 d r MACs per output row instead of d^2.
 
     Args:
-        linear: the original map, left untouched.
-        pia: the PIA before it.
-        state: the prompt state of one sequence, ``(1, 1, 2 + r)`` or ``(1, 1, 2)``.
+        linears: the original maps, left untouched.
+        pia: the PIA before them.
+        alpha: its mixing weights, ``(2,)``.
         norm_weight: g of the FFN for a skip PIA, None for an adapt PIA.
+        c: of one sequence, ``(r,)``, to fold it into the bias as well.
+        dtype: of the arithmetic, the PIA's by default; the results are in that of the maps.
     """
-    dtype = pia.down1.weight.dtype
-    weight = linear.weight.to(dtype)
+    dtype = dtype or pia.down1.weight.dtype
+    up = pia.hidden_scale * (alpha[0] * pia.up1.dense() + alpha[1] * pia.up2.dense())  # (r, d)
+    weight = torch.cat([linear.weight.to(dtype) for linear in linears])  # a copy, which becomes W' in place
     if norm_weight is not None:
-        weight = weight * pia.output_scale(norm_weight).to(dtype)
-    alpha_1, alpha_2 = state[0, 0, :2]
-    up = pia.hidden_scale * (alpha_1 * pia.up1.dense() + alpha_2 * pia.up2.dense())  # (r, d)
-    weight_up = weight @ up.T  # (out, r)
-    c = state[0, 0, 2:] if pia.down2 is not None else 0
-    bias = weight_up @ (pia.down1.bias + c) + weight @ (alpha_1 * pia.up1.bias + alpha_2 * pia.up2.bias)
-    if linear.bias is not None:
-        bias = bias + linear.bias.to(dtype)
-    folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    folded.weight = nn.Parameter((weight + weight_up @ pia.down1.weight).to(linear.weight.dtype), requires_grad=False)
-    folded.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
-    return folded
+        weight *= pia.output_scale(norm_weight).to(dtype)
+    from_h = weight @ up.T.to(dtype)  # (out, r)
+    added = pia.down1.bias if c is None else pia.down1.bias + c
+    bias = from_h @ added.to(dtype) + weight @ (alpha[0] * pia.up1.bias + alpha[1] * pia.up2.bias).to(dtype)
+    own = [linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
+    torch.addmm(weight, from_h, pia.down1.weight.to(dtype), out=weight)
+    final = linears[0].weight.dtype
+    return FoldedWeights(weight.to(final), (bias + torch.cat(own)).to(final), from_h.to(final))
 
 
 def naive_prompt_state(pia: PIA, n: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,13 +318,14 @@ def naive_prompt_state(pia: PIA, n: Tensor, prompt_mask: Tensor) -> tuple[Tensor
     return alpha, torch.stack([t @ pia.down2.weight.T + pia.down2.bias for t in prompt]).mean(0)
 
 
-def naive_pia(pia: PIA, n: Tensor, prompt_mask: Tensor) -> Tensor:
+def naive_pia(pia: PIA, n: Tensor, prompt_mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
     """Reference for one sequence ``(tokens, d)``: Eq. 4-6 token by token, without dropout."""
     alpha, c = naive_prompt_state(pia, n, prompt_mask)
     outputs = []
     for t, n_t in enumerate(n):
-        if pia.causal:  # the statistics of what has been read of the prompt by now; nothing before its first token
-            seen = prompt_mask & (torch.arange(len(n)) <= t)
+        if pia.causal:  # the statistics of what has been read by now; nothing before the first token
+            read = token_mask if pia.running and token_mask is not None else prompt_mask
+            seen = read & (torch.arange(len(n)) <= t)
             c = naive_prompt_state(pia, n, seen)[1] if seen.any() else pia.down2.bias  # type: ignore[union-attr]
         h_t = pia.hidden_scale * (n_t @ pia.down1.weight.T + pia.down1.bias + c)  # Eq. 4
         path_1 = h_t @ pia.up1.dense() + pia.up1.bias

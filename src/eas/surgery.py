@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -185,22 +186,35 @@ def prune(model: PreTrainedModel) -> None:
     state.pruned = True
 
 
-def fold(model: PreTrainedModel, mode: str | None = None) -> None:
+class Folded(NamedTuple):
+    """What ``fold`` did: the mode, and why it was chosen."""
+
+    mode: str
+    reason: str
+
+
+def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
     """Re-parameterises the method for inference; ``unfold`` takes it back.
 
-    Modes of EAS, which never write to the base's weights:
-        shared (its default): one form for any batch; two thin products per token remain.
+    Modes of EAS, none of which writes to the base's weights:
+        shared: one form for any batch; two thin products per token remain.
         per_example: each request's PIAs are folded into its own copy of the FFN's gate and up (skipped) or the
             attention's q, k and v (kept) right after its prompt's statistics are known; batch 1; no work per token
             remains. The folded weights live in the request's cache and go with it.
+        constant: for a constant router, weights folded once for all sequences. With pooling, c is a bias of gate and
+            up, made when the prompt has been read: one addition per token, any batch.
 
     Args:
         model: an attached model.
-        mode: one of the method's modes, None for its default.
+        mode: one of the method's modes; "auto", or None, is the one that leaves least to do per token and serves any
+            batch.
+
+    Returns:
+        The mode, and why.
 
     Raises:
-        ValueError: the method has no fold or not this mode, the model is folded already, or what reads the method's
-            output cannot be folded into.
+        ValueError: the method has no fold or not this mode, the configuration does not allow it, the model is folded
+            already, or what reads the method's output cannot be folded into.
     """
     state = attachment(model)
     method, name = state.method, state.config.name
@@ -208,11 +222,15 @@ def fold(model: PreTrainedModel, mode: str | None = None) -> None:
         raise ValueError(f"{name} cannot be folded; use the model as it is")
     if state.fold_mode is not None:
         raise ValueError(f"the model is folded already ({state.fold_mode}); call unfold(model) first")
-    mode = mode or method.fold_modes[0]
-    if mode not in method.fold_modes:
-        raise ValueError(f"fold mode {mode!r} is unknown to {name}; use {' or '.join(map(repr, method.fold_modes))}")
+    modes, reason = method.fold_modes, "asked for"
+    if mode in (None, "auto"):
+        mode, reason = (modes[0], "the only mode") if method.best_fold is None else method.best_fold(model)
+    if mode not in modes:
+        known = " or ".join(map(repr, ("auto", *modes)))
+        raise ValueError(f"fold mode {mode!r} is unknown to {name}; use {known}")
     method.fold(model, mode)
     state.fold_mode = mode
+    return Folded(mode, reason)
 
 
 def unfold(model: PreTrainedModel) -> None:

@@ -94,15 +94,13 @@ def count_modules(
         + sum(_bytes(module) for module in (*beside, text.norm, head)),
         kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
-        prompt_state_bytes=sum(
-            pia.prompt_state_bytes() for layer in eas for pia in layer.stand_ins() if isinstance(pia, PIA)
-        ),
+        prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
         fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
         fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
         params_folded=total
         + sum(_block_params(layer) - sum(p.numel() for p in layer.parameters()) for layer in layers),
         vision_macs=vision,
-        statistics_macs=sum(_statistics_macs(layer) for layer in eas),
+        statistics_macs=sum(_statistics_macs(layer, prompt_tokens) for layer in eas),
     )
 
 
@@ -147,20 +145,29 @@ def _block_macs(layer: Any, n: int) -> int:
     if "mha" not in _skipped_parts(layer):  # with grouped queries too: every query head meets every key
         macs += 2 * layer.self_attn.q_proj.out_features * n * n
     if isinstance(layer, EASBlock):
-        macs += _statistics_macs(layer)
+        macs += _statistics_macs(layer, n)
         if layer.shared_fold is not None:
             macs += n * (layer.shared_fold.down.numel() + layer.shared_fold.up.numel())
     return macs
 
 
-def _statistics_macs(layer: EASBlock) -> int:
-    """MACs of alpha and c where the PIA that they belong to is folded."""
+def _statistics_macs(layer: EASBlock, n: int) -> int:
+    """MACs of alpha and c where their PIA is folded, and of the bias that a constant fold makes of c."""
     pia = layer.foldable_pia()
-    return 0 if pia is None or not _folded(layer) else pia.macs(0)
+    if pia is None or not _folded(layer):
+        return 0
+    macs = pia.statistics_macs(n)
+    if layer.constant_fold is not None and pia.down2 is not None:
+        macs += (n if pia.causal else 1) * layer.constant_fold.body.from_c.numel()
+    return macs
 
 
 def _folded(layer: Any) -> bool:
-    return isinstance(layer, EASBlock) and (layer.shared_fold is not None or layer.fold_per_example)
+    return isinstance(layer, EASBlock) and (layer.shared_fold is not None or _folds_maps(layer))
+
+
+def _folds_maps(layer: EASBlock) -> bool:
+    return layer.fold_per_example or layer.constant_fold is not None
 
 
 def _block_bytes(layer: Any) -> int:
@@ -171,11 +178,15 @@ def _block_bytes(layer: Any) -> int:
             total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
             if _folded(layer):
                 total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
-        if layer.fold_per_example:  # the folded maps are read in place of the originals
+        if _folds_maps(layer):  # the folded maps are read in place of the originals
             total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
         if (fold := layer.shared_fold) is not None:
             tensors: list[Tensor] = [fold.down, fold.bias, fold.up, *([] if fold.scale is None else [fold.scale])]
             total += sum(t.nbytes for t in tensors)
+        pia = layer.foldable_pia()
+        if pia is not None and pia.running and _folded(layer):  # every token adds to the mean
+            total += 0 if pia.down2 is None else _bytes(pia.down2)
+            total += 0 if layer.constant_fold is None else layer.constant_fold.body.from_c.nbytes
     return total
 
 
@@ -192,8 +203,8 @@ def _block_params(layer: Any) -> int:
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
             total += _params(layer.input_layernorm)
-            total -= _params(layer.post_attention_layernorm) if layer.fold_per_example else 0
-        if layer.fold_per_example:
+            total -= _params(layer.post_attention_layernorm) if _folds_maps(layer) else 0
+        if _folds_maps(layer):
             total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)
         elif (pia := layer.foldable_pia()) is not None and layer.shared_fold is not None:
             total += _params(pia)  # the shared form is the PIA, written differently
@@ -201,7 +212,7 @@ def _block_params(layer: Any) -> int:
 
 
 def _folding(layer: EASBlock) -> list[tuple[Any, PIA]]:
-    """The linear maps into which a per-example fold moves the block's PIA, and that PIA."""
+    """The linear maps into which a per-example or constant fold moves the block's PIA, and that PIA."""
     pia = layer.foldable_pia()
     body, names = layer.reader()
     return [] if pia is None else [(body.get_submodule(name), pia) for name in names]
@@ -224,7 +235,7 @@ def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] 
         raise ValueError(f"{family} takes no images; leave images = 0")
     tower = model.get_submodule(VISION_TOWERS[family])
     vision, kind = config.vision_config, type(tower).__name__
-    if kind in ("CLIPVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
+    if kind in ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
         blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
         grid = (vision.image_size // vision.patch_size,) * 2
     elif kind in ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel"):
@@ -237,6 +248,8 @@ def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] 
     if kind == "CLIPVisionModel":
         tokens = patches + 1  # the class token, which the projector may see or not
         projected = patches if config.vision_feature_select_strategy == "default" else tokens
+    elif kind == "LavinVisionModel":
+        projected = tokens = patches + 1  # its projector has adapters for all of the tower's tokens
     elif kind.startswith("Qwen2"):
         projected = patches // vision.spatial_merge_size**2
     else:

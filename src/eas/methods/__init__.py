@@ -28,7 +28,8 @@ class Method:
         prune: drops what the chosen skip set leaves without use, besides the skipped modules themselves.
         fold: re-parameterises for inference; gets the model and one of ``fold_modes``.
         unfold: takes ``fold`` back.
-        fold_modes: what ``fold`` can do, the default first; empty where nothing can be folded.
+        fold_modes: what ``fold`` can do; empty where nothing can be folded.
+        best_fold: the mode for "auto", and why; None where there is but one.
     """
 
     config: type[MethodConfig]
@@ -37,9 +38,16 @@ class Method:
     fold: Callable[[PreTrainedModel, str], None] | None = None
     unfold: Callable[[PreTrainedModel], None] | None = None
     fold_modes: tuple[str, ...] = ()
+    best_fold: Callable[[PreTrainedModel], tuple[str, str]] | None = None
 
 
-PIA_FOLD: dict[str, Any] = {"fold": eas.fold, "unfold": eas.unfold, "fold_modes": ("shared", "per_example")}
+PIA_FOLD: dict[str, Any] = {
+    "fold": eas.fold,
+    "unfold": eas.unfold,
+    "fold_modes": ("shared", "per_example", "constant"),
+    "best_fold": eas.best_fold,
+}
+INPUT_ROUTED: dict[str, Any] = PIA_FOLD | {"fold_modes": ("shared", "per_example")}
 MERGE: dict[str, Any] = {"fold": lora.fold, "unfold": lora.unfold, "fold_modes": ("merged",)}
 PRECOMPUTED: dict[str, Any] = {
     "fold": prompt_attention.fold,
@@ -55,7 +63,7 @@ METHODS: dict[str, Method] = {
     "lora": Method(lora.LoRAConfig, lora.attach, **MERGE),
     "adapter": Method(adapter.AdapterConfig, adapter.attach),
     "parallel_adapter": Method(adapter.ParallelAdapterConfig, adapter.attach_parallel),
-    "lavin_adapter": Method(lavin_adapter.LavinAdapterConfig, lavin_adapter.attach, **PIA_FOLD),
+    "lavin_adapter": Method(lavin_adapter.LavinAdapterConfig, lavin_adapter.attach, **INPUT_ROUTED),
     "prefix": Method(prefix.PrefixConfig, prefix.attach, **PRECOMPUTED),
     "shallow_prompt": Method(prompts.ShallowPromptConfig, prompts.attach_shallow, **PRECOMPUTED),
     "deep_prompt": Method(prompts.DeepPromptConfig, prompts.attach_deep, **PRECOMPUTED),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ PLAIN = {"hidden_scale": 1.0, "dropout": 0.0, "up_groups": 1, "train_scale": Fal
 PRESETS: dict[str, dict[str, Any]] = {
     "llava": {"skip_rank": 256, "adapt_rank": 128},
     "lavin": {"skip_rank": 32, "adapt_rank": 8},
+    "meter": {"skip_rank": 144, "adapt_rank": 96},
     "released": {
         "skip_rank": 256,
         "adapt_rank": 128,
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_scale": True,
     },
 }
-"""Values of the paper's LLaVA (ScienceQA) and LaVIN runs, and of the authors' released code."""
+"""Values of the paper's LLaVA (ScienceQA), LaVIN and METER runs, and of the authors' released code."""
 
 
 @dataclass
@@ -55,6 +55,11 @@ class EASConfig(SkipConfig):
         "what a skipped attention's replacement knows of other tokens: 'prompt' (their mean), "
         "'causal' (the mean of those before it) or 'none' (Table 6's base)",
     )
+    decode_pooling: str = option(
+        "frozen",
+        "with pooling 'causal', what the mean does when the answer begins: 'frozen' (stays the prompt's) or 'running' "
+        "(goes on over the answer's tokens)",
+    )
     preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
     train_scale: bool = option(None, "train a scale beside the FFN norm's weight on skipped blocks (released code)")
 
@@ -77,6 +82,9 @@ class EASConfig(SkipConfig):
             )
         self._require("router", self.router in ("input", "constant"), "must be 'input' or 'constant'")
         self._require("pooling", self.pooling in ("prompt", "causal", "none"), "must be 'prompt', 'causal' or 'none'")
+        self._require("decode_pooling", self.decode_pooling in ("frozen", "running"), "must be 'frozen' or 'running'")
+        ok = self.decode_pooling == "frozen" or self.pooling == "causal"
+        self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
@@ -95,7 +103,7 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
         layer.adapt_pia = pia(exchange=False)
         layer.ffn_pia = pia(exchange=True) if config.candidates != "mha" else None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.shared_fold, layer.fold_per_example = None, False
+        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
         become(layer, EASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)
@@ -108,6 +116,7 @@ def _pia(config: EASConfig, hidden_size: int, *, exchange: bool) -> PIA:
         hidden_size,
         rank,
         pooling=config.pooling if exchange else "none",
+        running=config.decode_pooling == "running",
         router=config.router,
         temperature=config.temperature,
         hidden_scale=config.hidden_scale,
@@ -128,26 +137,53 @@ def prune(model: PreTrainedModel) -> None:
             block.ffn_pia = None
 
 
+def best_fold(model: PreTrainedModel) -> tuple[str, str]:
+    """The mode that leaves least to do per token, for batches of any size, and why."""
+    pias = [pia for pia in (block.foldable_pia() for block in Anatomy.of(model).layers) if pia is not None]
+    if any(pia.mix is None for pia in pias):
+        return "shared", "the router reads the input, so every sequence has mixing weights of its own"
+    if (other := _unfoldable(model)) is not None:
+        return "shared", f"nothing can be folded into {other.__name__}"
+    if not any(pia.reads_prompt for pia in pias):
+        return "constant", "nothing depends on the prompt: the folded weights are those of an ordinary model"
+    if any(pia.running for pia in pias):
+        return "constant", "the router is constant; per token the running mean is left, as a bias of gate and up"
+    return "constant", "the router is constant; what a prompt adds is one bias of gate and up"
+
+
 def fold(model: PreTrainedModel, mode: str) -> None:
     """See ``eas.fold``."""
-    blocks = Anatomy.of(model).layers
-    if mode == "per_example":
-        if any(pia is not None and pia.causal for pia in (block.foldable_pia() for block in blocks)):
-            raise ValueError("per_example folding needs one c per prompt, but pooling is 'causal'; use mode 'shared'")
-        readers = [block.reader() for block in blocks if block.foldable_pia() is not None]
-        maps = [body.get_submodule(name) for body, names in readers for name in names]
-        if other := [type(m) for m in maps if type(m) is not nn.Linear]:  # LoRA, quantised, ...
-            raise ValueError(f"per_example folding needs plain linear maps, not {other[0]}; use fold(model, 'shared')")
+    blocks = [block for block in Anatomy.of(model).layers if block.foldable_pia() is not None]
+    if mode == "per_example" and any(block.foldable_pia().causal for block in blocks):
+        raise ValueError("per_example folding needs one c per prompt, but pooling is 'causal'; use mode 'shared'")
+    if mode == "constant" and any(block.foldable_pia().mix is None for block in blocks):
+        raise ValueError(
+            "constant folding needs mixing weights that are the same for all inputs, but the router reads the input; "
+            "use mode 'shared', or eas.freeze_router(model, loader) first"
+        )
+    if mode != "shared" and (other := _unfoldable(model)) is not None:  # LoRA, quantised, ...
+        raise ValueError(f"{mode} folding needs plain linear maps, not {other}; use fold(model, 'shared')")
     for block in blocks:
-        block.fold_per_example = mode == "per_example"
-        pia = block.foldable_pia()
-        if mode == "shared" and pia is not None:
+        if mode == "per_example":
+            block.fold_per_example = True
+        elif mode == "constant":
+            block.fold_constant()
+        else:
             g = block.post_attention_layernorm.weight
-            with torch.no_grad():
-                block.shared_fold = SharedFold.of(pia, g if block.skip_mha else None, g.dtype)
+            block.shared_fold = SharedFold(block.foldable_pia(), g if block.skip_mha else None, g.dtype)
+
+
+def _unfoldable(model: PreTrainedModel) -> type | None:
+    """The class of a map that a PIA cannot be folded into, None if there is none."""
+    for block in Anatomy.of(model).layers:
+        body, names = block.reader()
+        for linear in (body.get_submodule(name) for name in names if block.foldable_pia() is not None):
+            if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
+                return type(linear) if type(linear) is not nn.Linear else type(linear.weight)
+    return None
 
 
 def unfold(model: PreTrainedModel) -> None:
     """See ``eas.unfold``."""
     for block in Anatomy.of(model).layers:
-        block.shared_fold, block.fold_per_example = None, False
+        block.shared_fold, block.constant_fold, block.fold_per_example = None, None, False

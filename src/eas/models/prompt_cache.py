@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DummyLayer
@@ -12,31 +14,46 @@ class PromptStates(DummyLayer):  # type: ignore[misc]
 
     Being a layer of the cache, it follows its reordering (beams), repetition, selection and reset; being a
     ``DummyLayer``, it is passed over where masks and lengths are read. States are constant once the prompt has been
-    read, so cropping, as assisted decoding does, leaves them alone. ``folded`` holds the request's own folded modules.
+    read, so cropping, as assisted decoding does, leaves them alone; a mean that runs on cannot go back, and refuses.
+    ``kept`` holds what a fold mode made of a state, and ``folded`` the request's own folded modules.
     """
 
     def __init__(self, skip_set: tuple[int, ...]) -> None:
         super().__init__()
         self.skip_set = skip_set
         self.states: dict[int, Tensor] = {}  # by block, ~block for the PIA in place of its FFN
+        self.kept: dict[tuple[int, str], Tensor] = {}  # by block and mode
         self.folded: dict[int, nn.Module] = {}
+        self.running = False
 
     def reset(self) -> None:
         self.states.clear()
+        self.kept.clear()
         self.folded.clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if self.running:
+            raise ValueError(
+                "assisted decoding takes tokens back, but decode_pooling='running' has added them to its mean; "
+                "use decode_pooling='frozen', or generate without an assistant"
+            )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.states = {i: state.index_select(0, indices.to(state.device)) for i, state in self.states.items()}
+        self._map(lambda state: state.index_select(0, indices.to(state.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.states = {i: state.repeat_interleave(repeats, 0) for i, state in self.states.items()}
+        self._map(lambda state: state.repeat_interleave(repeats, 0))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.states = {key: change(state) for key, state in self.states.items()}
+        self.kept = {key: change(kept) for key, kept in self.kept.items()}
 
     def nbytes(self) -> int:
         """Bytes of all states; they do not grow with the number of tokens."""
-        return sum(state.nbytes for state in self.states.values())
+        return sum(state.nbytes for state in (*self.states.values(), *self.kept.values()))
 
 
 def prompt_states(cache: Cache | None) -> PromptStates | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from eas.models.anatomy import Anatomy
 from eas.models.prompt_cache import reads_prompt_from
 from eas.models.skipping import SkippingTextModel
 
@@ -21,12 +22,20 @@ class PromptedTextModel(SkippingTextModel):
     """The language model, which must be told the prompt's tokens."""
 
     def forward(self, *args: Any, past_key_values: Cache | None = None, **kw: Any) -> Any:
-        if "prompt_mask" not in kw and not reads_prompt_from(past_key_values):
+        if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(past_key_values):
             raise ValueError(
                 "the language model alone cannot tell prompt tokens from others: call the model with its head, or pass "
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
         return super().forward(*args, past_key_values=past_key_values, **kw)
+
+    def needs_prompt(self) -> bool:
+        """Whether a block in use depends on which tokens are the prompt's."""
+        return any(pia.reads_prompt for layer in self.layers for pia in layer.stand_ins())
+
+    def running(self) -> bool:
+        """Whether prompt states go on changing when the prompt has been read."""
+        return any(pia.running for layer in self.layers for pia in layer.stand_ins())
 
 
 class PromptedModel(nn.Module):
@@ -39,10 +48,21 @@ class PromptedModel(nn.Module):
         base_forward = super().forward
         if args:
             kwargs.update(inspect.signature(base_forward).bind_partial(*args).arguments)
-        kwargs["prompt_mask"] = _prompt_mask(kwargs)
+        if not reads_prompt_from(kwargs.get("past_key_values")) and self.needs_prompt():
+            kwargs["token_mask"] = _token_mask(kwargs) if self._text_model().running() else None
+            kwargs["prompt_mask"] = _prompt_mask(kwargs)
+        else:
+            kwargs["prompt_mask"] = None
         if self.training and self.eas.fold_mode is not None:
             raise ValueError("a folded model cannot be trained; call unfold(model) first")
         return base_forward(**kwargs)
+
+    def needs_prompt(self) -> bool:
+        """Whether anything in use depends on which tokens are the prompt's."""
+        return self._text_model().needs_prompt()
+
+    def _text_model(self) -> PromptedTextModel:
+        return Anatomy.of(self).text_model  # type: ignore[return-value]
 
     def prepare_inputs_for_generation(
         self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
@@ -50,7 +70,7 @@ class PromptedModel(nn.Module):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             *args, attention_mask=attention_mask, **kwargs
         )
-        if not reads_prompt_from(kwargs.get("past_key_values")):
+        if not reads_prompt_from(kwargs.get("past_key_values")) and self.needs_prompt():
             # the 2-D mask is needed, a static cache has made it 4-D; past the prompt come candidates of assisted
             # decoding or, without a cache, the tokens generated so far
             tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
@@ -61,6 +81,8 @@ class PromptedModel(nn.Module):
         return inputs
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.needs_prompt():
+            return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
         raise ValueError(
             "continuous batching packs sequences into one row, but prompt statistics are per sequence; "
             "use generate with padded batches"
@@ -68,9 +90,9 @@ class PromptedModel(nn.Module):
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         settings = generation_config if generation_config is not None else self.generation_config
-        if kwargs.get("prefill_chunk_size") or settings.prefill_chunk_size:
+        if (kwargs.get("prefill_chunk_size") or settings.prefill_chunk_size) and self.needs_prompt():
             raise ValueError(
-                "chunked prefill cannot be used with pooling='prompt': the prompt's mean must be known before its "
+                "chunked prefill cannot be used with prompt statistics: the prompt's mean must be known before its "
                 "first chunk is finished; unset prefill_chunk_size"
             )
         if reads_prompt_from(kwargs.get("past_key_values")) and not settings.is_assistant:
@@ -92,8 +114,6 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     Raises:
         ValueError: packed rows, a row without a prompt token, or a mask from which padding cannot be told.
     """
-    if reads_prompt_from(kwargs.get("past_key_values")):
-        return None
     mask: Tensor | None = kwargs.get("prompt_mask")
     labels: Tensor | None = kwargs.get("labels")
     attention_mask: Any = kwargs.get("attention_mask")  # in generation with a static cache it is 4-D
@@ -114,6 +134,24 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     if mask is None or (labels is None and mask.all()):  # nothing to leave out: a plain mean
         return None
     return mask.bool()
+
+
+def _token_mask(kwargs: dict[str, Any]) -> Tensor | None:
+    """``(batch, tokens)``: True on all tokens but padding, answers included; None means every token.
+
+    Raises:
+        ValueError: padding cannot be told from the mask.
+    """
+    attention_mask: Any = kwargs.get("attention_mask")
+    if attention_mask is None:
+        return None
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        return attention_mask.bool()
+    if kwargs.get("labels") is not None:
+        raise ValueError(
+            "decode_pooling='running' needs a two-dimensional attention mask, to tell answers from padding"
+        )
+    return kwargs.get("prompt_mask")  # in generation with a static cache: nothing but the prompt is there yet
 
 
 def _refuse_packing(kwargs: dict[str, Any], attended: Tensor | None) -> None:

@@ -7,7 +7,7 @@ Behaviour is added by putting a mix-in before a module's own class, in a subclas
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -32,7 +32,7 @@ class SkippableBlock(nn.Module):
         """Of "mha" and "ffn" those that are skipped."""
         return {part for part, skipped in (("mha", self.skip_mha), ("ffn", self.skip_ffn)) if skipped}
 
-    def stand_ins(self) -> list[nn.Module]:
+    def stand_ins(self) -> Sequence[nn.Module]:
         """The method's own modules in this block that the skip set puts to use."""
         return []
 

@@ -1,0 +1,104 @@
+"""What becomes of the modules that read a PIA's output, once it is folded into them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS
+from eas.models.costed import Costed
+from eas.pia import PIA, fold_weights
+
+
+class FoldedLinear(Costed, nn.Linear):
+    """A linear map whose weights were computed: buffers, which no checkpoint and no optimizer sees."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        del self.weight, self.bias
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def macs(self, tokens: int) -> int:
+        return tokens * self.in_features * self.out_features
+
+    def decode_bytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class FoldedFFN(nn.Module):
+    """A gated FFN that reads n where the original reads ``g * (n + p)``; gate and up are one map.
+
+    Args:
+        mlp: the original, whose down projection is shared.
+        gate_up: W' of both, with b' unless c is yet to be added to it.
+        offset: b' without c, ``(2 ff,)``, and
+        from_c: what each number of c adds to it, ``(2 ff, r)``, where every sequence has a c of its own.
+    """
+
+    offset: Tensor | None
+    from_c: Tensor | None
+
+    def __init__(self, mlp: Any, gate_up: FoldedLinear, offset: Tensor | None = None, from_c: Tensor | None = None):
+        super().__init__()
+        self.gate_up, self.act_fn, self.down_proj = gate_up, mlp.act_fn, mlp.down_proj
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("from_c", from_c, persistent=False)
+
+    def keep(self, c: Tensor) -> Tensor:
+        """The bias of gate and up: c ``(batch, 1 or tokens, r)`` to ``(batch, 1 or tokens, 2 ff)``."""
+        assert self.from_c is not None
+        return F.linear(c.to(self.from_c.dtype), self.from_c, self.offset)
+
+    def forward(self, n: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, d)`` to the same; ``bias`` is what ``keep`` returned, where c was not folded in."""
+        both = self.gate_up(n)
+        if bias is not None:
+            both.add_(bias)
+        gate, up = both.chunk(2, -1)
+        out: Tensor = self.down_proj(self.act_fn(gate) * up)
+        return out
+
+
+class Aside(nn.Module):
+    """Holds a module that was made of others, next to them; no checkpoint holds it."""
+
+    body: Any
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        return {} if destination is None else destination
+
+
+def fold_ffn(
+    mlp: Any,
+    pia: PIA,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    c: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> FoldedFFN:
+    """An FFN with the skip PIA before it folded into gate and up; arguments are those of ``fold_weights``."""
+    weight, bias, from_c = fold_weights([getattr(mlp, name) for name in FFN_INPUTS], pia, alpha, norm_weight, c, dtype)
+    if c is None and pia.down2 is not None:
+        return FoldedFFN(mlp, FoldedLinear(weight, None), bias, from_c)
+    return FoldedFFN(mlp, FoldedLinear(weight, bias))
+
+
+def fold_attention(attention: Any, pia: PIA, alpha: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+    """A shallow copy of an attention, with the adapt PIA before it folded into its q, k and v."""
+    maps = [getattr(attention, name) for name in ATTENTION_INPUTS]
+    weight, bias, _ = fold_weights(maps, pia, alpha, None, dtype=dtype)
+    sizes = [linear.out_features for linear in maps]
+    folded = [FoldedLinear(w, b) for w, b in zip(weight.split(sizes), bias.split(sizes), strict=True)]
+    clone: nn.Module = copy.copy(attention)
+    clone._modules = {**attention._modules, **dict(zip(ATTENTION_INPUTS, folded, strict=True))}
+    vars(clone).pop("forward", None)  # accelerate's, which goes on to the original
+    return clone
