@@ -9,7 +9,8 @@ import transformers as tf
 from torch import Tensor, nn
 
 from eas import EASConfig, attach, select
-from eas.models.anatomy import FAMILIES, Anatomy
+from eas.models.anatomy import FAMILIES, Anatomy, model_class
+from eas.models.lavin import LavinConfig
 
 SEEING = [family for family, (_, projector) in FAMILIES.items() if projector is not None]
 TEXT = {
@@ -76,14 +77,30 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **text
             config = kind(
                 text_config={**text, "model_type": "llama"}, vision_config=vision, scale_factor=2, image_token_id=IMAGE
             )
+        case "LavinForConditionalGeneration":
+            config = LavinConfig(
+                vision_config=tf.CLIPVisionConfig(**CLIP),
+                text_config=tf.LlamaConfig(**text),
+                vision_feature_layers=[1, 2],
+                projector_hidden_size=16,
+                vision_adapter_rank=4,
+                vision_adapter_dropout=0.0,
+                image_token_id=IMAGE,
+            )
         case _:
             raise ValueError(family)
     if family.startswith("Qwen2") and "VL" in family:
         config.image_token_id, config.vision_start_token_id, config.video_token_id = IMAGE, 4, 5
     config.tie_word_embeddings = text.get("tie_word_embeddings", False)
-    model = getattr(tf, family)(config).eval()
-    for parameter in model.parameters():  # .to(dtype) would round the rotary frequencies; from_pretrained does not
-        parameter.data = parameter.to(dtype)
+    model = model_class(family)(config).eval()
+    if family == "LavinForConditionalGeneration":  # whose vision adapters start as nothing
+        for adapter in model.model.multi_modal_projector.adapters:
+            torch.nn.init.normal_(adapter.up1.weight)
+            torch.nn.init.normal_(adapter.up2.weight)
+    kept = tuple(model._keep_in_fp32_modules_strict or ())
+    for name, parameter in model.named_parameters():  # as from_pretrained; .to(dtype) would round rotary frequencies
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.to(dtype)
     model.generation_config.eos_token_id = None  # tests compare a fixed number of tokens
     model.generation_config.pad_token_id = 0
     return model
@@ -104,6 +121,8 @@ def image_inputs(family: str, count: int) -> tuple[dict[str, Tensor], int]:
             return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]] * count)}, 4
         case "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration":
             return {"pixel_values": torch.randn(count, 1, 3, 16, 16, generator=g)}, 4
+        case "LavinForConditionalGeneration":
+            return {"pixel_values": torch.randn(count, 3, 8, 8, generator=g)}, 2
         case _:
             return {}, 0
 

@@ -15,6 +15,7 @@ from eas.surgery import candidates, disabled
 
 torch.set_num_threads(1)
 FAMILIES = [
+    "LavinForConditionalGeneration",
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",  # grouped queries, biases
     "LlavaForConditionalGeneration",

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from eas.checkpoint import CheckpointError
 from eas.methods import method_config
-from eas.models.anatomy import FAMILIES, auto_class
+from eas.models.anatomy import FAMILIES, auto_class, model_class
 from eas.surgery import attach, attachment, candidates, prune, select, skip_set
 
 VARIANT = "eas"
 FLOAT32 = ["skip_pia", "adapt_pia", "ffn_pia", "adapter", "skip_adapter", "lora_A", "lora_B", "prompt"]
+FLOAT32 += ["modality_token"]
 """Modules that methods add, which stay float32 whatever dtype the folder is opened in."""
 
 
@@ -37,6 +37,8 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
         raise ValueError(
             "unfold(model) first: a standalone folder holds the PIAs themselves, folds are made on loading"
         )
+    if type(model).__name__ not in STANDALONE:
+        raise ValueError(f"{type(model).__name__} has no standalone form; keep its folder and eas.save's adapter")
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())
     config.eas = {"config": state.config.to_dict(), "skip_set": list(skip_set(model))}
     config.architectures = [type(model).__name__]
@@ -50,7 +52,7 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
 
 def _standalone_class(name: str) -> Any:
     """The class that opens a standalone folder of one family: builds the base, then attaches, selects and prunes."""
-    base = getattr(transformers, name)
+    base = model_class(name)
     config_class = type(
         f"EAS{base.config_class.__name__}", (base.config_class,), {"model_type": f"eas_{base.config_class.model_type}"}
     )
@@ -84,7 +86,7 @@ def _standalone_class(name: str) -> Any:
         "from_pretrained": classmethod(from_pretrained),
         "save_pretrained": save_pretrained,
         "config_class": config_class,
-        "_keep_in_fp32_modules_strict": FLOAT32,
+        "_keep_in_fp32_modules_strict": [*FLOAT32, *(base._keep_in_fp32_modules_strict or ())],
         "__module__": base.__module__,
     }
     return type(name, (base,), body)

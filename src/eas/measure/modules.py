@@ -30,6 +30,7 @@ VISION_TOWERS = {
     "Qwen2_5_VLForConditionalGeneration": "model.visual",
     "Idefics3ForConditionalGeneration": "model.vision_model",
     "SmolVLMForConditionalGeneration": "model.vision_model",
+    "LavinForConditionalGeneration": "model.vision_tower",
 }
 
 

@@ -1,18 +1,25 @@
 """LaVIN's mixture-of-modality adapter (Luo et al. 2023, arXiv 2305.15023): a routed RepAdapter before every attention.
 
-One down path, two grouped up paths, mixed by a router: the adapt form of a PIA, with which it shares its fold. LaVIN
-routes on its modality token; other models have none, and the mean of the prompt takes its place.
+One down path, two grouped up paths, mixed by a router: the adapt form of a PIA, with which it shares its fold. On LaVIN
+itself the router reads the modality token, as it is before each block; other models have none, and the mean of the
+prompt takes its place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from eas.config import ConfigError, MethodConfig, method_name, option
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy
+from eas.models.costed import Costed
+from eas.models.lavin import LavinForConditionalGeneration
+from eas.models.prompt_cache import reads_prompt_from
 from eas.models.prompted import PromptedModel, PromptedTextModel
 from eas.models.skipping import become
 from eas.pia import PIA
@@ -37,8 +44,64 @@ class LavinAdapterConfig(MethodConfig):
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
+class ModalityToken(Costed):
+    """LaVIN's modality token on its way through the blocks: it sees itself alone, and no other token sees it.
+
+    In the original it is the first of every sequence, masked from the others. Run beside the sequence, it leaves
+    lengths, masks and caches as they are, and the numbers are the same. ``embeddings``: without and with an image.
+    """
+
+    def __init__(self, layers: Any, hidden_size: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(2, hidden_size)
+        bodies = [body for layer in layers for body in (layer.self_attn, layer.mlp)]
+        maps = [m for body in bodies for m in body.modules() if isinstance(m, nn.Linear)]
+        self.own_macs = sum(m.in_features * m.out_features for m in maps)
+        self.own_macs += sum(2 * layer.self_attn.q_proj.out_features + layer.adapt_pia.macs(1) for layer in layers)
+
+    def macs(self, tokens: int) -> int:
+        return self.own_macs
+
+    def decode_bytes(self) -> int:
+        return 0  # it has done its work when the prompt ends
+
+    def routes(self, text_model: Any, modality: Tensor) -> list[Tensor]:
+        """What the router of every block makes of it, ``(batch, 1, 2)`` each.
+
+        Args:
+            text_model: whose blocks are `EASBlock` with adapt PIAs.
+            modality: ``(batch,)``, 1 on rows with an image, 0 on the others.
+        """
+        hidden = self.embeddings(modality[:, None]).to(text_model.layers[0].input_layernorm.weight)
+        rotary = text_model.rotary_emb(hidden, hidden.new_zeros(1, 1))
+        routes: list[Tensor] = []
+        for layer in text_model.layers:  # not the block's forward: a fold per example would be made for this token too
+            hidden = hidden.to(layer.input_layernorm.weight.device)
+            n = layer.input_layernorm(hidden)
+            routes.append(layer.adapt_pia.prompt_state(n))
+            z = n + layer.adapt_pia(n, routes[-1])
+            attended, _ = layer.self_attn(hidden_states=z, position_embeddings=rotary, attention_mask=None)
+            hidden = hidden + attended
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return routes
+
+
+class ModalityRoutedTextModel(PromptedTextModel):
+    """The language model of LaVIN: its routers read the modality token, which is the cache's business after that."""
+
+    modality_token: ModalityToken
+
+    def forward(self, *args: Any, past_key_values: Cache | None = None, **kw: Any) -> Any:
+        modality: Tensor | None = kw.pop("modality", None)
+        if not reads_prompt_from(past_key_values):
+            if modality is None:
+                raise ValueError("the language model alone cannot tell which rows have an image; call LaVIN as a whole")
+            kw["routes"] = self.modality_token.routes(self, modality)
+        return super().forward(*args, past_key_values=past_key_values, **kw)
+
+
 def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
-    """A routed adapter before every attention; untrained they change nothing."""
+    """A routed adapter before every attention; untrained they change nothing. On LaVIN, the modality token as well."""
     anatomy = Anatomy.of(model)
     size = model.config.get_text_config().hidden_size
     if size % config.up_groups:
@@ -57,5 +120,10 @@ def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
         layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
         become(layer, EASBlock)
-    become(anatomy.text_model, PromptedTextModel)
+    if isinstance(model, LavinForConditionalGeneration):
+        token = ModalityToken(anatomy.layers, size)
+        anatomy.text_model.modality_token = token.to(anatomy.layers[0].input_layernorm.weight.device)
+        become(anatomy.text_model, ModalityRoutedTextModel)
+    else:
+        become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)

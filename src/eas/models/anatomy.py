@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from eas.models.lavin import LavinForConditionalGeneration
 
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 FFN_INPUTS = ("gate_proj", "up_proj")
@@ -26,7 +29,11 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "Qwen2_5_VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),
     "Idefics3ForConditionalGeneration": ("model.text_model", "model.connector"),
     "SmolVLMForConditionalGeneration": ("model.text_model", "model.connector"),
+    "LavinForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
 }
+
+OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGeneration}
+"""Families that transformers does not have."""
 
 # language models whose layers have self_attn, mlp, input_layernorm and post_attention_layernorm, pre-norm, RMS norms
 TEXT_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
@@ -71,7 +78,13 @@ class Anatomy:
         return cls(text_model, text_model.layers, projector)
 
 
+def model_class(family: str) -> Any:
+    """The class of a family."""
+    return OWN[family] if family in OWN else getattr(transformers, family)
+
+
 def auto_class(model_type: str) -> Any:
     """The Auto class that opens models of this type with their head: image-text, or text only."""
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
-    return AutoModelForImageTextToText if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else AutoModelForCausalLM
+    sees = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *(cls.config_class.model_type for cls in OWN.values())}
+    return AutoModelForImageTextToText if kind in sees else AutoModelForCausalLM
