@@ -167,7 +167,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
     trained, unfolded = 0 if job.evaluate_only else costs.params_trained, validation.answers
     batch_size = 1 if mode == "per_example" else config.eval_batch_size
     if mode is not None:
-        fold(model, mode)
+        mode = fold(model, mode).mode
         costs, validation = count(model, *sizes), _score(run, model, "validation", batch_size)
     scores = {"validation": validation.score}
     if not job.trial:

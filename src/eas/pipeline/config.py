@@ -86,7 +86,8 @@ class RunConfig(Config):
     skip_set: list[int] | None = option(None, "skip these candidates instead of searching")
     fold_mode: str | None = option(
         None,
-        "'shared' serves any batch, 'per_example' (the paper's) one sequence at a time; null: the method's own",
+        "'shared' serves any batch, 'per_example' (the paper's) one sequence at a time, 'constant' any batch where the "
+        "router is constant; 'auto' or null: the best that the method's configuration allows",
     )
     benchmark_repeats: int = option(20, "timed repetitions of base and folded model, alternated")
     benchmark_new_tokens: int = option(16, "decoded tokens of a repetition")
@@ -102,6 +103,7 @@ class RunConfig(Config):
         metrics = (*METRICS, LOSS_ONLY, *([benchmark.name] if benchmark else []))
         self._require("metric", self.metric in (None, *metrics), f"must be null or one of {', '.join(metrics)}")
         modes = METHODS[self.method.name].fold_modes
+        modes = ("auto", *modes) if modes else ()
         self._require("fold_mode", self.fold_mode in (None, *modes), f"must be null or one of {modes}")
         for name in ("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")

@@ -34,7 +34,7 @@ from eas.reports.page import write_report
 from eas.search import FIXED, similarity_ranking
 from eas.search.similarity import cosines
 from eas.standalone import merge_and_save
-from eas.surgery import attach, candidates, fold, prune, select, skip_set, unfold
+from eas.surgery import attach, candidates, fold, prune, select, skip_set
 from eas.training import EASTrainer, last_checkpoint
 
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
@@ -121,24 +121,22 @@ def fold_step(run: Run) -> None:
     if mode is None:
         run.finish("fold", {"mode": None})
         return
-    collate = Collator(run.processor, training=False)
-    examples, worst = run.data("validation"), 0.0
-    for i in range(min(4, len(examples))):
-        inputs = {key: value.to(model.device) for key, value in collate([examples[i]]).items()}
-        with torch.inference_mode():
-            unfolded = model(**inputs).logits
-            fold(model, mode)
-            folded = model(**inputs).logits
-            unfold(model)
-        worst = max(worst, float((folded - unfolded).norm() / unfolded.norm()))
-    run.finish("fold", {"mode": mode, "relative_error": worst})
-    console.print(f"folded ({mode}): relative error {worst:.1e}")
+    collate, examples = Collator(run.processor, training=False), run.data("validation")
+    batches = [collate([examples[i]]) for i in range(min(4, len(examples)))]
+    batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
+    with torch.inference_mode():
+        unfolded = [model(**inputs).logits for inputs in batches]
+        chosen = fold(model, mode)
+        folded = [model(**inputs).logits for inputs in batches]
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(folded, unfolded, strict=True))
+    run.finish("fold", {**chosen._asdict(), "relative_error": worst})
+    console.print(f"folded ({chosen.mode}: {chosen.reason}): relative error {worst:.1e}")
 
 
 def fold_mode(run: Run) -> str | None:
     """The mode in which the run's method is folded, None if it cannot be."""
     modes = METHODS[run.config.method.name].fold_modes
-    return run.config.fold_mode or (modes[0] if modes else None)
+    return run.config.fold_mode or ("auto" if modes else None)
 
 
 @alone
