@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from eas.checkpoint import CheckpointError, load, save
 from eas.config import ConfigError
+from eas.decoding import fast_decode
 from eas.measure.count import Counts, count
 from eas.measure.latency import Latency, benchmark
 from eas.methods import METHODS, method_config
@@ -31,6 +32,7 @@ __all__ = [
     "benchmark",
     "count",
     "disabled",
+    "fast_decode",
     "fold",
     "load",
     "make_rule",

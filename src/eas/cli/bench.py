@@ -1,0 +1,66 @@
+"""The verb that times variants of one model against each other and against the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from eas.cli.app import app, console
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="Folder, Hub id, or a shape: llava-0.5b, llava-7b, ...")] = "llava-0.5b",
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 700,
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded per request.")] = 64,
+    batch_sizes: Annotated[str, typer.Option(help="As in 1,8,32.")] = "1",
+    skip: Annotated[int | None, typer.Option(help="k, evenly spread; by default a third of the layers.")] = None,
+    skip_set: Annotated[str | None, typer.Option(help="Which attentions instead, as in 0,2,5.")] = None,
+    variants: Annotated[str | None, typer.Option(help="As in base,drop,eas_shared; all by default.")] = None,
+    repeats: Annotated[int, typer.Option(help="How often each variant is timed.")] = 5,
+    decode: Annotated[str, typer.Option(help="'compiled' (eas.fast_decode) or 'eager' (plain generate).")] = "compiled",
+    output: Annotated[Path, typer.Option(help="The JSON file; .png and .svg go beside it.")] = Path("runs/bench.json"),
+) -> None:
+    """Time base, LoRA, Adapter, DAS, dropped attentions and EAS in all its folds, beside what the machine allows.
+
+    All in one run that alternates; docs/bench.md. The last line is JSON.
+    """
+    from eas.files import write_text
+    from eas.measure.bench import BenchConfig
+    from eas.measure.bench import bench as measure
+    from eas.reports.bench import bench_tables, write_bench
+
+    values = {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "prompt_tokens": prompt,
+        "new_tokens": new_tokens,
+        "batch_sizes": _numbers("--batch-sizes", batch_sizes),
+        "num_skip": skip,
+        "skip_set": None if skip_set is None else _numbers("--skip-set", skip_set),
+        "variants": None if variants is None else variants.split(","),
+        "repeats": repeats,
+        "decode": decode,
+    }
+    with Console(stderr=True).status("starting") as status:
+        result = measure(BenchConfig.from_dict(values), say=status.update)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, json.dumps(result, indent=1) + "\n")
+    write_bench(result, output)
+    for table in bench_tables(result):
+        console().print(table)
+    print(json.dumps({"bench": str(output), "rates": result["rates"], "rows": result["rows"]}))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} {text}: write numbers and commas, as in 1,8,32") from error

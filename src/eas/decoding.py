@@ -1,0 +1,94 @@
+"""One fast way to decode, for every model alike: a static cache, and each step one compiled graph.
+
+On a GPU the step is a CUDA graph. On a CPU the graph's weights are frozen: laid out once for the matrix kernels
+(inductor's freezing), which takes their memory a second time and reads them about twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CompileConfig, PreTrainedModel
+from transformers.cache_utils import Cache, StaticCache, StaticLayer
+
+from eas.surgery import attached
+
+# caches come in multiples of so many tokens, because every length is compiled anew
+LENGTHS = 256
+
+
+class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
+    """A static cache layer for frozen graphs: its tensors are not marked static, or freezing would take those of the
+    first request for weights, and every later request would write to them."""
+
+    keys: Tensor
+    values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = self.keys.detach(), self.values.detach()  # the mark is on the object
+        self.cumulative_length = self.cumulative_length.detach()
+
+
+def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+    """``model.generate`` whose decode steps are compiled, for base models, attached and folded ones.
+
+    The first call compiles, and so does every new batch size, or length beyond the next multiple of 256 tokens. The
+    prefill is not compiled. On a CPU the weights are taken as they are at the first call: after changing them, call
+    ``torch.compiler.reset()`` and this function again.
+
+    Args:
+        model: in evaluation mode, on one device.
+        backend: of ``torch.compile``; with another than inductor no weights are frozen.
+
+    Returns:
+        A function with the arguments of ``generate``; ``max_new_tokens`` must be given.
+
+    Raises:
+        ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
+            every prompt would be compiled), or, when called on a CPU, attends within a window.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode; call model.eval() first")
+    if attached(model) and model.eas.fold_mode == "per_example":
+        raise ValueError(
+            "a model folded per_example has new weights with every prompt, which cannot be compiled beforehand; fold "
+            "it with mode 'shared' or 'constant', or use model.generate"
+        )
+    cuda_graphs, freeze = model.device.type == "cuda", model.device.type == "cpu" and backend == "inductor"
+    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode="reduce-overhead")
+    if not cuda_graphs or backend != "inductor":
+        config.mode = None
+    config._compile_all_devices = True  # without it generate compiles on accelerators only
+    fixed = _weights(model) if freeze else None
+
+    def generate(inputs: Tensor | None = None, *, max_new_tokens: int, **kwargs: Any) -> Any:
+        if freeze and _weights(model) != fixed:
+            raise ValueError("the weights were changed; call torch.compiler.reset() and eas.fast_decode(model) again")
+        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next(tensor for tensor in given if tensor is not None)
+        cache = _cache(model, prompt.shape[1] + max_new_tokens, freeze)
+        with torch._inductor.config.patch(freezing=freeze):  # read while the step is traced, not only by the backend
+            return model.generate(
+                inputs, max_new_tokens=max_new_tokens, past_key_values=cache, compile_config=config, **kwargs
+            )
+
+    return generate
+
+
+def _weights(model: nn.Module) -> list[tuple[int, int]]:
+    """Changes whenever a parameter is written to, or its storage replaced."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+
+
+def _cache(model: PreTrainedModel, tokens: int, frozen: bool) -> Cache:
+    length = -(-tokens // LENGTHS) * LENGTHS
+    cache: Cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
+    if frozen:
+        if any(type(layer) is not StaticLayer for layer in cache.layers):
+            raise ValueError("the model attends within a window, which cannot be decoded fast on a CPU; use generate")
+        cache.layers = [UnfrozenLayer(length) for _ in cache.layers]
+    return cache

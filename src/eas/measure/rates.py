@@ -1,0 +1,51 @@
+"""What a machine can do at most: the rate of a large matrix product, and of reading memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# side of the matrices, and numbers that are read
+SIZES = {"cpu": (2048, 2**26), "cuda": (8192, 2**28)}
+
+
+class Rates:
+    """The best rates seen so far of one device in one dtype; measured again and again between other measurements.
+
+    Args:
+        device: cpu or cuda.
+        dtype: of the matrices; memory is read as float32, whose sum is the fastest.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        size, read = SIZES[device.type]
+        self.device = device
+        self.left, self.right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        self.memory = torch.ones(read, device=device)
+        self.macs_per_second = self.bytes_per_second = 0.0
+        self.measure()  # warms up
+
+    def measure(self) -> None:
+        """Measures both once more and keeps the better."""
+        macs = len(self.left) ** 3
+        self.macs_per_second = max(self.macs_per_second, macs / self._seconds(lambda: self.left @ self.right))
+        read = self.memory.nbytes / self._seconds(self.memory.sum)
+        self.bytes_per_second = max(self.bytes_per_second, read)
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(3):
+            start = now(self.device)
+            work()
+            times.append(now(self.device) - start)
+        return min(times)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

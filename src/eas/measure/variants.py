@@ -1,0 +1,111 @@
+"""Variants of one model that `eas bench` sets side by side: the methods, and EAS in each of its folds.
+
+They share the base's weights, have untrained modules in the base's dtype, and ranks that are those of the paper's LLaVA
+scaled by the width. What is measured depends on none of the trained values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from eas.measure.count import count
+from eas.methods import method_config
+from eas.surgery import attach, fold, prune, select
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a variant is made.
+
+    Args:
+        method: the method's name and options; None for the base.
+        ranks: rank options, as divisors of the width.
+        fold: fold mode, None: as it was trained.
+        skips: whether it skips the chosen set.
+        equal_macs: whether it skips as many candidates as bring its MACs closest to those of EAS instead.
+        compiles: whether its decoding can be compiled.
+    """
+
+    method: dict[str, Any] | None
+    ranks: dict[str, int]
+    fold: str | None = None
+    skips: bool = True
+    equal_macs: bool = False
+    compiles: bool = True
+
+
+PIA, DAS = {"skip_rank": 16, "adapt_rank": 32}, {"skip_rank": 16, "adapt_rank": 32}  # 256 and 128 at d = 4096
+VARIANTS: dict[str, Variant] = {
+    "base": Variant(None, {}, skips=False),
+    "lora": Variant({"name": "lora"}, {"rank": 256}, skips=False),
+    "lora_merged": Variant({"name": "lora"}, {"rank": 256}, "merged", skips=False),
+    "adapter": Variant({"name": "adapter"}, {"rank": 32}, skips=False),
+    "das": Variant({"name": "das"}, DAS),
+    "das_equal_macs": Variant({"name": "das"}, DAS, equal_macs=True),
+    "drop": Variant({"name": "drop"}, {"rank": 256}, "merged"),
+    "eas": Variant({"name": "eas"}, PIA),
+    "eas_shared": Variant({"name": "eas"}, PIA, "shared"),
+    "eas_per_example": Variant({"name": "eas"}, PIA, "per_example", compiles=False),
+    "eas_constant": Variant({"name": "eas", "router": "constant"}, PIA, "constant"),
+}
+"""By name. ``drop`` leaves the attentions out without replacement: what EAS cannot be faster than."""
+
+
+def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], prompt_tokens: int) -> PreTrainedModel:
+    """A variant of a model, which is left as it is and whose weights it shares; pruned, not yet folded.
+
+    Args:
+        base: in evaluation mode; on the meta device too.
+        name: one of ``VARIANTS``.
+        skip_set: what EAS skips.
+        prompt_tokens: of the prompt whose MACs ``equal_macs`` compares.
+    """
+    variant = VARIANTS[name]
+    if variant.method is None:
+        return base
+    chosen: Sequence[int] = skip_set if variant.skips else ()
+    if variant.equal_macs:
+        fold_variant(eas := build_variant(base, "eas_shared", skip_set, prompt_tokens), "eas_shared")
+        chosen = _nearest(_attached(base, variant), count(eas, prompt_tokens).macs, prompt_tokens)
+    model = _attached(base, variant)
+    select(model, chosen)
+    if chosen:
+        prune(model)
+    return model.eval()
+
+
+def fold_variant(model: PreTrainedModel, name: str) -> None:
+    """Folds a variant, where it is one that is folded."""
+    mode = VARIANTS[name].fold
+    if mode is not None:
+        fold(model, mode)
+
+
+def _attached(base: PreTrainedModel, variant: Variant) -> PreTrainedModel:
+    own = {id(parameter): parameter for parameter in base.parameters()}
+    model = copy.deepcopy(base, own)
+    width = base.config.get_text_config().hidden_size
+    ranks = {option: max(1, width // divisor) for option, divisor in variant.ranks.items()}
+    attach(model, method_config({**(variant.method or {}), **ranks}))
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.data = parameter.data.to(base.dtype)
+    return model
+
+
+def _nearest(model: PreTrainedModel, macs: int, prompt_tokens: int) -> tuple[int, ...]:
+    """The first so many candidates that bring the model's MACs closest to a number."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    found: tuple[int, tuple[int, ...]] | None = None
+    for k in range(layers):
+        select(model, range(k))
+        distance = abs(count(model, prompt_tokens).macs - macs)
+        if found is None or distance < found[0]:
+            found = distance, tuple(range(k))
+    assert found is not None
+    return found[1]

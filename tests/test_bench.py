@@ -1,0 +1,212 @@
+"""`eas bench` on a tiny model: what it reports follows from the counts. Fast decoding gives the tokens of generate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import attached, build, prompts
+from typer.testing import CliRunner
+
+import eas
+from eas import cli
+from eas.config import ConfigError
+from eas.measure import bench as bench_module
+from eas.measure import rates, shapes
+from eas.measure.bench import BenchConfig, bench, decode_macs
+from eas.measure.count import count
+from eas.measure.variants import VARIANTS, build_variant, fold_variant
+from eas.reports.bench import HEAD, bench_tables, cells, markdown, notes, write_bench
+
+torch.set_num_threads(1)
+PROMPT, NEW, SKIP = 12, 6, (0, 2)
+LLAMA = "LlamaForCausalLM"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.SHAPES, "tiny", lambda: shapes._llama(32, 64, 4, 4, vocab_size=64))
+        patch.setitem(rates.SIZES, "cpu", (64, 2**16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(small: Any) -> dict[str, Any]:
+    settings = {"model": "tiny", "dtype": "float32", "prompt_tokens": PROMPT, "new_tokens": NEW}
+    config = BenchConfig(**settings, skip_set=list(SKIP), batch_sizes=[1, 2], repeats=2, decode="eager")
+    return json.loads(json.dumps(bench(config)))
+
+
+def rows(result: dict[str, Any], batch: int = 1) -> dict[str, dict[str, Any]]:
+    return {row["variant"]: row for row in result["rows"] if row["batch"] == batch}
+
+
+def test_every_variant_has_a_row(result: dict[str, Any]) -> None:
+    assert list(rows(result)) == list(VARIANTS)
+    assert set(rows(result, 2)) == set(VARIANTS) - {"eas_per_example"}
+    assert list(result["left_out"]) == ["eas_per_example, batch 2"]
+    assert result["config"]["skip_set"] == [0, 2]
+
+
+def test_costs_are_those_that_count_gives(result: dict[str, Any]) -> None:
+    base = shapes.build("tiny")  # on the meta device
+    for name, row in rows(result).items():
+        model = build_variant(base, name, SKIP, PROMPT)
+        fold_variant(model, name)
+        counts = count(model, PROMPT)
+        assert row["macs"] == counts.macs + counts.fold_macs, name
+        assert row["weight_bytes"] == counts.weight_bytes
+        assert row["kv_bytes"] == counts.kv_bytes_per_token * PROMPT + counts.prompt_state_bytes, name
+        context = PROMPT + NEW // 2
+        assert (
+            row["decode_bytes"] == row["weight_bytes"] + context * counts.kv_bytes_per_token + counts.prompt_state_bytes
+        )
+        assert (row["fold_macs"] > 0) == (name == "eas_per_example")
+    for name, row in rows(result, 2).items():
+        assert row["macs"] == 2 * rows(result)[name]["macs"]
+        assert row["kv_bytes"] == 2 * rows(result)[name]["kv_bytes"]
+
+
+def test_variants_are_what_they_are_called(result: dict[str, Any]) -> None:
+    macs = {name: row["macs"] for name, row in rows(result).items()}
+    assert macs["lora_merged"] == macs["base"] < min(macs["lora"], macs["adapter"])
+    ours = [macs[name] for name in macs if name.startswith("eas")]
+    assert macs["drop"] < min(ours)
+    assert max(ours) < macs["base"]
+    assert macs["das"] < macs["drop"]
+    assert abs(macs["das_equal_macs"] - macs["eas_shared"]) <= abs(macs["das"] - macs["eas_shared"])
+    kv = {name: row["kv_bytes_per_token"] for name, row in rows(result).items()}
+    assert all(kv[name] == kv["base"] // 2 for name in kv if name == "drop" or name.startswith("eas"))
+
+
+def test_decode_macs_are_those_of_one_more_token() -> None:
+    model = shapes.build("tiny")
+    d, heads = 32, 2 * 32  # queries with keys, weights with values
+    assert decode_macs(model, 20) == 4 * (4 * d * d + 3 * d * 64 + 20 * heads) + 64 * d
+
+
+def test_bounds_and_ratios_follow_from_counts_and_rates(result: dict[str, Any]) -> None:
+    macs, read = result["rates"]["macs_per_second"], result["rates"]["bytes_per_second"]
+    base = rows(result)["base"]
+    for row in rows(result).values():
+        assert row["decode_bound_ms"] == pytest.approx(
+            1000 * max(row["decode_macs"] / macs, row["decode_bytes"] / read)
+        )
+        assert row["prefill_bound_ms"] >= 1000 * row["macs"] / macs
+        for key in ("prefill", "decode"):
+            time = row[f"{key}_ms"]
+            assert 0 < time["low"] <= time["median"] <= time["high"]
+            assert row[f"{key}_speedup"] == pytest.approx(base[f"{key}_ms"]["median"] / time["median"])
+            bound = base[f"{key}_bound_ms"] / row[f"{key}_bound_ms"]
+            assert row[f"{key}_speedup_bound"] == pytest.approx(bound)
+            assert row[f"{key}_above_bound"] == (row[f"{key}_speedup"] > bench_module.TOLERANCE * bound)
+            assert row[f"{key}_of_bound"] == pytest.approx(row[f"{key}_bound_ms"] / time["median"])
+    folds = {name: row["fold_per_request"] for name, row in rows(result).items() if row["fold_ms"] is not None}
+    merged = {"lora_merged": False, "drop": False}
+    assert folds == {**merged, "eas_shared": False, "eas_per_example": True, "eas_constant": False}
+
+
+@pytest.mark.parametrize(("decode", "prefill", "pays"), [(9.0, 30.0, 10), (9.0, 15.0, 0), (10.0, 30.0, None)])
+def test_a_fold_per_example_pays_when_its_time_is_regained(decode: float, prefill: float, pays: int | None) -> None:
+    fold, other = [
+        {"prefill_ms": {"median": p}, "decode_ms": {"median": d}} for p, d in ((prefill, decode), (20.0, 10.0))
+    ]
+    assert bench_module._pays_after(fold, other) == pays
+
+
+def test_the_report_flags_what_is_faster_than_the_bound(result: dict[str, Any], tmp_path: Path) -> None:
+    drop = rows(result)["drop"]
+    drop |= {"decode_above_bound": True, "prefill_above_bound": False}
+    table = {row[0]: row for row in cells(result, 1)}
+    assert all(len(row) == len(HEAD) for row in table.values())
+    assert "!" in table["drop"][HEAD.index("decode ms") + 1]
+    assert "drop" in notes(result, 1).split("!")[1].split(":")[0]
+    assert len(bench_tables(result)) == 2
+    assert markdown(result, 2).count("\n| ") == len(rows(result, 2)) + 1
+    write_bench(result, tmp_path / "b.json")
+    assert (tmp_path / "b.png").stat().st_size > 1000
+    assert "das_equal_macs" in (tmp_path / "b.svg").read_text()
+
+
+def test_the_command_ends_with_json(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "b.json"
+    options = ["--dtype", "float32", "--prompt", "8", "--new-tokens", "5", "--skip", "1", "--repeats", "1"]
+    options += ["--variants", "base,eas_shared", "--decode", "eager", "--output", str(out)]
+    shown = CliRunner().invoke(cli.app, ["bench", "tiny", *options])
+    assert shown.exit_code == 0, shown.output
+    last = json.loads(shown.stdout.splitlines()[-1])
+    assert last["bench"] == str(out)
+    assert last["rows"] == json.loads(out.read_text())["rows"]
+    assert "eas_shared" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "llava-9b"}, "no shape; those are .*llava-0.5b"),
+        ({"dtype": "int3"}, "bfloat16"),
+        ({"variants": ["base", "mamba"]}, "'mamba'.* unknown; there is base, lora"),
+        ({"variants": ["drop"]}, "must name 'base'"),
+        ({"decode": "magic"}, "compiled"),
+        ({"num_skip": 4, "model": "tiny"}, "at least one is kept"),
+        ({"num_skip": 2, "skip_set": [1]}, "not both"),
+        ({"new_tokens": 3}, "more than 3"),
+        ({"batch_sizes": [0]}, "at least 1"),
+    ],
+)
+def test_refusals_say_what_to_do(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench(BenchConfig(**values))
+
+
+def test_skip_sets() -> None:
+    assert BenchConfig().skipped(24) == (0, 3, 6, 9, 12, 15, 18, 21)
+    assert BenchConfig(num_skip=0).skipped(24) == ()
+    assert BenchConfig(skip_set=[5, 1]).skipped(24) == (5, 1)
+
+
+def tokens(generate: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return generate(**inputs, max_new_tokens=8, do_sample=False)
+
+
+@pytest.mark.parametrize("fold", [None, "shared"])
+@pytest.mark.parametrize("family", ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+def test_fast_decode_gives_the_tokens_of_generate(family: str, fold: str | None) -> None:
+    models = [build(family)] if fold is None else []
+    models.append(attached(family).eval())
+    for model in models:
+        if fold is not None:
+            eas.fold(model, fold)
+        generate = eas.fast_decode(model, backend="eager")
+        for lengths in ((9, 9), (5, 9)):
+            inputs = prompts(family, lengths)
+            assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))
+
+
+def test_frozen_graphs_serve_one_request_after_the_other() -> None:
+    model = attached(LLAMA, (0,), {"num_skip": 1}, num_hidden_layers=2).eval()
+    eas.fold(model, "shared")
+    generate = eas.fast_decode(model)
+    for seed in range(2):  # the second must not write to the first one's cache
+        inputs = {"input_ids": torch.randint(6, 64, (1, 7 + seed), generator=torch.Generator().manual_seed(seed))}
+        assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="weights were changed"):
+        tokens(generate, inputs)
+
+
+def test_what_cannot_be_decoded_fast() -> None:
+    model = attached(LLAMA)
+    with pytest.raises(ValueError, match="training"):
+        eas.fast_decode(model.train())
+    eas.fold(model.eval(), "per_example")
+    with pytest.raises(ValueError, match="'shared' or 'constant'"):
+        eas.fast_decode(model)
+    windowed = eas.fast_decode(build("MistralForCausalLM"))
+    with pytest.raises(ValueError, match="window"):
+        windowed(input_ids=torch.tensor([[7]]), max_new_tokens=2)
