@@ -10,6 +10,7 @@ from eas.measure.latency import Latency, benchmark
 from eas.methods import METHODS, method_config
 from eas.methods.eas import EASConfig
 from eas.models.anatomy import UnsupportedModelError
+from eas.router import FrozenRouter, freeze_router
 from eas.search import SearchConfig, SearchResult, make_rule
 from eas.standalone import merge_and_save
 from eas.surgery import attach, attached, disabled, fold, prune, select, skip_set, unfold
@@ -22,6 +23,7 @@ __all__ = [
     "Counts",
     "EASConfig",
     "EASTrainer",
+    "FrozenRouter",
     "Latency",
     "SearchConfig",
     "SearchResult",
@@ -34,6 +36,7 @@ __all__ = [
     "disabled",
     "fast_decode",
     "fold",
+    "freeze_router",
     "load",
     "make_rule",
     "merge_and_save",

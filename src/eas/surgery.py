@@ -276,7 +276,8 @@ def base_fingerprint(model: PreTrainedModel) -> Tensor:
     """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
     loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
     layers = Anatomy.of(model).layers
-    rows = [layer.mlp.down_proj.weight[0, :16] if "mlp" in layer._modules else torch.zeros(16) for layer in layers]
-    if not all(row.is_floating_point() for row in rows):
+    weights = [layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16) for layer in layers]
+    # torchao's are tensors that say they were floating
+    if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
         return torch.empty(0, dtype=torch.bfloat16)
-    return torch.stack([row.detach().to("cpu", torch.bfloat16) for row in rows])
+    return torch.stack([w[0, :16].detach().to("cpu", torch.bfloat16) for w in weights])
