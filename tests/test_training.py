@@ -16,7 +16,7 @@ import eas
 from eas.checkpoint import adapter_state
 from eas.models.anatomy import Anatomy
 from eas.search import SearchConfig
-from eas.search.rules import BanditRule
+from eas.search.linear import ThompsonRule
 from eas.training import EASTrainer, WithPromptMask, last_checkpoint
 
 CONFIG = {"skip_rank": 8, "adapt_rank": 4}
@@ -108,7 +108,7 @@ def test_resumed_search_is_the_undisturbed_one(tmp_path):
 
 
 def test_a_settled_search_ends_and_a_resumed_one_ends_as_it_did(tmp_path, monkeypatch):
-    monkeypatch.setattr(BanditRule, "settled", lambda self: self.rounds >= 3)
+    monkeypatch.setattr(ThompsonRule, "settled", lambda self: self.rounds >= 3)
     whole, ended = searcher(tmp_path / "whole"), searcher(tmp_path / "ended")
     ended.search_phase.config.stop_when_settled = True
     whole.train()

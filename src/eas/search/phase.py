@@ -27,7 +27,7 @@ class SearchConfig(Config):
     """How the skip set is searched (paper section 4.3)."""
 
     rule: str = option(
-        "bandit", f"how losses become importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}"
+        "spread", f"how losses become importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}"
     )
     warmup_steps: int = option(100, "training steps under uniformly random skip sets before the first round")
     interval: int = option(10, "T: training steps between rounds")
