@@ -122,7 +122,8 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder, state = Path(folder), attachment(model)
     record, tensors = _read(folder)
-    if record["config"] != state.config.to_dict() or record["pruned"] != state.pruned:
+    # as configurations, where a field that came later has its default
+    if method_config(record["config"]) != state.config or record["pruned"] != state.pruned:
         raise CheckpointError(f"{folder} was saved under another configuration; resume with that one, or start over")
     _check_fingerprint(model, tensors.pop(FINGERPRINT), record)
     if not state.pruned:
