@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 SKIPS = ("eas", "das", "drop")
 
 
-def by_hand(name: str, k: int, fold_mode: str | None) -> Any:
+def by_hand(name: str, k: int, folded: bool) -> Any:
     model = eas.attach(
         build(LLAVA), eas.method_config({"name": name, **CONFIGS[name]} | ({"num_skip": k} if k else {}))
     )
@@ -47,8 +47,8 @@ def by_hand(name: str, k: int, fold_mode: str | None) -> Any:
     if k:
         eas.select(model, range(4 - k, 4))
         eas.prune(model)
-    if fold_mode is not None:
-        eas.fold(model, fold_mode)
+    if folded and eas.METHODS[name].fold is not None:
+        eas.fold(model)
     return model
 
 
@@ -67,8 +67,6 @@ def test_every_method_is_listed() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_method_counts_as_it_does_applied_by_hand(name: str, folded: bool) -> None:
-    modes = eas.METHODS[name].fold_modes
-    mode = modes[0] if folded and modes else None
     k = 2 if name in SKIPS else 0
     base = build(LLAVA)
     before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
@@ -81,7 +79,7 @@ def test_a_method_counts_as_it_does_applied_by_hand(name: str, folded: bool) -> 
         fold_mode="default" if folded else "none",
         dtype=torch.float32,
     )
-    assert counts == count(by_hand(name, k, mode), 20, 1)
+    assert counts == count(by_hand(name, k, folded), 20, 1)
     assert not eas.attached(base)
     after = base.state_dict()
     assert before.keys() == after.keys()
@@ -116,7 +114,7 @@ def test_several_images_in_one_prompt_against_torch() -> None:
 @pytest.mark.parametrize("name", ["lora", "adapter", "drop", "das"])
 def test_methods_against_torch(name: str) -> None:
     k = 2 if name in SKIPS else 0
-    model, inputs = by_hand(name, k, None), prompts(LLAVA, (9,))
+    model, inputs = by_hand(name, k, False), prompts(LLAVA, (9,))
     counts = count(
         build(LLAVA), inputs["input_ids"].shape[1], 1, method={"name": name, **CONFIGS[name]}, k=k, fold_mode="none"
     )
@@ -224,7 +222,7 @@ def test_what_is_refused(error: type[Exception], match: str, arguments: dict[str
 
 
 def test_an_attached_model_is_counted_as_it_is() -> None:
-    model = by_hand("lora", 0, None)
+    model = by_hand("lora", 0, False)
     assert count(model, 9).params_trained > 0
     with pytest.raises(ValueError, match="attached already"):
         count(model, 9, method="adapter")

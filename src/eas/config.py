@@ -93,20 +93,17 @@ class Config:
     def from_file(cls, path: str | Path) -> Self:
         """Reads a ``.json`` file, or YAML with any other suffix.
 
+        A key ``extends`` names another file, relative to this one, whose keys this one's replace, section by section.
+
         Raises:
             ConfigError: the file cannot be read or is no mapping, or a key or value is refused; the file is named.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text) if path.suffix == ".json" else read_yaml(text)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-            kind = "JSON" if path.suffix == ".json" else "YAML"
-            raise ConfigError(f"{path} is not {kind}: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold one mapping of keys to values, not {type(values).__name__}")
+        values = _read_mapping(Path(path))
+        if (parent := values.pop("extends", None)) is not None:
+            shared = _read_mapping(Path(path).parent / str(parent))
+            if "extends" in shared:
+                raise ConfigError(f"{path} extends {parent}, which extends another file; one level is allowed")
+            values = _merged(shared, values)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -135,6 +132,29 @@ class Config:
         if not ok:
             value = getattr(self, name)
             raise ConfigError(f"{type(self).__name__}.{name} = {value!r}: {allowed}")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"{path} is not {kind}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold one mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The second's keys over the first's; where both hold sections, key by key."""
+    merged = dict(values)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def method_name(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
-from eas.methods import METHODS, method_config
+from eas.methods import method_config
 from eas.models.anatomy import auto_class
 from eas.surgery import attach, attached, attachment, candidates, fold, prune, select
 
@@ -77,12 +77,26 @@ def count(
         if fold_mode != "default" or dtype is not None:
             raise ValueError("a model is counted as it stands: fold or convert it yourself, or give a method or a name")
     else:
-        with torch.device("meta"), no_init_weights():
-            model = _built(model, method, dtype or torch.bfloat16)
-            _apply(model, method, k, chosen)
-            _fold(model, fold_mode, convention)
+        mode = PAPER_FOLDS if convention == "paper" and fold_mode == "default" else fold_mode
+        model = on_meta(model, method, k, chosen, mode, dtype or torch.bfloat16)
     counts = count_modules(model, prompt_tokens, images, patch_grid)
     return as_the_paper_counts(counts) if convention == "paper" else counts
+
+
+def on_meta(
+    model: PreTrainedModel | str | Path,
+    method: str | Mapping[str, Any] | MethodConfig | None,
+    k: int | None = None,
+    skip_set: Sequence[int] | None = None,
+    fold_mode: str | Mapping[str, str] = "default",
+    dtype: torch.dtype = torch.bfloat16,
+) -> PreTrainedModel:
+    """The model that ``count`` counts, without storage; ``fold_mode`` may also be the mode of each method."""
+    with torch.device("meta"), no_init_weights():
+        built = _built(model, method, dtype)
+        _apply(built, method, k, skip_set)
+        _fold(built, fold_mode)
+    return built
 
 
 def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -124,7 +138,7 @@ def _from_config(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: list[int] | None) -> None:
+def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: Sequence[int] | None) -> None:
     """Attaches, selects and prunes."""
     if method is None:
         return
@@ -151,14 +165,12 @@ def _method_config(method: str | Mapping[str, Any]) -> MethodConfig:
     return method_config({**preset, **values})
 
 
-def _fold(model: PreTrainedModel, mode: str, convention: str) -> None:
+def _fold(model: PreTrainedModel, mode: str | Mapping[str, str]) -> None:
     if not attached(model):
-        if mode != "default":
+        if isinstance(mode, str) and mode not in ("default", "none"):
             raise ValueError(f"fold_mode {mode!r}: there is nothing to fold without a method")
         return
-    name = attachment(model).config.name
-    if mode == "default":
-        modes = METHODS[name].fold_modes
-        mode = PAPER_FOLDS.get(name, "none") if convention == "paper" else modes[0] if modes else "none"
-    if mode != "none":
-        fold(model, mode)
+    state = attachment(model)
+    mode = mode if isinstance(mode, str) else mode.get(state.config.name, "none")
+    if mode != "none" and not (mode == "default" and state.method.fold is None):
+        fold(model, None if mode == "default" else mode)

@@ -8,6 +8,9 @@ attentions (4 d^2 n + 2 d n^2 each), and LoRA costs nothing; adapters that stay 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from eas.measure.modules import Counts
 
@@ -24,3 +27,72 @@ def as_the_paper_counts(counts: Counts) -> Counts:
         statistics_macs=0,
         fold_macs=0,
     )
+
+
+def _linear_projector(config: Any) -> int:
+    """LLaVA v1's. The paper counts no more in Table 3 either, though LLaVA-1.5's projector has two layers."""
+    projector: int = (config.vision_config.hidden_size + 1) * config.get_text_config().hidden_size
+    return projector
+
+
+def _visual_input(config: Any) -> int:
+    """CLIP ViT-L's first token through a bottleneck of 128 to the width of the language model."""
+    width: int = config.get_text_config().hidden_size
+    return (1024 + 1) * 128 + (128 + 1) * width
+
+
+def _lavin(config: Any) -> int:
+    """What LaVIN trains around its language model: routed adapters of rank 8, with two grouped up paths, in CLIP
+    ViT-L's 24 blocks, the visual input, and two modality embeddings."""
+    adapter = (1024 + 1) * 8 + 2 * (8 * 1024 // 2 + 1024) + (1024 + 1) * 2
+    width: int = config.get_text_config().hidden_size
+    return 24 * adapter + _visual_input(config) + 2 * width
+
+
+BESIDE: dict[str, Callable[[Any], int]] = {
+    "linear_projector": _linear_projector,
+    "visual_input": _visual_input,
+    "lavin": _lavin,
+}
+"""What is trained beside the method in the paper's tables, in parameters, of the shape's configuration."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """METER-base (Dou et al. 2022) in closed form: CLIP ViT-B/16 without its last block, RoBERTa-base, six
+    co-attention layers with self- and cross-attention and an FFN for each modality.
+
+    Args:
+        image_tokens: patches and the class token: 577 at 384 pixels, 325 at 288.
+        text_tokens: 40 in METER.
+        width: d.
+        layers: co-attention layers.
+    """
+
+    image_tokens: int
+    text_tokens: int = 40
+    width: int = 768
+    layers: int = 6
+
+    def attentions(self) -> list[int]:
+        """MACs of every candidate, projections included: self- and cross-attentions of both modalities."""
+        d, i, t = self.width, self.image_tokens, self.text_tokens
+        own = [4 * d * d * n + 2 * d * n * n for n in (i, t)]
+        cross = 2 * d * d * (i + t) + 2 * d * i * t  # the same either way: one gives queries, the other keys and values
+        return [*own, cross, cross] * self.layers
+
+    def macs(self) -> int:
+        """MACs of the whole model up to its two poolers, without a task's head."""
+        d, i, t = self.width, self.image_tokens, self.text_tokens
+
+        def block(n: int) -> int:
+            return 12 * d * d * n + 2 * d * n * n
+
+        towers = (i - 1) * d * d + 11 * block(i) + 12 * block(t)
+        ffns = self.layers * 8 * d * d * (i + t)
+        return towers + d * d * (i + t) + sum(self.attentions()) + ffns + 2 * d * d
+
+    def savings(self, k: int) -> tuple[int, int]:
+        """The least and the most that skipping k attentions can save."""
+        costs = sorted(self.attentions())
+        return sum(costs[:k]), sum(costs[len(costs) - k :])

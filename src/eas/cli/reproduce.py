@@ -1,0 +1,54 @@
+"""The verb that sets the paper's tables beside ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eas.cli.app import app, console
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1 ... table8, fig4, or all.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option(help="Where the tables are written.")] = Path("runs/reproduce"),
+    shape: Annotated[str | None, typer.Option(help="Another shape than the table's; see `eas count`.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Another prompt length than the table's.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time every row on this machine, in full size.")] = False,
+    repeats: Annotated[int, typer.Option(help="Timed repetitions.", min=1)] = 10,
+    new_tokens: Annotated[int, typer.Option(help="Decoded tokens of a repetition.", min=1)] = 16,
+    train: Annotated[bool, typer.Option("--train", help="Run every row's recipe: search, tune, evaluate.")] = False,
+    model: Annotated[str | None, typer.Option(help="Train this model instead; 'tiny' is embedded.")] = None,
+    data: Annotated[str | None, typer.Option(help="Train on this data instead, as 'scenes:textures'.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Measure or train this row only; repeat for several.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any key of the recipes' runs.")
+    ] = None,
+) -> None:
+    """The paper's figures beside ours: parameters and FLOPs always; latency and accuracy if asked (docs/reproduce.md).
+
+    Figures that no consistent counting gives are marked. The last line is JSON.
+    """
+    from eas.pipeline.reproduce import TABLES, reproduce_table
+    from eas.pipeline.reproduce_runs import add_latency, add_training, check_rows
+    from eas.reports.reproduce import reproduction_table, write_reproduction
+
+    if not train and (model or data or option):
+        raise ValueError("--model, --data and -o change what is trained; add --train")
+    written: dict[str, list[str]] = {}
+    verdicts: dict[str, int] = {}
+    for name in TABLES if table == "all" else [table]:
+        result = reproduce_table(name, shape, prompt_tokens)
+        check_rows(result, row)
+        if measure:
+            add_latency(result, row, repeats, new_tokens)
+        if train:
+            add_training(result, row, output_dir, model, data, option or [])
+        console().print(reproduction_table(result))
+        written[name] = [str(path) for path in write_reproduction(result, output_dir)]
+        for verdict in (v for r in result["rows"] for v in r["verdict"].values()):
+            verdicts[verdict] = verdicts.get(verdict, 0) + 1
+    print(json.dumps({"written": written, "figures": verdicts}))

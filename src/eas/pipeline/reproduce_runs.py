@@ -1,0 +1,213 @@
+"""What a table of the paper costs more than counting: its rows timed in full size, and its recipes run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
+from eas.measure.count import on_meta
+from eas.measure.latency import benchmark, hardware
+from eas.measure.modules import count_modules
+from eas.measure.shapes import build
+from eas.pipeline.config import RunConfig
+from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
+from eas.pipeline.run import Run
+from eas.pipeline.steps import run_steps
+from eas.surgery import attach, candidates, fold, prune, select
+
+DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
+PAPER_LAYERS, PAPER_WIDTH = 32, 4096
+RANKS = ("skip_rank", "adapt_rank", "rank")
+
+
+def check_rows(result: dict[str, Any], only: Sequence[str] | None) -> None:
+    """Refuses names that are no rows of the table.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    names = [row["name"] for row in result["rows"]]
+    if wrong := [name for name in only or [] if name not in names]:
+        raise ConfigError(f"{result['table']} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
+
+
+def add_latency(result: dict[str, Any], only: Sequence[str] | None, repeats: int, new_tokens: int) -> None:
+    """Times every row, or those named, each alternated with the base, at the table's size with random weights.
+
+    Raises:
+        ConfigError: the table has no shape, or the model does not fit into the memory of GPU or machine.
+    """
+    geometry, spec = result["geometry"], table_spec(result["table"])
+    if "shape" not in geometry:
+        raise ConfigError(
+            f"{result['table']} cannot be timed: METER has no timed rows in the paper; leave --measure out"
+        )
+    shape, images, tokens = geometry["shape"], geometry.get("images", 0), next(iter(geometry["prompts"].values()))
+    rows = [(row, r) for row, r in zip(spec.rows, result["rows"], strict=True) if not only or row.name in only]
+    methods = [(row_method(row), row, r) for row, r in rows if row.recipes]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16
+    _require_memory(result["table"], shape, [m for m, _, _ in methods if m is not None], tokens, device, dtype)
+    base = build(shape, device, dtype)
+    inputs = _inputs(base, tokens, images)
+    for method, row, r in methods:
+        assert method is not None
+        timed = {"base": base, "row": _variant(base, method, row)}
+        found = benchmark(timed, inputs, new_tokens=new_tokens, repeats=repeats)
+        r["latency"] = {**asdict(found["row"]), **{f"base_{k}": v for k, v in asdict(found["base"]).items()}}
+    result["timing"] = {
+        "hardware": hardware(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "prompt_tokens": tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+    }
+
+
+def _require_memory(
+    table: str, shape: str, methods: Sequence[MethodConfig], tokens: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """The base, which all rows share, with the largest method's modules and folds, and a fifth for activations."""
+    base = count_modules(on_meta(shape, None, dtype=dtype), tokens)
+    modules = [count_modules(on_meta(shape, method, dtype=dtype), tokens) for method in methods]
+    largest = max((4 * c.params_trained + c.fold_bytes for c in modules), default=0)
+    size = torch.empty(0, dtype=dtype).element_size()
+    need = 1.2 * (base.params_total * size + largest + 2 * tokens * base.kv_bytes_per_token)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        raise ConfigError(
+            f"{table} --measure: {shape} needs about {need / 2**30:.0f} GiB, and {where} has {free / 2**30:.0f} GiB "
+            "free; run it where there is more, or name a smaller model, as in --shape llava-0.5b --prompt-tokens 300"
+        )
+
+
+def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTrainedModel:
+    """The base with a method's untrained modules in its dtype, pruned and folded; it shares the base's weights."""
+    own = {id(parameter): parameter for parameter in base.parameters()}
+    model = copy.deepcopy(base, own)
+    attach(model, method)
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.data = parameter.data.to(base.dtype)
+    if candidates(model):
+        select(model, skipped(row, method, model.config.get_text_config().num_hidden_layers) or ())
+        prune(model)
+    if model.eas.method.fold is not None and row.fold_mode != "none":
+        fold(model)
+    return model.eval()
+
+
+def _inputs(model: Any, tokens: int, images: int) -> dict[str, Tensor]:
+    """A prompt of so many tokens, its images' among them."""
+    config, g = model.config, torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 1000, (1, tokens), generator=g)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if images:
+        taken = images * config.image_seq_length
+        if taken >= tokens:
+            raise ConfigError(f"{images} images are {taken} tokens already; a prompt of {tokens} has no room for text")
+        ids[:, 1 : 1 + taken] = config.image_token_id
+        side = config.vision_config.image_size
+        inputs["pixel_values"] = torch.randn(images, 3, side, side, generator=g).to(model.dtype)
+    return {key: value.to(model.device) for key, value in inputs.items()}
+
+
+def scaled(method: MethodConfig, text_config: Any) -> MethodConfig:
+    """A method of the paper's 32 layers and width 4096 in a model of other sizes: the same share of layers is skipped,
+    and ranks are the same share of the width (a multiple of four)."""
+    layers, width = text_config.num_hidden_layers, text_config.hidden_size
+    values = method.to_dict()
+    changed: dict[str, Any] = {}
+    if isinstance(method, SkipConfig) and layers != PAPER_LAYERS:
+        changed["num_skip"] = max(1, round(method.num_skip * layers / PAPER_LAYERS))
+    if width != PAPER_WIDTH:
+        ranks = {key: values[key] for key in RANKS if values.get(key) is not None}
+        changed |= {key: max(4, round(rank * width / PAPER_WIDTH / 4) * 4) for key, rank in ranks.items()}
+    return replace(method, **changed)
+
+
+def add_training(
+    result: dict[str, Any],
+    only: Sequence[str] | None,
+    output_dir: Path,
+    model: str | None = None,
+    data: str | None = None,
+    options: Sequence[str] = (),
+) -> None:
+    """Runs the recipes of every row, or of those named, and keeps their scores; a run that is finished is not repeated.
+
+    Raises:
+        ConfigError: the rows have no recipe; weights or data are missing, and the message says what to get and where to
+            put it. Nothing has been trained then.
+    """
+    rows = zip(table_spec(result["table"]).rows, result["rows"], strict=True)
+    chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
+    if not chosen:
+        raise ConfigError(
+            f"{result['table']} has no recipe for these rows; leave --train out, or name others with --row"
+        )
+    configs = {
+        name: training_config(name, output_dir, model, data, options) for row, _ in chosen for name in row.recipes
+    }
+    for name, config in configs.items():
+        require_inputs(name, config)
+    for row, r in chosen:
+        r["trained"] = {}
+        for name in row.recipes:
+            run_steps(run := Run.create(configs[name]))
+            scores = run.require("eval")["score"]
+            r["trained"][name] = scores.get("folded", scores["tuned"])
+    first = next(iter(configs.values()))
+    said = f"scores: {first.model} on {first.data}, {first.metric_name}"
+    if model is not None or data is not None:
+        said += "; not the paper's model and data: k is the same share of the layers, ranks of the width"
+    result["training_notes"] = [said]
+
+
+def training_config(
+    name: str, output_dir: Path, model: str | None = None, data: str | None = None, options: Sequence[str] = ()
+) -> RunConfig:
+    """A recipe's run, in a folder below ``output_dir``; of the embedded model with the settings of `eas demo`."""
+    config = recipe(name)
+    if model == "tiny":
+        run = RunConfig.from_file(DEMO)
+        run.method = scaled(config.method, Run(run).load_config().get_text_config())
+        config, data = replace(run, search=replace(run.search, rule=config.search.rule)), data or "scenes:textures"
+    changes = [] if data is None else [f"data={data}", "data_options={}"]
+    changes += [] if model is None else [f"model={model}"]
+    return config.with_overrides([f"output_dir={output_dir / 'runs' / name}", *changes, *options])
+
+
+def require_inputs(name: str, config: RunConfig) -> None:
+    """Refuses a run whose weights or data are not there.
+
+    Raises:
+        ConfigError: what is missing, how to get it, and where to put it.
+    """
+    needs = read_yaml((RECIPES / "needs.yaml").read_text(encoding="utf-8"))
+
+    def refuse(what: str, where: str) -> ConfigError:
+        how = needs.get(where, "put it there, or name another place with -o model=... or -o data=...")
+        return ConfigError(f"recipe {name}: {what} {where} is not there. {how}")
+
+    kind, _, place = config.data.partition(":")
+    if kind not in ("scenes", "hub") and not place.startswith("hub:") and not Path(place or kind).exists():
+        raise refuse("the data", place or kind)
+    if config.model == "tiny" or Path(config.model).exists():
+        return
+    try:
+        if config.model in needs and config.model.startswith("models/"):
+            raise refuse("the model", config.model)
+        AutoConfig.from_pretrained(config.model, revision=config.revision)
+    except OSError as error:
+        raise refuse("the model", config.model) from error

@@ -1,0 +1,135 @@
+"""A table of the paper beside ours: for the terminal, and as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from eas.files import write_text
+from eas.reports.summary import at
+
+MARKS = {"reproduced": "", "differs": " (!)", "unexplained": " (*)"}
+LEGEND = "difference is ours - paper; (*) no consistent counting gives the paper's figure; (!) ours differs"
+UNITS = {"params": "%", "params_M": "M", "time": "s"}
+
+
+def write_reproduction(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes ``TABLE.json``, ``.md`` and ``.csv`` into a folder, and returns their paths."""
+    paths = [folder / f"{result['table']}.{suffix}" for suffix in ("json", "md", "csv")]
+    write_text(paths[0], json.dumps(result, indent=1) + "\n")
+    write_text(paths[1], markdown(result))
+    with paths[2].open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(values(result))
+    return paths
+
+
+def reproduction_table(result: Mapping[str, Any]) -> Table:
+    """For the terminal."""
+    head, *rows = cells(result)
+    table = Table(title=Text(result["title"]), caption=Text("\n".join(notes(result))), box=box.SIMPLE_HEAD)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Title, table and notes."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(result)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"# {result['title']}\n\n{table}\n\n" + "\n".join(f"- {note}" for note in notes(result)) + "\n"
+
+
+def cells(result: Mapping[str, Any]) -> list[list[str]]:
+    """Head and rows as text. A column of the paper that ours has as well becomes three; of the others, only those of
+    accuracy and time are shown."""
+    columns = list(dict.fromkeys(c for row in result["rows"] for c in row["paper"]))
+    both = [c for c in columns if any(c in row["difference"] for row in result["rows"])]
+    printed = [c for c in columns if c not in both and (c in result["accuracy"] or c == "time")]
+    timed = any("latency" in row for row in result["rows"])
+    scored = any(row.get("trained") for row in result["rows"])
+    head = [""] + [f"{c} {UNITS.get(c, 'G')} {who}".strip() for c in both for who in ("paper", "ours", "difference")]
+    head += [f"{c}{' s' if c == 'time' else ''} paper" for c in printed]
+    head += ["prefill ms", "decode ms", "prefill x", "decode x"] * timed + ["score of ours"] * scored
+    rows = []
+    for row in result["rows"]:
+        line = [row["name"]]
+        for column in both:
+            mark = MARKS[row["verdict"][column]] if column in row["verdict"] else ""
+            difference = row["difference"].get(column)
+            line += [_figure(row["paper"].get(column)), _figure(row["ours"].get(column), places(column))]
+            line.append("" if difference is None else _signed(difference, places(column)) + mark)
+        line += [_figure(row["paper"].get(column)) for column in printed]
+        if timed:
+            line += _times(row.get("latency"))
+        if scored:
+            line.append("; ".join(f"{name}: {100 * s:.1f}" for name, s in (row.get("trained") or {}).items()))
+        rows.append(line)
+    return [head, *rows]
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the figures are, and why some differ."""
+    said = [LEGEND, *result["notes"]]
+    for row in result["rows"]:
+        said += [f"{row['name']}: {row['note']}"] if row["note"] else []
+        said += [f"{row['name']}, {column} (*): {why}" for column, why in row["unexplained"].items()]
+    if timing := result.get("timing"):
+        where = at(timing, "hardware", "gpu") or at(timing, "hardware", "cpu")
+        said.append(
+            f"times: medians of {timing['repeats']} repeats on {where}, {timing['dtype']}, random weights, "
+            f"{timing['prompt_tokens']} prompt tokens; x: how much faster than the base, alternated with it. The "
+            "paper's times are seconds per sample on an A100, its answers generated"
+        )
+    return [*said, *result.get("training_notes", [])]
+
+
+def values(result: Mapping[str, Any]) -> list[list[Any]]:
+    """Head and rows for programs: one line per figure."""
+    lines: list[list[Any]] = [["table", "row", "column", "paper", "ours", "difference", "verdict", "why"]]
+    for row in result["rows"]:
+        for column in dict.fromkeys([*row["paper"], *row["ours"]]):
+            ours = row["ours"].get(column)
+            shown = " ".join(map(str, ours)) if isinstance(ours, list) else ours
+            why = row["unexplained"].get(column)
+            compared = [row["difference"].get(column), row["verdict"].get(column), why]
+            lines.append([result["table"], row["name"], column, row["paper"].get(column), shown, *compared])
+        for column, spread in (row.get("latency") or {}).items():
+            lines.append([result["table"], row["name"], column, None, spread["median"], None, None, None])
+        for name, score in (row.get("trained") or {}).items():
+            lines.append([result["table"], row["name"], f"score {name}", None, score, None, None, None])
+    return lines
+
+
+def places(column: str) -> int:
+    """Digits behind the point of our figures: one more than the paper prints."""
+    return 3 if column in ("params",) or "delta_" in column else 2
+
+
+def _figure(value: Any, digits: int | None = None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " to ".join(_figure(v, digits) for v in value)
+    return f"{value}" if digits is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
+
+
+def _times(latency: Mapping[str, Any] | None) -> list[str]:
+    if latency is None:
+        return [""] * 4
+    medians = [latency[key]["median"] for key in ("prefill_ms", "decode_ms")]
+    ratios = [latency[f"base_{key}"]["median"] / latency[key]["median"] for key in ("prefill_ms", "decode_ms")]
+    return [f"{m:.2f}" for m in medians] + [f"{r:.3f}" for r in ratios]
