@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import attached, build, prompts
+from torch.nn.functional import scaled_dot_product_attention
 from typer.testing import CliRunner
 
 import eas
@@ -19,6 +20,7 @@ from eas.measure import rates, shapes
 from eas.measure.bench import BenchConfig, bench, decode_macs
 from eas.measure.count import count
 from eas.measure.variants import VARIANTS, build_variant, fold_variant
+from eas.models.decode_attention import NAME, attend_one
 from eas.reports.bench import HEAD, bench_tables, cells, markdown, notes, write_bench
 
 torch.set_num_threads(1)
@@ -169,6 +171,14 @@ def test_skip_sets() -> None:
     assert BenchConfig(skip_set=[5, 1]).skipped(24) == (5, 1)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_of_one_token_is_torch_s(groups: int) -> None:
+    query, key, value = torch.randn(2, 2 * groups, 1, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
+    mask = torch.rand(2, 1, 1, 20) < 0.7
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
+    assert torch.allclose(attend_one(query, key, value, mask, 0.3), expected.transpose(1, 2), atol=1e-6)
+
+
 def tokens(generate: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return generate(**inputs, max_new_tokens=8, do_sample=False)
 
@@ -182,6 +192,7 @@ def test_fast_decode_gives_the_tokens_of_generate(family: str, fold: str | None)
         if fold is not None:
             eas.fold(model, fold)
         generate = eas.fast_decode(model, backend="eager")
+        assert model.config.get_text_config()._attn_implementation == NAME
         for lengths in ((9, 9), (5, 9)):
             inputs = prompts(family, lengths)
             assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))

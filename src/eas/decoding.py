@@ -1,7 +1,8 @@
 """One fast way to decode, for every model alike: a static cache, and each step one compiled graph.
 
 On a GPU the step is a CUDA graph. On a CPU the graph's weights are frozen: laid out once for the matrix kernels
-(inductor's freezing), which takes their memory a second time and reads them about twice as fast.
+(inductor's freezing), which takes their memory a second time and reads them about twice as fast; and the attention of
+its one token is ``eas.models.decode_attention``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
+from eas.models import decode_attention
+from eas.models.anatomy import Anatomy
 from eas.surgery import attached
 
 # caches come in multiples of so many tokens, because every length is compiled anew
@@ -48,6 +51,7 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
         A function with the arguments of ``generate``; ``max_new_tokens`` must be given.
 
     Raises:
+        UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
             every prompt would be compiled), or, when called on a CPU, attends within a window.
     """
@@ -58,6 +62,9 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
             "a model folded per_example has new weights with every prompt, which cannot be compiled beforehand; fold "
             "it with mode 'shared' or 'constant', or use model.generate"
         )
+    text = Anatomy.of(model).text_model
+    if model.device.type == "cpu" and text.config._attn_implementation == "sdpa":
+        text.set_attn_implementation(decode_attention.NAME)  # outside of compiled steps it is sdpa still
     cuda_graphs, freeze = model.device.type == "cuda", model.device.type == "cpu" and backend == "inductor"
     config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode="reduce-overhead")
     if not cuda_graphs or backend != "inductor":

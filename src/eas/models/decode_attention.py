@@ -1,0 +1,59 @@
+"""Attention of one new token over a cache, written so that a compiler for CPUs can fuse it.
+
+torch's fused attention for CPUs is made for many queries; with one it takes several times as long as reading the keys
+and values does. As plain products and sums, inductor makes it two loops over them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "eas_decode"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: sdpa's, but for one query per sequence in a compiled graph.
+
+    Args:
+        query: ``(batch, heads, queries, head size)``.
+        key, value: ``(batch, key-value heads, tokens, head size)``.
+        attention_mask: bool, ``(batch or 1, 1, queries, tokens)``, or None.
+    """
+    if query.shape[2] > 1 or not torch.compiler.is_compiling():
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    return attend_one(query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """One query per sequence; ``(batch, 1, heads, head size)``."""
+    batch, heads, _, size = query.shape
+    kept = key.shape[1]
+    grouped = query.view(batch, kept, heads // kept, 1, size)  # the queries that share keys
+    scores = scaling * (grouped.float() * key[:, :, None].float()).sum(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)  # (batch, 1, 1, tokens)
+    weights = scores.softmax(-1)
+    output = (weights[..., None] * value[:, :, None].float()).sum(-2)
+    return output.to(query.dtype).view(batch, 1, heads, size)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
