@@ -280,9 +280,10 @@ def test_requests_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("family", [LLAMA, LLAVA, QWEN_VL])
-@pytest.mark.parametrize("mode", [None, "shared", "per_example"])
+@pytest.mark.parametrize("mode", [None, "shared", "per_example", "constant"])
 def test_assisted_decoding_keeps_candidates_out_of_the_statistics(family, mode):
-    model, inputs = attached(family), prompts(family, (6,))
+    config = {"router": "constant"} if mode == "constant" else {}
+    model, inputs = attached(family, config=config), prompts(family, (6,))
     inputs["input_ids"][0, -3:] = inputs["input_ids"][0, -6:-3]  # something for the lookup to find in the first step
     if mode is not None:
         fold(model, mode)
@@ -405,9 +406,23 @@ def test_a_wrong_number_of_image_tokens_is_refused(family):
         attached(family)(**inputs)
 
 
-@pytest.mark.parametrize("mode", [None, "shared", "per_example"])
-def test_compiled_decoding_is_one_graph_for_all_requests(mode):
-    model = attached(LLAMA)
+RUNNING = {"pooling": "causal", "decode_pooling": "running"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "config"),
+    [
+        (None, {}),
+        ("shared", {}),
+        ("shared", RUNNING),
+        ("per_example", {}),
+        ("constant", {"router": "constant"}),
+        ("constant", {"router": "constant", **RUNNING}),
+        ("constant", {"router": "constant", "pooling": "none"}),
+    ],
+)
+def test_compiled_decoding_is_one_graph_for_all_requests(mode, config):
+    model = attached(LLAMA, config=config)
     if mode is not None:
         fold(model, mode)
     torch._dynamo.reset()
