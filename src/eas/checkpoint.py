@@ -25,7 +25,7 @@ from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import writing
 from eas.methods import method_config
-from eas.models.anatomy import FAMILIES, auto_class
+from eas.models.anatomy import auto_class, paths
 from eas.surgery import attach, attached, attachment, base_fingerprint, prune, select, skip_set
 
 CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
@@ -145,7 +145,7 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
 
 def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The trained tensors by stable keys: ``layers.I.skip_pia...`` (the language model's), ``projector...``, others."""
-    text_path, projector_path = FAMILIES[type(model).__name__]
+    text_path, projector_path = paths(model)
     trained = attachment(model).trained
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():

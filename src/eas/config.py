@@ -174,6 +174,10 @@ class MethodConfig(Config):
         default=False, kw_only=True, metadata={"help": "tune the vision-language projector along, as the authors do"}
     )
 
+    train_head: bool = field(
+        default=False, kw_only=True, metadata={"help": "METER: tune the task's head, poolers and token types along"}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         own = type(self).name  # the default

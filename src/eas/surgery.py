@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
-from eas.methods import METHODS, Method
+from eas.methods import Method, method_of
 from eas.models.anatomy import Anatomy
 from eas.models.skipping import SkippableBlock, become_again, is_mixed, revert
 
@@ -38,6 +38,7 @@ class Attachment:
         fingerprint: ``base_fingerprint`` of before; None where the weights were not there yet.
         pruned: whether the skipped modules and the unused PIAs are gone for good.
         fold_mode: how the method is folded at present.
+        form: of the model's `Anatomy`.
     """
 
     config: MethodConfig
@@ -46,10 +47,11 @@ class Attachment:
     fingerprint: Tensor | None = field(compare=False)
     pruned: bool = False
     fold_mode: str | None = None
+    form: str = "decoder"
 
     @property
     def method(self) -> Method:
-        return METHODS[self.config.name]
+        return method_of(self.form, self.config.name)
 
 
 def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
@@ -73,17 +75,19 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     anatomy = Anatomy.of(model)
-    layers = anatomy.layers
-    if isinstance(config, SkipConfig) and config.num_skip >= len(layers):
+    layers, method = anatomy.layers, method_of(anatomy.form, config.name)
+    if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
-        raise ConfigError(f"{what}: the model has {len(layers)} attentions; at least one is kept")
+        raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
     if config.train_projector and anatomy.projector is None:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
+    if config.train_head and not anatomy.head:
+        raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
         if "forward" in vars(module) and "_hf_hook" not in vars(module):
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
-    norms = [layer.input_layernorm for layer in layers]
+    norms = [layer.get_submodule(anatomy.norm) for layer in layers]
     if any("_hf_hook" in vars(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
     own = list(model.parameters())
@@ -91,15 +95,17 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     required = [parameter for parameter in own if parameter.requires_grad]
     model.requires_grad_(False)
     try:
-        METHODS[config.name].attach(model, config)
+        method.attach(model, config)
     except ConfigError:
         for parameter in required:
             parameter.requires_grad_(True)
         raise
     if config.train_projector and anatomy.projector is not None:
         anatomy.projector.requires_grad_(True)
+    for module in anatomy.head if config.train_head else ():
+        module.requires_grad_(True)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint)
+    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, form=anatomy.form)
     return model
 
 
@@ -125,8 +131,8 @@ def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, 
     config = attachment(model).config
     if not isinstance(config, SkipConfig):
         return []
-    layers = list(Anatomy.of(model).layers)
-    return [(block, parts) for parts in PARTS[config.candidates] for block in layers]
+    blocks = Anatomy.of(model).blocks(config.candidates)
+    return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 
 def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
@@ -154,16 +160,15 @@ def select(model: PreTrainedModel, skip_set: Iterable[int]) -> None:
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"skip set {chosen} names a candidate twice")
     parts = {(known[i][0].index, part) for i in chosen for part in known[i][1]}
-    layers = list(Anatomy.of(model).layers)
-    if all((i, "mha") in parts for i in range(len(layers))):
+    blocks = {block.index: block for block, _ in known}
+    if known and all((i, "mha") in parts for i in blocks):
         raise ValueError(f"skip set {chosen} leaves no attention; at least one must be kept")
     if state.fold_mode is not None:
         raise ValueError("the model is folded; call unfold(model) before select")
     if state.pruned:
         raise ValueError("the model is pruned, its skip set is final; load the base again to choose another")
-    if known:
-        for block in layers:
-            block.skip_mha, block.skip_ffn = (block.index, "mha") in parts, (block.index, "ffn") in parts
+    for i, block in blocks.items():
+        block.skip_mha, block.skip_ffn = (i, "mha") in parts, (i, "ffn") in parts
 
 
 def prune(model: PreTrainedModel) -> None:
@@ -275,8 +280,12 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
 def base_fingerprint(model: PreTrainedModel) -> Tensor:
     """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
     loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
-    layers = Anatomy.of(model).layers
-    weights = [layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16) for layer in layers]
+    anatomy = Anatomy.of(model)
+    there = [anatomy.ffn_output.partition(".")[0] in layer._modules for layer in anatomy.layers]
+    weights = [
+        layer.get_submodule(anatomy.ffn_output).weight if kept else torch.zeros(1, 16)
+        for layer, kept in zip(anatomy.layers, there, strict=True)
+    ]
     # torchao's are tensors that say they were floating
     if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
         return torch.empty(0, dtype=torch.bfloat16)

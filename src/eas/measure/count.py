@@ -18,11 +18,12 @@ from transformers.initialization import no_init_weights
 
 from eas.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
 from eas.methods import method_config
-from eas.models.anatomy import auto_class
+from eas.models.anatomy import Anatomy, auto_class
 from eas.surgery import attach, attached, attachment, candidates, fold, prune, select
 
 __all__ = ["CONVENTIONS", "Counts", "count"]
@@ -79,6 +80,8 @@ def count(
     else:
         mode = PAPER_FOLDS if convention == "paper" and fold_mode == "default" else fold_mode
         model = on_meta(model, method, k, chosen, mode, dtype or torch.bfloat16)
+    if Anatomy.of(model).form == "coattention":  # which the paper counts as we do
+        return count_coattention(model, prompt_tokens, images)
     counts = count_modules(model, prompt_tokens, images, patch_grid)
     return as_the_paper_counts(counts) if convention == "paper" else counts
 

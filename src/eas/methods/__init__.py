@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig
 from eas.methods import adapter, das, drop, eas, full, lavin_adapter, llama_adapter, lora, mam, prefix, prompts
+from eas.methods import meter_adapters as meter
+from eas.methods.meter_eas import attach_das, attach_eas, prune_das, prune_eas
 from eas.models import prompt_attention
 
 
@@ -70,6 +72,32 @@ METHODS: dict[str, Method] = {
     "mam": Method(mam.MAMConfig, mam.attach),
     "llama_adapter": Method(llama_adapter.LlamaAdapterConfig, llama_adapter.attach, **PRECOMPUTED),
 }
+
+
+COATTENTION: dict[str, Method] = {
+    "eas": Method(eas.EASConfig, attach_eas, prune_eas),
+    "das": Method(das.DASConfig, attach_das, prune_das),
+    "full": Method(full.FullConfig, meter.attach_full),
+    "head": Method(full.HeadConfig, meter.attach_head),
+    "lora": Method(lora.LoRAConfig, meter.attach_lora, **MERGE),
+    "adapter": Method(adapter.AdapterConfig, meter.attach_adapter),
+    "parallel_adapter": Method(adapter.ParallelAdapterConfig, meter.attach_parallel),
+    "shallow_prompt": Method(prompts.ShallowPromptConfig, meter.attach_shallow),
+    "deep_prompt": Method(prompts.DeepPromptConfig, meter.attach_deep),
+}
+"""The methods in the form they have on METER."""
+FORMS = {"decoder": METHODS, "coattention": COATTENTION}
+
+
+def method_of(form: str, name: str) -> Method:
+    """A method in the form that fits a model's anatomy.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FORMS[form]:
+        raise ConfigError(f"method {name!r} does not exist for this model; there is {', '.join(FORMS[form])}")
+    return FORMS[form][name]
 
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eas.config import MethodConfig, method_name, option
+from eas.config import ConfigError, MethodConfig, method_name, option
 from eas.models.anatomy import Anatomy
 from eas.models.skipping import become
 
@@ -112,18 +112,27 @@ class ParallelAdapterConfig(MethodConfig):
 
     name: str = method_name("parallel_adapter")
     rank: int = option(512, "r, the bottleneck")
+    placement: str = option("ffn", "beside what: the 'ffn'; on METER also the 'attention' or 'both'")
     scale: float = option(4.0, "factor on the adapter's output")
     dropout: float = option(0.0, "on the bottleneck while training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("rank", self.rank >= 1, "must be at least 1")
+        places = ("ffn", "attention", "both")
+        self._require("placement", self.placement in places, f"must be one of {', '.join(places)}")
         self._require("scale", self.scale > 0, "must be above 0")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
 def attach_parallel(model: PreTrainedModel, config: ParallelAdapterConfig) -> None:
-    """An adapter beside the FFN of every block; untrained they change nothing."""
+    """An adapter beside the FFN of every block; untrained they change nothing.
+
+    Raises:
+        ConfigError: another placement.
+    """
+    if config.placement != "ffn":
+        raise ConfigError(f"ParallelAdapterConfig.placement = {config.placement!r}: in a decoder it must be 'ffn'")
     for layer in Anatomy.of(model).layers:
         put(layer.mlp, ParallelFFN, layer, config.rank, scale=config.scale, dropout=config.dropout)
 

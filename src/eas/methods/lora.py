@@ -43,11 +43,21 @@ def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
 
 
 def inject(model: PreTrainedModel, rank: int, alpha: float | None, dropout: float, targets: list[str]) -> None:
-    """Puts PEFT's LoRA layers into the language model, float32 whatever the base's dtype."""
+    """Puts LoRA at every map of the language model's blocks whose name is a target."""
     inside = {id(module) for module in Anatomy.of(model).layers.modules()}
-    names = [n for n, m in model.named_modules() if id(m) in inside and n.rpartition(".")[2] in targets]
+    inject_at(
+        model,
+        [n for n, m in model.named_modules() if id(m) in inside and n.rpartition(".")[2] in targets],
+        rank,
+        alpha,
+        dropout,
+    )
+
+
+def inject_at(model: PreTrainedModel, names: list[str], rank: int, alpha: float | None, dropout: float) -> None:
+    """Puts PEFT's LoRA layers, float32 whatever the base's dtype, at the maps of these names."""
     if not names:
-        raise ConfigError(f"LoRAConfig.targets = {targets}: the model's blocks have no such maps")
+        raise ConfigError("LoRAConfig.targets: the model's blocks have no such maps")
     alpha = 2 * rank if alpha is None else alpha
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names), model)
     for layer in lora_layers(model):

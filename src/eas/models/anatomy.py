@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from eas.models.lavin import LavinForConditionalGeneration
+from eas.models.meter import TASKS as METER
+from eas.models.meter import AutoMeter
 
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 FFN_INPUTS = ("gate_proj", "up_proj")
@@ -35,6 +37,9 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGeneration}
 """Families that transformers does not have."""
 
+# class of the model with its head -> path to its co-attention layers
+COATTENTION = {head.__name__: "meter" for head in METER.values()}
+
 # language models whose layers have self_attn, mlp, input_layernorm and post_attention_layernorm, pre-norm, RMS norms
 TEXT_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 
@@ -51,11 +56,25 @@ class Anatomy:
         text_model: the language model without its head.
         layers: its blocks, in order.
         projector: the module between vision tower and language model, if the model has one.
+        form: which form of the methods fits: "decoder", or "coattention" (METER).
+        attentions: the attentions, where a layer has several that may be skipped singly.
+        head: what belongs to a task and is not there after pretraining.
+        norm: path from a layer to one of its norms.
+        ffn_output: path from a layer to the FFN's last map.
     """
 
     text_model: PreTrainedModel
     layers: Any  # a ModuleList, whose blocks are SkippableBlocks once attached
     projector: nn.Module | None
+    form: str = "decoder"
+    attentions: tuple[Any, ...] = ()
+    head: tuple[nn.Module, ...] = ()
+    norm: str = "input_layernorm"
+    ffn_output: str = "mlp.down_proj"
+
+    def blocks(self, candidates: str) -> list[Any]:
+        """The modules that may be skipped, or parts of which may be: attentions where layers have several."""
+        return list(self.attentions if candidates == "mha" and self.attentions else self.layers)
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -65,8 +84,11 @@ class Anatomy:
             UnsupportedModelError: its family, or the class of its language model, is not supported.
         """
         family = type(model).__name__
+        if family in COATTENTION:
+            return cls._of_coattention(model)
         if family not in FAMILIES:
-            raise UnsupportedModelError(f"{family} is not supported; supported are {', '.join(FAMILIES)}")
+            known = ", ".join((*FAMILIES, *COATTENTION))
+            raise UnsupportedModelError(f"{family} is not supported; supported are {known}")
         text_path, projector_path = FAMILIES[family]
         text_model = model.get_submodule(text_path)
         if type(text_model).__name__ not in TEXT_MODELS:
@@ -77,6 +99,34 @@ class Anatomy:
         projector = None if projector_path is None else model.get_submodule(projector_path)
         return cls(text_model, text_model.layers, projector)
 
+    @classmethod
+    def _of_coattention(cls, model: nn.Module) -> Anatomy:
+        """METER: the text's layers, then the image's; of each its self attentions, then its cross attentions."""
+        path = COATTENTION[type(model).__name__]
+        trunk: Any = model.get_submodule(path)
+        sides = (trunk.cross_modal_text_layers, trunk.cross_modal_image_layers)
+        kinds = ("attention", "crossattention")
+        there = ((layer, kind) for side in sides for kind in kinds for layer in side if kind in layer._modules)
+        attentions = (layer.get_submodule(kind) for layer, kind in there)
+        poolers = (trunk.token_type_embeddings, trunk.cross_modal_text_pooler, trunk.cross_modal_image_pooler)
+        own = (module for name, module in model.named_children() if name != path)
+        return cls(
+            trunk,
+            [layer for side in sides for layer in side],
+            None,
+            form="coattention",
+            attentions=tuple(attentions),
+            head=(*poolers, *own),
+            norm="output.LayerNorm",
+            ffn_output="output.dense",
+        )
+
+
+def paths(model: nn.Module) -> tuple[str, str | None]:
+    """Where a model keeps what its layers are in, and its projector."""
+    family = type(model).__name__
+    return FAMILIES[family] if family in FAMILIES else (COATTENTION[family], None)
+
 
 def model_class(family: str) -> Any:
     """The class of a family."""
@@ -86,5 +136,7 @@ def model_class(family: str) -> Any:
 def auto_class(model_type: str) -> Any:
     """The Auto class that opens models of this type with their head: image-text, or text only."""
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
+    if kind == "meter":
+        return AutoMeter
     sees = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *(cls.config_class.model_type for cls in OWN.values())}
     return AutoModelForImageTextToText if kind in sees else AutoModelForCausalLM

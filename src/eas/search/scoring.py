@@ -45,6 +45,8 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         raise ValueError("the model is in training mode; call model.eval() before scoring")
     if inputs.get("labels") is None or inputs.get("past_key_values") is not None:
         raise ValueError("scoring needs labels, and takes no past_key_values")
+    if Anatomy.of(model).form == "coattention":
+        return _score_behind_towers(model, inputs, skip_sets)
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
     blocks, norm = list(anatomy.layers), anatomy.text_model.norm
     plans = [_plan(model, skip_set) for skip_set in skip_sets]
@@ -97,6 +99,22 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         for hook in (*seen, *kept):
             hook.remove()
     return [losses[plan] for plan in plans]
+
+
+def _score_behind_towers(model: Any, inputs: Mapping[str, Any], skip_sets: Sequence[SkipSet]) -> list[float]:
+    """METER: the towers run once, all behind them for every set; layers of both modalities feed each other."""
+    labels = {key: value for key, value in inputs.items() if key.endswith("labels")}
+    encoded, losses = model.encode(**{key: value for key, value in inputs.items() if key not in labels}), []
+    for skip_set in skip_sets:
+        select(model, skip_set)
+        losses.append(float(model.head(encoded, **labels).loss))
+    return losses
+
+
+def answers(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
+    """What a batch's mean loss is the mean of: answer tokens; examples, where a label is no sequence of tokens."""
+    labels: Tensor = inputs["labels"]
+    return len(labels) if Anatomy.of(model).form == "coattention" else int((labels[:, 1:] != -100).sum())
 
 
 def block_evaluations(model: PreTrainedModel, skip_sets: Sequence[SkipSet]) -> int:

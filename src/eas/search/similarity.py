@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.config import ConfigError
 from eas.models.anatomy import Anatomy
 from eas.surgery import candidates, select
 
@@ -24,6 +25,8 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     Returns:
         One cosine per candidate; near 1 is redundant.
     """
+    if Anatomy.of(model).form != "decoder":
+        raise ConfigError("rule 'similarity' reads the residual stream of a decoder; use another on METER")
     select(model, [])
     layers = list(Anatomy.of(model).layers)
     stream: dict[tuple[int, str], Tensor] = {}

@@ -20,7 +20,7 @@ from eas.distributed import from_all, is_main
 from eas.files import writing
 from eas.search import SearchConfig, SearchPhase, SearchResult
 from eas.search.base import SkipSet
-from eas.search.scoring import score_sets
+from eas.search.scoring import answers, score_sets
 from eas.surgery import attachment
 from eas.training import sharded
 
@@ -117,15 +117,15 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
         inputs = self._prepare_inputs(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
-        tokens = int((inputs["labels"][:, 1:] != -100).sum()) if share else 0
+        weight = answers(self.model, inputs) if share else 0
         assert self.search_phase is not None  # it is what calls
         own = self.search_phase.config.score_dtype is None
         with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
             losses = score_sets(self.model, inputs, skip_sets)
         self.model.train(was_training)
-        shares = from_all((tokens, losses))
-        answers = sum(tokens for tokens, _ in shares)
-        return [sum(tokens * losses[i] for tokens, losses in shares) / answers for i in range(len(skip_sets))]
+        shares = from_all((weight, losses))
+        total = sum(weight for weight, _ in shares)
+        return [sum(weight * losses[i] for weight, losses in shares) / total for i in range(len(skip_sets))]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

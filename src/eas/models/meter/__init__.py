@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 from eas.models.meter.configuration import MeterConfig
 from eas.models.meter.heads import (
     TASKS,
+    AutoMeter,
     MeterForImageTextRetrieval,
     MeterForNLVR2,
     MeterForPreTraining,
@@ -20,6 +21,7 @@ AutoImageProcessor.register(MeterConfig, image_processor_classes={"pil": MeterIm
 
 __all__ = [
     "TASKS",
+    "AutoMeter",
     "MeterConfig",
     "MeterForImageTextRetrieval",
     "MeterForNLVR2",

@@ -37,6 +37,7 @@ class MeterWithHead(MeterPreTrainedModel):
 
     def __init__(self, config: MeterConfig) -> None:
         super().__init__(config)
+        config.architectures = [type(self).__name__]  # by which `AutoMeter` finds the head
         self.meter = MeterModel(config)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -179,7 +180,10 @@ class MeterForPreTraining(MeterWithHead):
         labels: Tensor | None = None,
         itm_labels: Tensor | None = None,
     ) -> MeterHeadOutput:
-        text, (image,) = self.encode(input_ids, pixel_values, attention_mask)
+        return self.head(self.encode(input_ids, pixel_values, attention_mask), labels, itm_labels)
+
+    def head(self, encoded: Encoded, labels: Tensor | None = None, itm_labels: Tensor | None = None) -> MeterHeadOutput:
+        text, (image,) = encoded
         fused = self.meter.fuse(text, image)
         words, matched = self.mlm_score(fused.text_states), self.itm_score(fused.pooled)
         losses: list[Any] = []
@@ -210,3 +214,24 @@ TASKS: dict[str, type[MeterWithHead]] = {
     "nlvr2": MeterForNLVR2,
     "retrieval": MeterForImageTextRetrieval,
 }
+
+
+class AutoMeter:
+    """Opens METER with the head that its configuration names, as transformers' Auto classes do for one task each."""
+
+    @staticmethod
+    def from_pretrained(id_or_folder: str, **kwargs: Any) -> Any:
+        config = MeterConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"))
+        return AutoMeter._head(config).from_pretrained(id_or_folder, **kwargs)
+
+    @staticmethod
+    def from_config(config: MeterConfig, **kwargs: Any) -> Any:
+        return AutoMeter._head(config)._from_config(config, **kwargs)
+
+    @staticmethod
+    def _head(config: MeterConfig) -> Any:
+        heads = {head.__name__: head for head in TASKS.values()}
+        for name in config.architectures or ():
+            if name in heads:
+                return heads[name]
+        raise ValueError(f"the METER configuration names no head in architectures; expected {', '.join(heads)}")

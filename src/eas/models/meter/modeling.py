@@ -16,6 +16,7 @@ from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.roberta.modeling_roberta import (
     RobertaAttention,
+    RobertaCrossAttention,
     RobertaIntermediate,
     RobertaOutput,
     RobertaPooler,
@@ -93,6 +94,22 @@ class MeterLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         z, _ = self.crossattention(y, encoder_hidden_states=other, encoder_attention_mask=across)
         output: Tensor = self.output(self.intermediate(z), z)
         return output
+
+
+def attend(attention: Any, queries: Tensor, keys: Stream, residual: Tensor) -> Tensor:
+    """An attention whose keys and values need not be its queries, with its residual and norm.
+
+    Args:
+        attention: a ``RobertaAttention``, self or cross: their maps are the same.
+        queries: ``(batch, tokens, d)``.
+        keys: what is attended to.
+        residual: what the output is added to, as queries.
+    """
+    seen, _ = RobertaCrossAttention.forward(
+        attention.self, queries, encoder_hidden_states=keys.tokens, attention_mask=keys.bias()
+    )
+    output: Tensor = attention.output(seen, residual)
+    return output
 
 
 class MeterPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -192,12 +209,16 @@ class MeterModel(MeterPreTrainedModel):
 
     def fuse(self, text: Stream, image: Stream) -> MeterOutput:
         """The co-attention layers and the poolers; row i of the one with row i of the other."""
-        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
-            texts = text_layer(text.tokens, image.tokens, text.mask, image.mask)
-            images = image_layer(image.tokens, text.tokens, image.mask, text.mask)
-            text, image = text.with_tokens(texts), image.with_tokens(images)
+        layers = zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True)
+        for index, (text_layer, image_layer) in enumerate(layers):
+            of_text, of_image = self.layer_inputs(index, text, image)
+            text, image = text.with_tokens(text_layer(*of_text)), image.with_tokens(image_layer(*of_image))
         pooled = [self.cross_modal_text_pooler(text.tokens), self.cross_modal_image_pooler(image.tokens)]
         return MeterOutput(text.tokens, image.tokens, torch.cat(pooled, -1))
+
+    def layer_inputs(self, index: int, text: Stream, image: Stream) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What the text's and the image's layer of this number are called with."""
+        return (text.tokens, image.tokens, text.mask, image.mask), (image.tokens, text.tokens, image.mask, text.mask)
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> MeterOutput:
         """One image with one text.

@@ -1,0 +1,462 @@
+"""Every method on METER: the contract of tests/test_methods.py, the equations, the counts."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_meter import close
+from transformers import TrainingArguments
+
+import eas
+from eas import METHODS, ConfigError
+from eas.checkpoint import adapter_state
+from eas.config import SkipConfig
+from eas.methods import COATTENTION
+from eas.models.anatomy import Anatomy
+from eas.models.meter import TASKS, MeterConfig
+from eas.models.meter.modeling import Stream
+from eas.search import SearchConfig
+from eas.search.scoring import score_sets
+from eas.surgery import candidates, disabled
+from eas.training import EASTrainer
+
+torch.set_num_threads(1)
+PIA = {"skip_rank": 4, "adapt_rank": 2}
+CONFIGS = {
+    "eas": {"num_skip": 3, **PIA},
+    "eas, constant": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
+    "das": {"num_skip": 2, **PIA},
+    "full": {},
+    "head": {},
+    "lora": {"rank": 2, "targets": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]},
+    "adapter": {"rank": 16, "placement": "both"},
+    "parallel_adapter": {"rank": 16, "placement": "attention"},
+    "shallow_prompt": {"num_tokens": 3},
+    "deep_prompt": {"num_tokens": 3},
+}
+SETS = {"mha": (1, 2, 5, 6), "layer": (0, 3)}
+CHANGES_UNTRAINED = {"shallow_prompt", "deep_prompt"}
+exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+
+def build(task="vqa", dtype=torch.float32):
+    """Two layers a modality, of width 32, with weights that show in the logits."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = MeterConfig(
+        text_config={**sizes, "vocab_size": 60, "max_position_embeddings": 40, "layer_norm_eps": 1e-5},
+        vision_config={**sizes, "patch_size": 8, "image_size": 16},
+        coattention_config={**sizes, "vocab_size": 60, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        num_images=2 if task == "nlvr2" else 1,
+        num_answers=5,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    return TASKS[task](config).eval().to(dtype)
+
+
+def batch(task="vqa"):
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 60, (2, 7), generator=generator)
+    ids[1, 4:] = 1
+    images = 2 if task == "nlvr2" else 1
+    pixels = torch.randn(2, images, 3, 16, 16, generator=generator).squeeze(1)
+    labels = torch.rand(2, 5, generator=generator) if task == "vqa" else torch.tensor([1, 0])
+    return {"input_ids": ids, "attention_mask": (ids != 1).long(), "pixel_values": pixels, "labels": labels}
+
+
+def method(label):
+    return label.split(",")[0]
+
+
+def tuned(label, pruned=False, task="vqa", dtype=torch.float32, **more):
+    """Attached under its skip set, with trained weights that show."""
+    torch.manual_seed(1)
+    config = METHODS[method(label)].config(**CONFIGS[label], **more)
+    model = eas.attach(build(task, dtype), config)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapter_state(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    if isinstance(config, SkipConfig):
+        eas.select(model, SETS[config.candidates])
+        if pruned:
+            eas.prune(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model, inputs=None):
+    return model(**(inputs or batch())).logits
+
+
+def test_every_method_of_meter_has_signed():
+    assert {method(label) for label in CONFIGS} == set(COATTENTION) <= set(METHODS)
+    assert all(entry.config is METHODS[name].config for name, entry in COATTENTION.items())
+
+
+@pytest.mark.parametrize("label", CONFIGS)
+class TestContract:
+    def test_untrained_it_changes_nothing_or_says_so(self, label):
+        got = logits(eas.attach(build(), METHODS[method(label)].config(**CONFIGS[label])))
+        assert torch.allclose(got, logits(build()), atol=1e-6) != (method(label) in CHANGES_UNTRAINED)
+
+    def test_exactly_what_it_declares_is_trained(self, label):
+        model = tuned(label, pruned=True).train()
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        declared = {name for name in model.eas.trained if name in before}
+        assert declared == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        model(**batch()).loss.backward()
+        for name in declared:
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None, name
+            if not name.endswith("key.bias") and not name.endswith("k_proj.bias"):  # the softmax does not see them
+                assert gradient.any(), name
+        optimizer.step()
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name not in declared)
+
+    def test_gradient_checkpointing_changes_nothing(self, label):
+        gradients = []
+        for checkpointing in (False, True):
+            model = tuned(label, pruned=True)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            Anatomy.of(model).text_model.cross_modal_text_layers.train()
+            Anatomy.of(model).text_model.cross_modal_image_layers.train()
+            model(**batch()).loss.backward()
+            gradients.append([parameter.grad for parameter in adapter_state(model).values()])
+        close(gradients[1], gradients[0])
+
+    def test_saved_and_loaded_it_is_the_same_bit_for_bit(self, label, tmp_path):
+        for pruned in (False, True):
+            model = tuned(label, pruned)
+            eas.save(model, tmp_path)
+            again = eas.load(build(), tmp_path)
+            assert again.eas == model.eas
+            assert eas.skip_set(again) == eas.skip_set(model)
+            exactly(logits(again), logits(model))
+
+    def test_disabled_it_gives_the_base_back(self, label):
+        model = tuned(label)
+        before = logits(model)
+        if method(label) in ("full", "head"):
+            with pytest.raises(ValueError, match="trained itself"), disabled(model):
+                pass
+            return
+        with disabled(model):
+            exactly(logits(model), logits(build()))
+        exactly(logits(model), before)
+
+    def test_pruned_it_is_the_same_and_smaller(self, label):
+        whole, model = tuned(label), tuned(label, pruned=True)
+        close(logits(model), logits(whole))
+        if candidates(whole):
+            assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+            assert eas.count(whole, 7, 1).macs == eas.count(model, 7, 1).macs
+            assert eas.count(whole, 7, 1).weight_bytes == eas.count(model, 7, 1).weight_bytes
+            assert eas.count(whole, 7, 1).params_folded == eas.count(model, 7, 1).params_total
+
+    def test_a_bfloat16_base(self, label):
+        exact, model = logits(tuned(label)), tuned(label, dtype=torch.bfloat16)
+        got = model(**{**batch(), "pixel_values": batch()["pixel_values"].bfloat16()}).logits
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - exact).norm() / exact.norm() < 0.1
+
+
+def naive_pia(pia, n, pooled):
+    """Eq. 4-6 for one sequence; what is pooled may be another's tokens."""
+    alpha, c = torch.tensor([0.5, 0.5]), 0
+    if pia.router is not None:
+        alpha = ((pooled.mean(0) @ pia.router.weight.T + pia.router.bias) / pia.temperature).softmax(0)
+    else:
+        alpha = (pia.mix / pia.temperature).softmax(0)
+    if pia.down2 is not None:
+        c = torch.stack([t @ pia.down2.weight.T + pia.down2.bias for t in pooled]).mean(0)
+    h = n @ pia.down1.weight.T + pia.down1.bias + c
+    return sum(alpha[i] * (h @ up.dense() + up.bias) for i, up in enumerate((pia.up1, pia.up2)))
+
+
+def naive_attention(attention, queries, keys):
+    core, heads = attention.self, attention.self.num_attention_heads
+    q, k, v = (
+        part(tokens).view(len(tokens), heads, -1).transpose(0, 1)
+        for part, tokens in ((core.query, queries), (core.key, keys), (core.value, keys))
+    )
+    mixed = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+    return attention.output.dense(mixed.transpose(0, 1).flatten(1))
+
+
+def naive_layer(layer, x, other):
+    """DESIGN in equations: LN(x + PIA(x; pooled x)), LN(y + PIA(x; pooled other)), kept parts with adapt PIAs."""
+
+    def norm(module, tokens):
+        return F.layer_norm(tokens, tokens.shape[-1:], module.weight, module.bias, 1e-12)
+
+    def adapted(pia, tokens):
+        return tokens + naive_pia(pia, tokens, tokens)
+
+    own, cross = layer.attention, layer.crossattention
+    if own.skip_mha:
+        y = norm(own.output.LayerNorm, x + naive_pia(own.skip_pia, x, x))
+    else:
+        a = adapted(own.adapt_pia, x)
+        y = norm(own.output.LayerNorm, x + naive_attention(own, a, a))
+    if cross.skip_mha:
+        z = norm(cross.output.LayerNorm, y + naive_pia(cross.skip_pia, x, other))
+    else:
+        z = norm(cross.output.LayerNorm, y + naive_attention(cross, adapted(cross.adapt_pia, y), other))
+    hidden = F.gelu(layer.intermediate.dense(adapted(layer.adapt_pia, z)))
+    return norm(layer.output.LayerNorm, z + layer.output.dense(hidden))
+
+
+@pytest.mark.parametrize("label", ["eas", "eas, constant"])
+@pytest.mark.parametrize("skipped", [(), (0,), (2,), (0, 2), (4, 6, 2, 0)])
+def test_layers_are_the_equations(label, skipped):
+    model = tuned(label)
+    eas.select(model, skipped)
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.randn(1, 6, 32, generator=generator), torch.randn(1, 9, 32, generator=generator)
+    padded = torch.cat([x, 50 * torch.ones(1, 2, 32)], 1)
+    mask = torch.arange(8)[None] < 6
+    for layers, streams, count in (
+        (model.meter.cross_modal_text_layers, (padded, y, mask, None), 6),
+        (model.meter.cross_modal_image_layers, (y, padded, None, mask), 9),
+    ):
+        layer, own, other = layers[0], (x if count == 6 else y)[0], (y if count == 6 else x)[0]
+        gradients = []
+        for output in (layer(*streams)[0, :count], naive_layer(layer, own, other)):
+            model.zero_grad()
+            (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+            gradients.append([p.grad for p in layer.parameters() if p.grad is not None])
+        close(layer(*streams)[0, :count], naive_layer(layer, own, other))
+        close(gradients[0], gradients[1], atol=1e-4)
+
+
+def test_candidates_are_the_texts_self_and_cross_then_the_images():
+    model = tuned("eas")
+    trunk = model.meter
+    order = [
+        getattr(layer, kind)
+        for side in (trunk.cross_modal_text_layers, trunk.cross_modal_image_layers)
+        for kind in ("attention", "crossattention")
+        for layer in side
+    ]
+    assert [block for block, _ in candidates(model)] == order
+    skipping = tuned("das")
+    layers = [*skipping.meter.cross_modal_text_layers, *skipping.meter.cross_modal_image_layers]
+    assert [block for block, _ in candidates(skipping)] == layers
+
+
+def test_das_skips_layers_and_adapts_beside_the_parts_of_others():
+    model, inputs = tuned("das"), batch()
+    text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
+    skipped, kept = model.meter.cross_modal_text_layers
+    close(skipped(text, image), text + skipped.skip_adapter(text))
+    y = kept.attention.output
+    base = build().meter.cross_modal_text_layers[1]
+    seen = base.attention.self(text)[0]
+    expected = y.LayerNorm(text + y.adapter(text) + base.attention.output.dense(seen))
+    close(kept.attention(text)[0], expected)
+    assert logits(model, inputs).isfinite().all()
+
+
+def test_prompts_are_tokens_beside_those_of_each_modality():
+    text = Stream(torch.randn(2, 5, 32), torch.arange(5)[None] < torch.tensor([[5], [3]]))
+    image = Stream(torch.randn(2, 4, 32), None)
+
+    def beside(stream, tokens):
+        mask = None if stream.mask is None else F.pad(stream.mask, (0, 3), value=True)
+        return Stream(torch.cat([stream.tokens, tokens.expand(2, -1, -1)], 1), mask)
+
+    shallow, base = tuned("shallow_prompt").meter, build().meter
+    found = shallow.fuse(text, image)
+    expected = base.fuse(*(beside(s, t) for s, t in zip((text, image), shallow.prompt.tokens, strict=True)))
+    close(found.pooled, expected.pooled)
+    close(found.text_states, expected.text_states[:, :5])
+
+    deep = tuned("deep_prompt").meter
+    found = deep.fuse(text, image)
+    for i in range(2):  # VPT-deep: new tokens come in with every layer, and what becomes of them is dropped
+        x, y = (beside(s, deep.prompt.tokens[m, i]) for m, s in enumerate((text, image)))
+        texts = base.cross_modal_text_layers[i](x.tokens, y.tokens, x.mask, y.mask)[:, :5]
+        images = base.cross_modal_image_layers[i](y.tokens, x.tokens, y.mask, x.mask)[:, :4]
+        text, image = text.with_tokens(texts), image.with_tokens(images)
+    close(found.text_states, text.tokens)
+    close(found.image_states, image.tokens)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "pretraining"])
+def test_scoring_sets_is_scoring_them_one_by_one(task):
+    model, inputs = tuned("eas", task=task), batch(task)
+    if task == "retrieval":
+        inputs |= {key: torch.stack([inputs[key], inputs[key].flip(0)], 1) for key in ("input_ids", "attention_mask")}
+    if task == "pretraining":
+        inputs |= {"labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
+        inputs |= {"itm_labels": torch.tensor([1, 0])}
+    sets = [(0, 1, 2), (5, 6, 7), (0, 4, 7)]
+    losses = []
+    with torch.no_grad():
+        for skip_set in sets:
+            eas.select(model, skip_set)
+            losses.append(float(model(**inputs).loss))
+    assert score_sets(model, inputs, sets) == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("label", ["eas", "das"])
+def test_a_search_and_a_tune_phase(label, tmp_path):
+    examples = [{key: value[i % 2] for key, value in batch().items()} for i in range(6)]
+
+    def collate(rows):
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def arguments(steps):
+        return TrainingArguments(
+            str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=2,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+        )
+
+    config = METHODS[label].config(**CONFIGS[label], train_head=True)
+    model = eas.attach(build(), config)
+    search = SearchConfig(rule="spread", warmup_steps=1, interval=1, samples=2, batch_size=2)
+    trainer = EASTrainer(
+        model,
+        arguments(3),
+        phase="search",
+        search=search,
+        held_out=examples[:2],
+        train_dataset=examples,
+        data_collator=collate,
+    )
+    trainer.train()
+    result = trainer.search_result()
+    assert len(result.rounds) == 3
+    assert len(result.importances) == len(candidates(model)) == (8 if label == "eas" else 4)
+    eas.select(model, result.skip_set)
+    eas.prune(model)
+    before = logits(model)
+    EASTrainer(model, arguments(2), train_dataset=examples, data_collator=collate).train()
+    assert not torch.equal(logits(model.eval()), before)
+    eas.save(model, tmp_path / "adapter")
+    exactly(logits(eas.load(build(), tmp_path / "adapter")), logits(model))
+
+
+def meter(size=384):
+    with torch.device("meta"):
+        model = TASKS["vqa"](MeterConfig())
+        model.resize_images(size)
+    return model
+
+
+def test_the_full_size_is_counted():
+    """Maps and attentions written out; with five operations per normalised number they are DESIGN's 93.22 and 52.88."""
+    d = 768
+    for size, patches, printed in ((384, 576, 93.22), (288, 324, 52.88)):
+        n, t = patches + 1, 40
+        vision = patches * 3 * 16 * 16 * d + 11 * (12 * d * d * n + 2 * d * n * n)
+        text = 12 * (12 * d * d * t + 2 * d * t * t)
+        fusion = sum(
+            4 * d * d * a + 2 * d * a * a + 2 * d * d * (a + b) + 2 * d * a * b + 8 * d * d * a
+            for a, b in ((n, t), (t, n))
+        )
+        head = 2 * d * d + (2 * d) ** 2 + 2 * d * 3129
+        counts = eas.count(meter(size), t, 1)
+        assert counts.macs == vision + d * d * (n + t) + text + 6 * fusion + head
+        norms = 5 * d * ((2 * 11 + 2 + 18) * n + (1 + 24 + 18) * t)
+        assert (counts.macs + norms) / 1e9 == pytest.approx(printed, rel=2e-4)
+    assert eas.count(meter(), 40, 2).macs - counts.macs > counts.vision_macs
+    with pytest.raises(ValueError, match="images = 0: METER reads at least one image"):
+        eas.count(meter(), 40)
+
+
+@pytest.mark.parametrize(
+    ("millions", "name", "options"),
+    [
+        (0.30, "shallow_prompt", {"num_tokens": 200}),
+        (1.84, "deep_prompt", {"num_tokens": 200}),
+        (0.29, "lora", {"rank": 4, "targets": ["q_proj", "v_proj"]}),
+        (5.33, "adapter", {"rank": 96, "placement": "both"}),
+        (3.55, "parallel_adapter", {"rank": 96, "placement": "attention"}),
+    ],
+)
+def test_table_4_parameters(millions, name, options):
+    """In millions, cut to two digits as the table does; it has 5.34 and, with a norm in each adapter, 3.59."""
+    trained = eas.count(meter(), 40, 1, method={"name": name, **options}).params_trained
+    assert int(trained / 1e4) / 100 == millions
+
+
+def test_table_4_operations():
+    for size, shallow, adapter, parallel in ((384, 28.71, 1.64, 1.12), (288, 26.84, None, 0.66)):
+        base = eas.count(meter(size), 40, 1).macs
+        tokens = size**2 // 256 + 1 + 40
+
+        def more(name, base=base, size=size, **options):
+            return (eas.count(meter(size), 40, 1, method={"name": name, **options}).macs - base) / 1e9
+
+        assert more("shallow_prompt", num_tokens=200) == pytest.approx(shallow, rel=2e-3)
+        if adapter is not None:  # of NLVR2 the table has 1.38, for which there is no number of tokens
+            assert more("adapter", rank=96, placement="both") == pytest.approx(adapter, abs=0.005)
+        norms = 12 * 5 * 768 * tokens / 1e9
+        assert more("parallel_adapter", rank=96, placement="attention") + norms == pytest.approx(parallel, abs=0.005)
+    folded = eas.attach(meter(), METHODS["lora"].config(rank=4))
+    eas.fold(folded)
+    assert eas.count(folded, 40, 1).macs == eas.count(meter(), 40, 1).macs
+    das = {"name": "das", "skip_rank": 288, "adapt_rank": 96}
+    change = eas.count(meter(), 40, 1, method=das, skip_set=(0, 1, 6, 7)).macs - eas.count(meter(), 40, 1).macs
+    assert change / 1e9 == pytest.approx(-11.16, rel=2e-3)  # two layers of each modality
+
+
+def test_what_is_skipped_is_saved_to_the_operation():
+    d, n, t, r = 768, 577, 40, 144
+    base, kept = eas.count(meter(), t, 1).macs, {"name": "eas", "preset": "meter"}
+    nothing = eas.count(meter(), t, 1, method=kept).macs
+
+    def pia(tokens, rank, c):
+        return 2 * d + c * d * rank + tokens * 3 * d * rank
+
+    assert nothing - base == 6 * 3 * (pia(n, 96, 0) + pia(t, 96, 0))
+    attention = {0: (t, t), 6: (t, n), 12: (n, n), 18: (n, t)}
+    for candidate, (own, keys) in attention.items():
+        saved = nothing - eas.count(meter(), t, 1, method=kept, skip_set=[candidate]).macs
+        whole = 2 * d * d * (own + keys) + 2 * d * own * keys
+        assert saved == whole + pia(own, 96, 0) - pia(own, r, 1)
+
+
+def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
+    for name, values, words in (
+        ("eas", {**PIA, "candidates": "ffn"}, "candidates = 'ffn': of METER attentions may be skipped"),
+        ("eas", {**PIA, "pooling": "causal"}, "METER's tokens have no order"),
+        ("eas", {**PIA, "preset": "released"}, "train_scale = True"),
+        ("eas", {**PIA, "num_skip": 8}, "num_skip = 8: the model has 8 attentions"),
+        ("das", {**PIA, "num_skip": 4}, "num_skip = 4: the model has 4 attentions"),
+        ("prefix", {}, "method 'prefix' does not exist for this model; there is eas, das"),
+        ("lora", {"targets": ["gate_proj"]}, "the model's blocks have no such maps"),
+        ("lora", {"train_projector": True}, "the model has no vision-language projector"),
+    ):
+        model = build()
+        with pytest.raises(ConfigError, match=words):
+            eas.attach(model, METHODS[name].config(**values))
+        assert not eas.attached(model)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    model = tuned("eas")
+    with pytest.raises(ValueError, match="leaves no attention"):
+        eas.select(model, range(8))
+    with pytest.raises(ValueError, match="eas cannot be folded"):
+        eas.fold(model)
+    eas.prune(model)
+    with pytest.raises(ValueError, match="has no standalone form"):
+        eas.merge_and_save(model, "nowhere")
+
+
+def test_a_folder_opens_with_its_head(tmp_path):
+    build("nlvr2").save_pretrained(tmp_path / "base")
+    model = tuned("eas", task="nlvr2", train_head=True)
+    assert {"nlvr2_classifier.3.weight", "token_type_embeddings.weight"} <= adapter_state(model).keys()
+    eas.save(model, tmp_path / "adapter")
+    again = eas.load(str(tmp_path / "base"), tmp_path / "adapter")
+    exactly(logits(again.eval(), batch("nlvr2")), logits(model, batch("nlvr2")))
+    assert eas.count(tmp_path / "base", 7, 2, dtype=torch.float32).macs == eas.count(build("nlvr2"), 7, 2).macs
