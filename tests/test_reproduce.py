@@ -236,7 +236,9 @@ def test_training_a_row_on_the_embedded_model(tmp_path: Path) -> None:
     row = next(row for row in result["rows"] if row["name"] == "LaVIN")
     assert 0 <= row["trained"]["lavin-scienceqa/lavin"] <= 1
     assert "not the paper's model" in result["training_notes"][0]
-    assert (tmp_path / "runs" / "lavin-scienceqa" / "lavin" / "report.html").is_file()
+    folder = tmp_path / "runs" / "lavin-scienceqa" / "lavin"
+    assert (folder / "report.html").is_file()
+    assert (folder / "adapter" / "README.md").is_file()
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:

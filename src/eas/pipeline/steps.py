@@ -30,6 +30,7 @@ from eas.methods import METHODS
 from eas.methods.eas import EASConfig
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
+from eas.reports.card import write_card
 from eas.reports.page import write_report
 from eas.search import FIXED, similarity_ranking
 from eas.search.similarity import cosines
@@ -245,6 +246,7 @@ def report(run: Run) -> None:
     }
     write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     console.print(f"page: {write_report(run.folder)}")
+    write_card(run.folder)
 
 
 STEPS: dict[str, Callable[[Run], None]] = {
