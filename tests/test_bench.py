@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ LLAMA = "LlamaForCausalLM"
 def small() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(shapes.SHAPES, "tiny", lambda: shapes._llama(32, 64, 4, 4, vocab_size=64))
+        patch.setitem(shapes.SHAPES, "two layers", lambda: shapes._llama(32, 64, 2, 4, vocab_size=64))
         patch.setitem(rates.SIZES, "cpu", (64, 2**16))
         yield
 
@@ -183,19 +185,26 @@ def tokens(generate: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return generate(**inputs, max_new_tokens=8, do_sample=False)
 
 
-@pytest.mark.parametrize("fold", [None, "shared"])
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.compiles])
+def test_every_variant_is_one_graph(name: str) -> None:
+    base = shapes.build("two layers", "cpu")
+    base.generation_config.eos_token_id = None
+    model = build_variant(base, name, (0,), PROMPT)
+    fold_variant(model, name)
+    inputs = {"input_ids": torch.arange(6, 12)[None]}
+    expected = tokens(model.generate, inputs)
+    assert torch.equal(tokens(eas.fast_decode(model, backend="eager"), inputs), expected)
+
+
 @pytest.mark.parametrize("family", ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
-def test_fast_decode_gives_the_tokens_of_generate(family: str, fold: str | None) -> None:
-    models = [build(family)] if fold is None else []
-    models.append(attached(family).eval())
-    for model in models:
-        if fold is not None:
-            eas.fold(model, fold)
-        generate = eas.fast_decode(model, backend="eager")
-        assert model.config.get_text_config()._attn_implementation == NAME
-        for lengths in ((9, 9), (5, 9)):
-            inputs = prompts(family, lengths)
-            assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))
+def test_fast_decode_gives_the_tokens_of_generate(family: str) -> None:
+    model = attached(family).eval()
+    eas.fold(model, "shared")
+    generate = eas.fast_decode(model, backend="eager")
+    assert model.config.get_text_config()._attn_implementation == NAME
+    for lengths in ((9, 9), (5, 9)):
+        inputs = prompts(family, lengths)
+        assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))
 
 
 def test_frozen_graphs_serve_one_request_after_the_other() -> None:
@@ -221,3 +230,9 @@ def test_what_cannot_be_decoded_fast() -> None:
     windowed = eas.fast_decode(build("MistralForCausalLM"))
     with pytest.raises(ValueError, match="window"):
         windowed(input_ids=torch.tensor([[7]]), max_new_tokens=2)
+
+
+def test_the_page_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    page = importlib.import_module("bench_page")
+    assert page.filled(page.PAGE.read_text()) == page.PAGE.read_text()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 from transformers import CompileConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
@@ -78,7 +78,7 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next(tensor for tensor in given if tensor is not None)
         cache = _cache(model, prompt.shape[1] + max_new_tokens, freeze)
-        with torch._inductor.config.patch(freezing=freeze):  # read while the step is traced, not only by the backend
+        with inductor.patch(freezing=freeze):  # read while the step is traced, not only by the backend
             return model.generate(
                 inputs, max_new_tokens=max_new_tokens, past_key_values=cache, compile_config=config, **kwargs
             )

@@ -170,8 +170,7 @@ def _time(
         rates.measure()
         for name, model in models.items():
             say(f"batch {batch}: {name}, " + (f"repeat {repeat} of {config.repeats}" if repeat else "warm-up"))
-            watch = Stopwatch(device)
-            peak = PeakMemory(device)
+            peak, watch = PeakMemory(device), Stopwatch(device)
             generate[name](**inputs, max_new_tokens=config.new_tokens, stopping_criteria=[watch])
             used = peak.bytes()
             steps = [after - before for before, after in zip(watch.marks, watch.marks[1:], strict=False)]
