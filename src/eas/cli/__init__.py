@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from eas.cli import run, compare, data, count, reproduce, convert, bench  # noqa: F401
+from eas.cli import run, report, compare, data, count, reproduce, convert, bench  # noqa: F401
 from eas.cli.app import app
 
 __all__ = ["app", "main"]

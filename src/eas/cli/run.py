@@ -29,7 +29,7 @@ def demo(
     config = config.with_overrides([f"output_dir={output_dir}", f"data=scenes:{task}", *(option or [])])
     run = Run.create(config)
     run_steps(run)
-    _print_table(run.folder)
+    _show(run.folder)
 
 
 @app.command()
@@ -51,7 +51,7 @@ def run(
     from eas.pipeline import run_steps
 
     run_steps(_start(output_dir, model, data, method, skip, config, option))
-    _print_table(output_dir)
+    _show(output_dir)
 
 
 @app.command()
@@ -117,16 +117,6 @@ def measure(folder: Folder) -> None:
 
 
 @app.command()
-def report(folder: Folder) -> None:
-    """Gather what the steps left into result.json, figures and report.html."""
-    from eas.pipeline import Run
-    from eas.pipeline.steps import report as write
-
-    write(Run.open(folder))
-    _print_table(folder)
-
-
-@app.command()
 def generate(
     folder: Folder,
     prompt: Annotated[str, typer.Option(help="The question.", show_default=False)],
@@ -189,9 +179,11 @@ def _step(folder: Path, name: str) -> None:
     STEPS[name](Run.open(folder))
 
 
-def _print_table(folder: Path) -> None:
+def _show(folder: Path) -> None:
+    """Ends a run: the table, and the page by name."""
     from eas.distributed import is_main
     from eas.reports.terminal import summary_table
 
     if is_main():
         Console().print(summary_table(json.loads((folder / "result.json").read_text())))
+        Console().print(f"page: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -105,11 +105,18 @@ class Run:
         return load_data(self.config.data, split, limits[split], self.config.data_options)
 
     def record(self, step: str) -> dict[str, Any] | None:
-        """What a step left, None if it has not finished."""
+        """What a step left, None if it has not finished.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         path = self.folder / f"{step}.json"
         if not path.is_file():
             return None
-        record: dict[str, Any] = json.loads(path.read_text())
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}); remove it and run its step again") from error
         return record
 
     def require(self, step: str) -> dict[str, Any]:

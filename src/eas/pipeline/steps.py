@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
 from collections.abc import Callable
@@ -17,21 +16,23 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.checkpoint import library_versions, load, load_into, save
-from eas.config import SkipConfig
+from eas.config import ConfigError, SkipConfig
 from eas.data.collate import Collator
 from eas.demo.larger import larger_pair
 from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
 from eas.evaluation import evaluate
-from eas.files import write_text, writing
+from eas.files import writing
 from eas.measure.count import Counts, count
 from eas.measure.latency import benchmark, git_revision, hardware
+from eas.measure.layers import block_costs
 from eas.methods import METHODS
 from eas.methods.eas import EASConfig
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
 from eas.reports.card import write_card
 from eas.reports.page import write_report
+from eas.reports.sources import is_of_comparison
 from eas.search import FIXED, similarity_ranking
 from eas.search.similarity import cosines
 from eas.standalone import merge_and_save
@@ -186,6 +187,9 @@ def measure(run: Run) -> None:
         fold(tuned, mode)
     grid = tuple(inputs["image_grid_thw"][0, 1:].tolist()) if "image_grid_thw" in inputs else None
     counts = {"base": count(base, prompt_tokens, images, grid), "tuned": count(tuned, prompt_tokens, images, grid)}
+    blocks = {
+        name: [asdict(b) for b in block_costs(m, prompt_tokens)] for name, m in (("base", base), ("tuned", tuned))
+    }
     timing = {"new_tokens": config.benchmark_new_tokens, "repeats": config.benchmark_repeats}
     inputs = {key: value.to(base.device) for key, value in inputs.items() if key != "prompt_mask"}
     latency = _time({"base": base, "folded" if mode else "tuned": tuned}, inputs, **timing)
@@ -198,12 +202,19 @@ def measure(run: Run) -> None:
         bounds = _bounds(count(wide_base, wide), count(wide_folded, wide), wide)
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
         latency["larger"] = {"name": name, "bounds": bounds, **timed}
-    run.finish("measure", {"counts": {name: asdict(c) for name, c in counts.items()}, "latency": latency})
+    totals = {name: asdict(c) for name, c in counts.items()}
+    run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency})
 
 
 @alone
-def report(run: Run) -> None:
-    """Gathers all records into result.json, and writes figures and page."""
+def gather(run: Run) -> None:
+    """Gathers all records into result.json.
+
+    Raises:
+        ConfigError: the folder is that of a comparison's run, whose result.json is another.
+    """
+    if is_of_comparison(run.folder):
+        raise ConfigError(f"{run.folder} is one run of a comparison; name the comparison's folder")
     config, records = run.config, {step: run.record(step) or {} for step in ("search", "tune", "eval", "measure")}
     found, score = records["search"], records["eval"].get("score")
     model_config = run.load_config()
@@ -230,7 +241,9 @@ def report(run: Run) -> None:
             "metric": config.metric_name,
         },
         "accuracy": score,
+        "categories": records["eval"].get("report"),
         "counts": records["measure"].get("counts"),
+        "layers": records["measure"].get("layers"),
         "latency": records["measure"].get("latency"),
         "search": found if found.get("searched") else None,
         "training": {
@@ -244,8 +257,14 @@ def report(run: Run) -> None:
         },
         "samples": _samples(run, records["eval"].get("answers")),
     }
-    write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
-    console.print(f"page: {write_report(run.folder)}")
+    run.finish("result", result)
+
+
+@alone
+def report(run: Run) -> None:
+    """Gathers all records into result.json, and writes figures and page."""
+    gather(run)
+    write_report(run.folder)
     write_card(run.folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.reports.figures import STYLE
-from eas.reports.page import ReportError
+from eas.reports.sources import read_comparison
 from eas.reports.summary import at, number, size
 from eas.reports.tradeoff import tradeoff
 
@@ -25,16 +24,12 @@ def write_comparison(path: Path) -> None:
     Raises:
         ReportError: the file is missing or damaged.
     """
-    try:
-        result = json.loads(path.read_text())
-        rows = result["rows"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is missing or damaged ({error!r}); run `eas compare` on its folder again") from error
+    result = read_comparison(path)
     path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(values(result))
     with matplotlib.rc_context({**STYLE, "savefig.dpi": "figure", "svg.hashsalt": "comparison"}):
-        figure = tradeoff(rows, at(result, "latency", "wide") or at(result, "latency") or {})
+        figure = tradeoff(result["rows"], at(result, "latency", "wide") or at(result, "latency") or {})
         if figure is not None:
             figure.savefig(path.with_suffix(".png"))
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -109,6 +104,7 @@ def notes(result: Mapping[str, Any]) -> str:
     said = [f"test in %, mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "test in %, one seed"]
     if latency:
         said.append(f"prompt of {latency['prompt_tokens']} tokens; times in ms, medians (10th–90th percentile)")
+        said += ["each run timed by itself, so compare it with its own base"] if latency.get("apart") else []
         said += [f"wide: {name}"] if (name := at(latency, "wide", "name")) else []
         said.append(f"timed on {at(latency, 'hardware', 'gpu') or at(latency, 'hardware', 'cpu')}")
     return "; ".join(said)

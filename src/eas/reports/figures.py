@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eas.reports.summary import at, milliseconds, percent, size
+from eas.reports.summary import at, milliseconds, number, percent, size
 
-INK, GREY, BLUE, ORANGE = "#24292f", "#8c96a0", "#2f86d1", "#e08700"
+INK, GREY, BLUE, ORANGE, GREEN = "#24292f", "#8c96a0", "#0072b2", "#d55e00", "#009e73"  # colours of Okabe and Ito
 WIDTH = 3.8  # inches; 365 CSS pixels
+MOST_CATEGORIES = 24
+PHASES: dict[str, Any] = {"search": {"color": ORANGE, "linestyle": "--"}, "tune": {"color": BLUE}}
+PARTS = {"mha": ("attention", GREY, None), "ffn": ("FFN", BLUE, "//"), "other": ("PIA, adapters", ORANGE, "..")}
 STYLE = {
     "axes.edgecolor": INK,
     "axes.grid": False,
@@ -42,11 +45,12 @@ STYLE = {
 
 
 class Plot(NamedTuple):
-    """A figure with its title and, for those who do not see it, what it shows."""
+    """A figure with its title, what it shows for those who do not see it, and what all should read beside it."""
 
     title: str
     alt: str
     figure: Figure
+    note: str = ""
 
 
 def plots(result: Mapping[str, Any]) -> dict[str, Plot | None]:
@@ -58,6 +62,8 @@ def plots(result: Mapping[str, Any]) -> dict[str, Plot | None]:
             "decode": decode(result),
             "importance": importance(result),
             "loss": loss(result),
+            "categories": categories(result),
+            "layers": layers(result),
         }
 
 
@@ -147,6 +153,8 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
             (drawn,) = rows[1].plot([r["step"] for r in rounds], line, color=colour, linewidth=1.4)
             drawn.set_linestyle("-" if skipped else "--")
             drawn.set_label(label if i == layers[0] else "")
+    if rounds:
+        _name_ends(rows[1], [r["importances"] for r in rounds][-1])
     bars.axhline(0, color=INK, linewidth=0.8)
     bars.set_xlabel("layer")
     bars.set_ylabel("importance")
@@ -169,7 +177,7 @@ def loss(result: Mapping[str, Any]) -> Plot | None:
     start, said = 0, []
     for name, log in phases.items():
         steps, losses = [start + entry["step"] for entry in log], [entry["loss"] for entry in log]
-        axes.plot(steps, losses, color={"search": ORANGE, "tune": BLUE}[name], linewidth=1.6, label=name)
+        axes.plot(steps, losses, linewidth=1.6, label=name, **PHASES[name])
         start = steps[-1]
         said.append(f"{name} from {losses[0]:.3f} to {losses[-1]:.3f} in {log[-1]['step']} steps")
     axes.set_ylim(bottom=0)
@@ -177,6 +185,96 @@ def loss(result: Mapping[str, Any]) -> Plot | None:
     axes.set_ylabel("loss")
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     return Plot("Training loss", f"Training loss: {'; '.join(said)}.", figure)
+
+
+def categories(result: Mapping[str, Any]) -> Plot | None:
+    """Every number of the metric, before and after; None where it has only one."""
+    before, after = at(result, "categories", "zero_shot") or {}, at(result, "categories", "folded")
+    after = after or at(result, "categories", "tuned") or {}
+    names = [name for name in after if name in before][:MOST_CATEGORIES]
+    if len(names) < 2:
+        return None
+    figure, (axes,) = _canvas(0.5 * len(names) + 0.8)
+    for offset, numbers, label, colour, hatch in (
+        (-0.2, before, "base", GREY, None),
+        (0.2, after, "tuned", BLUE, "//"),
+    ):
+        places, values = [i + offset for i in range(len(names))], [numbers[name] for name in names]
+        axes.barh(places, values, height=0.38, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6, label=label)
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(
+                f"{value:.1f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
+    axes.set_xlim(0, 118)
+    axes.set_xticks(range(0, 101, 25), [f"{p} %" for p in range(0, 101, 25)])
+    axes.set_yticks(range(len(names)), [short(name, 18) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
+    said = "; ".join(f"{name} from {before[name]:.1f} to {after[name]:.1f} %" for name in names)
+    left = len(after) - len(names)
+    note = f"The first {len(names)} numbers; the table has {left} more." if left else ""
+    return Plot("Accuracy by category", f"{said}.", figure, note)
+
+
+def layers(result: Mapping[str, Any]) -> Plot | None:
+    """MACs of every block, base above and tuned below, by what does them."""
+    models = {name: blocks for name in ("base", "tuned") if (blocks := at(result, "layers", name))}
+    if not models:
+        return None
+    figure, panels = _canvas(1.7 * len(models) + 0.7, len(models))
+    highest = max(sum(block[part] for part in PARTS) for blocks in models.values() for block in blocks)
+    for axes, (name, blocks) in zip(panels, models.items(), strict=True):
+        below = [0.0] * len(blocks)
+        for part, (label, colour, hatch) in PARTS.items():
+            heights = [block[part] for block in blocks]
+            axes.bar(
+                range(len(blocks)), heights, bottom=below, label=label, color=colour, hatch=hatch, edgecolor=INK, lw=0.5
+            )
+            below = [low + high for low, high in zip(below, heights, strict=True)]
+        axes.set_title(name)
+        axes.set_ylim(0, 1.05 * highest)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    panels[-1].set_xlabel("layer")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=3, columnspacing=1.2)
+    said = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{label} {number(sum(b[part] for b in blocks))}" for part, (label, *_) in PARTS.items())
+        for name, blocks in models.items()
+    )
+    return Plot("MACs of a prefill by layer", f"MACs of all blocks. {said}.", figure)
+
+
+def short(name: str, most: int) -> str:
+    """A name that fits."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _name_ends(axes: Axes, values: Sequence[float]) -> None:
+    """The layer's number at the end of each line, moved apart, in two columns where there are many."""
+    low, high = axes.get_ylim()
+    order, columns = sorted(range(len(values)), key=values.__getitem__), 1 if len(values) <= 16 else 2
+    gap = (high - low) * min(1.0, columns * 16 / max(len(values), 1)) / 16
+    places: list[float] = []
+    for rank, i in enumerate(order):
+        floor = places[rank - columns] + gap if rank >= columns else low
+        places.append(max(values[i], floor))
+    over = max(0.0, places[-1] - high) if places else 0.0
+    for rank, i in enumerate(order):
+        place = (axes.get_xlim()[1], max(low, places[rank] - over))
+        shift = (14 + 14 * (rank % columns), 0)
+        axes.annotate(
+            str(i),
+            place,
+            xytext=shift,
+            textcoords="offset points",
+            va="center",
+            ha="right",
+            fontsize=7.5,
+            annotation_clip=False,
+        )
 
 
 def _canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:

@@ -1,46 +1,42 @@
-"""The page of a run: one self-contained HTML file, made from the run's result.json."""
+"""The page of runs and comparisons: one self-contained HTML file, made from their result files."""
 
 from __future__ import annotations
 
-import base64
-import json
-import mimetypes
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from eas.metrics.exact import exact_match
-from eas.reports.figures import INK, Plot, plots, svg
-from eas.reports.summary import BOUND, NOT_MEASURED, at, headline, number, summary_rows
+from eas.reports.figures import INK, STYLE, Plot, svg
+from eas.reports.sections import Section, comparison_section, frontier_plots, run_section, together_section
+from eas.reports.sources import (
+    COMPARISON_FILE,
+    FRONTIER_FILE,
+    RESULT_FILE,
+    ReportError,
+    read_comparison,
+    read_json,
+    read_result,
+)
+from eas.reports.summary import BOUND, NOT_MEASURED, at, number
+from eas.reports.together import together
 
-RESULT_FILE = "result.json"
-SECTIONS: dict[str, type] = {
-    "versions": dict,
-    "hardware": dict,
-    "config": dict,
-    "model": dict,
-    "task": dict,
-    "accuracy": dict,
-    "counts": dict,
-    "latency": dict,
-    "search": dict,
-    "training": dict,
-    "samples": list,
-}
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
 
 
-class ReportError(ValueError):
-    """A result.json that is missing or damaged; the message names the file."""
+class Page(NamedTuple):
+    """Where the page is, and what could not be shown on it; every message names its file."""
+
+    path: Path
+    left_out: list[str]
 
 
 def write_report(folder: Path) -> Path:
-    """Writes ``figures/*.png``, ``figures/*.svg`` and ``report.html`` beside a run's ``result.json``.
-
-    The page holds figures and sample images itself, runs no script and fetches nothing.
+    """Writes the page of one run, ``report.html``, beside its ``result.json``.
 
     Args:
         folder: the run's folder.
@@ -51,57 +47,98 @@ def write_report(folder: Path) -> Path:
     Raises:
         ReportError: ``result.json`` is missing, is not JSON or has a section of the wrong kind.
     """
-    folder = Path(folder)
-    result = read_result(folder)
-    samples = [_sample(folder, result, sample) for sample in result["samples"]]
-    drawn = {name: (plot, svg(plot.figure, name)) for name, plot in plots(result).items() if plot is not None}
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, (plot, drawing) in drawn.items():
-        on_white = drawing.replace("<svg ", '<svg style="background: #fff" ', 1)
-        (folder / "figures" / f"{name}.svg").write_text(on_white)
-        plot.figure.savefig(folder / "figures" / f"{name}.png", dpi=200)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    page = environment.get_template("page.html").render(
-        headline=headline(result),
-        bound=BOUND,
-        result=result,
-        at=at,
-        number=number,
-        not_measured=NOT_MEASURED,
-        rows=summary_rows(result),
-        plots=[
-            {"name": name, "title": plot.title, "svg": _inline(plot, drawing)}
-            for name, (plot, drawing) in drawn.items()
-        ],
-        samples=samples,
-        config=json.dumps(result["config"], indent=2),
-    )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page([Path(folder)], Path(folder)).path
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """Reads ``result.json``; sections that are absent or null are there, empty.
+def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ()) -> Page:
+    """Writes ``report.html``, ``figures/*.png`` and ``figures/*.svg``.
+
+    The page holds figures and sample images itself, runs no script and fetches nothing. What is missing or damaged is
+    named on it and left out.
+
+    Args:
+        sources: folders of runs (``result.json``) and of comparisons (``comparison.json``), or such a
+            ``comparison.json`` of any name.
+        out: the folder of the page.
+        left_out: what could not even be read before, for the page to name.
 
     Raises:
-        ReportError: it is missing, is not JSON or has a section of the wrong kind.
+        ReportError: nothing is left to show; the message names every file.
     """
-    path = folder / RESULT_FILE
-    if not path.is_file():
-        raise ReportError(f"{path} is missing; name the folder of a run (`eas run` writes it)")
+    problems, several = list(left_out), len(sources) > 1
+    results: dict[str, dict[str, Any]] = {}
+    runs: list[Section] = []
+    comparisons: list[Section] = []
+    with matplotlib.rc_context(STYLE):
+        for source in sources:
+            path = source if source.is_file() else source / COMPARISON_FILE
+            try:
+                if path.is_file():
+                    prefix = f"comparison{len(comparisons) + 1}-" if several else ""
+                    section = comparison_section(read_comparison(path), path, out, prefix)
+                    comparisons.append(section)
+                else:
+                    path = source / RESULT_FILE
+                    result, prefix = read_result(source), f"run{len(runs) + 1}-" if several else ""
+                    runs.append(run_section(result, _frontier(source, problems), source, prefix))
+                    results[str(source)] = result
+            except ReportError as error:
+                problems.append(str(error))
+            except DAMAGE as error:
+                problems.append(f"{path} is damaged ({error!r})")
+        groups = [together_section(group, list(results), f"task{i}-") for i, group in enumerate(together(results), 1)]
+        sections = [*groups, *comparisons, *runs]
+        if not sections:
+            raise ReportError("; ".join(problems) or "there is nothing to report; name the folder of a run")
+        out.mkdir(parents=True, exist_ok=True)
+        for section in sections:
+            problems += section.get("problems", ())
+            section["plots"] = [_written(out, name, plot) for name, plot in section["plots"].items() if plot]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("page.html").render(
+        headline=sections[0]["title"] if len(sections) == 1 else _headline(runs, comparisons),
+        sections=sections,
+        left_out=problems,
+        at=at,
+        bound=BOUND,
+        number=number,
+        not_measured=NOT_MEASURED,
+    )
+    path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return Page(path, problems)
+
+
+def _frontier(folder: Path, problems: list[str]) -> dict[str, Plot | None]:
+    """The figures of what `eas frontier` left, if it was run; where it is broken, the run is shown without them."""
+    path = folder / FRONTIER_FILE
     try:
-        result = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is damaged ({error}); run `eas report` on the folder again") from error
-    if not isinstance(result, dict):
-        raise ReportError(f"{path} must hold one mapping, not {type(result).__name__}")
-    for name, kind in SECTIONS.items():
-        if result.get(name) is None:
-            result[name] = kind()
-        elif not isinstance(result[name], kind):
-            raise ReportError(f"{path}: {name!r} must be a {kind.__name__}, not {type(result[name]).__name__}")
-    return result
+        return frontier_plots(read_json(path)) if path.is_file() else {}
+    except ReportError as error:
+        problems.append(str(error))
+    except DAMAGE as error:
+        problems.append(f"{path} is damaged ({error!r})")
+    return {}
+
+
+def _headline(runs: Sequence[Any], comparisons: Sequence[Any]) -> str:
+    counts = {"run": len(runs), "comparison": len(comparisons)}
+    parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    return f"{' and '.join(parts)}, side by side"
+
+
+def _written(out: Path, name: str, plot: Plot) -> dict[str, Any]:
+    """Writes a figure's files; returns what the template needs of it."""
+    plot.figure.draw_without_rendering()  # lays out, once for both files
+    plot.figure.set_layout_engine("none")
+    drawing, folder = svg(plot.figure, name), out / "figures"
+    folder.mkdir(exist_ok=True)
+    on_white = drawing.replace("<svg ", '<svg style="background: #fff" ', 1)
+    (folder / f"{name}.svg").write_text(on_white, encoding="utf-8")
+    plot.figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
+    return {"name": name, "title": plot.title, "note": plot.note, "svg": _inline(plot, drawing)}
 
 
 def _inline(plot: Plot, drawing: str) -> Markup:
@@ -109,31 +146,3 @@ def _inline(plot: Plot, drawing: str) -> Markup:
     drawing = drawing.replace(INK, "currentColor")
     _, _, rest = drawing[drawing.index("<svg") :].partition(" ")  # without the XML declaration
     return Markup(f'<svg role="img" aria-label="{escape(plot.alt)}" {rest}')
-
-
-def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
-    marked = at(result, "task", "metric") == "exact"  # for other metrics the page leaves judging to the reader
-
-    def right(answer: str | None) -> bool | None:
-        return exact_match(answer, sample["target"]) == 1.0 if marked and answer is not None else None
-
-    answers = [{"name": name, "text": sample.get(key), "right": right(sample.get(key))} for name, key in ANSWERS]
-    images = [_data_uri(folder, name) for name in sample.get("images") or ()]
-    return {"question": sample["question"], "target": sample["target"], "answers": answers, "images": images}
-
-
-ANSWERS = (("before", "base"), ("after", "tuned"))
-
-
-def _data_uri(folder: Path, name: str) -> str | None:
-    """The image as a data URI, None if it is gone.
-
-    Raises:
-        ReportError: the name is no image inside the folder.
-    """
-    path, kind = (folder / name).resolve(), mimetypes.guess_type(name)[0]
-    if not path.is_relative_to(folder.resolve()) or kind is None or not kind.startswith("image/"):
-        raise ReportError(f"{folder / RESULT_FILE}: {name!r} is not an image inside the folder")
-    if not path.is_file():
-        return None
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

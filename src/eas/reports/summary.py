@@ -28,7 +28,7 @@ def headline(result: Mapping[str, Any]) -> str:
     """One sentence with what was measured, and nothing that was not."""
     skipped, layers = at(result, "model", "skip_set"), at(result, "model", "layers")
     parts = []
-    before, after = at(result, "accuracy", "zero_shot"), _final_accuracy(result)
+    before, after = at(result, "accuracy", "zero_shot"), final_accuracy(result)
     if after is not None:
         came = "" if before is None else f"went from {percent(before)} to "
         parts.append(f"{came or 'reaches '}{percent(after)} {_task(result)}".strip())
@@ -99,6 +99,7 @@ def speed_up(variants: Mapping[str, Any] | None, key: str) -> str | None:
         return None
     ratio = base["median"] / folded["median"]
     text = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+    text = "as fast" if text.startswith("1.00x") else text
     overlap = base["low"] <= folded["high"] and folded["low"] <= base["high"]
     return f"{text} (spreads overlap)" if overlap else text
 
@@ -140,7 +141,8 @@ def _times(latency: Mapping[str, Any] | None, suffix: str) -> list[Row]:
     return rows
 
 
-def _final_accuracy(result: Mapping[str, Any]) -> float | None:
+def final_accuracy(result: Mapping[str, Any]) -> float | None:
+    """Of the folded model, or of the tuned one where it does not fold."""
     folded: float | None = at(result, "accuracy", "folded")
     tuned: float | None = at(result, "accuracy", "tuned")
     return tuned if folded is None else folded

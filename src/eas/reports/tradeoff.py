@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from eas.reports.figures import BLUE, GREY, INK, ORANGE
 from eas.reports.summary import at
 
-COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#7d5a3c", "#56b4e9", "#b5443c")
+COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)  # of Okabe and Ito
 MARKERS = "osD^vP*X<>"  # ten, so that colour and shape together repeat late
 PANELS = {"prefill_ms": "prefill, ms", "decode_ms": "decode, ms per token"}
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -71,7 +71,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
         figure.supxlabel(f"timed in: {timing['name']}", fontsize=8.5)
     canvas.draw()  # lays out, so that names can be placed by pixels
     for axes, key in zip(panels, PANELS, strict=True):
-        _write_names(
+        write_names(
             axes,
             [
                 (
@@ -87,7 +87,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
     return figure
 
 
-def _write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]]) -> None:
+def write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]]) -> None:
     """Writes names beside their points where each hides least: markers, lines, and the names that stand already."""
     frame, taken = axes.get_window_extent(), []
     for line in axes.lines:  # markers and what joins them
@@ -112,7 +112,7 @@ def _write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]])
                 places.append((cost, left, bottom))
         _, left, bottom = min(places, key=lambda place: place[0])  # of equals the first: to the right
         text.set_position(((left - px) * 72 / DPI, (bottom - py) * 72 / DPI))
-        taken.append(Bbox.from_bounds(left, bottom, width, height))
+        taken.append(Bbox.from_bounds(left - 4, bottom, width + 8, height))  # or 1 beside 5 reads as 15
 
 
 def _dark(colour: str) -> Colour:

@@ -1,0 +1,42 @@
+"""What each block of a language model costs: the terms of the sums that ``eas.count`` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from eas.measure.modules import _block_macs, _macs, _skipped_parts
+from eas.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block as it stands: selected, pruned or folded.
+
+    Args:
+        mha: MACs of the attention for the prompt, projections and products; 0 if it is skipped.
+        ffn: MACs of the FFN; 0 if it is skipped.
+        other: MACs of what the method put there and did not fold away.
+        kv_bytes: keys and values per token of one sequence.
+    """
+
+    mha: int
+    ffn: int
+    other: int
+    kv_bytes: int
+
+
+def block_costs(model: PreTrainedModel, prompt_tokens: int) -> list[BlockCost]:
+    """The cost of every block, first to last, in a prefill of ``prompt_tokens`` tokens."""
+    anatomy, costs = Anatomy.of(model), []
+    element = anatomy.text_model.get_input_embeddings().weight.element_size()
+    for layer in anatomy.layers:
+        skipped, attention, mha, ffn, kv = _skipped_parts(layer), layer.self_attn, 0, 0, 0
+        if "mha" not in skipped:
+            mha = _macs(attention, prompt_tokens) + 2 * attention.q_proj.out_features * prompt_tokens**2
+            kv = (attention.k_proj.out_features + attention.v_proj.out_features) * element
+        if "ffn" not in skipped:
+            ffn = _macs(layer.mlp, prompt_tokens)
+        costs.append(BlockCost(mha, ffn, _block_macs(layer, prompt_tokens) - mha - ffn, kv))
+    return costs

@@ -1,0 +1,169 @@
+"""The sections of a page as its template wants them: a run, a comparison, and runs set side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eas.metrics.exact import exact_match
+from eas.reports.comparison import cells, notes
+from eas.reports.figures import Plot, plots
+from eas.reports.front import COSTS, front_plot
+from eas.reports.frontier import frontier_figure
+from eas.reports.pattern import of_comparison, of_frontier
+from eas.reports.sources import RESULT_FILE, ReportError, image_uri, read_json
+from eas.reports.summary import at, headline, percent, summary_rows
+
+ANSWERS = (("before", "base"), ("after", "tuned"))
+Section = dict[str, Any]
+
+
+def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], folder: Path, prefix: str) -> Section:
+    """One run: before and after, figures, those of its frontier among them, answers, how it was made."""
+    return {
+        "kind": "run",
+        "id": f"{prefix}run",
+        "prefix": prefix,
+        "name": folder.name or str(folder),
+        "title": headline(result),
+        "result": result,
+        "rows": summary_rows(result),
+        "plots": {f"{prefix}{name}": plot for name, plot in {**plots(result), **frontier}.items()},
+        "samples": [_sample(folder, result, sample) for sample in result["samples"]],
+        "categories": _categories(result),
+        "config": json.dumps(result["config"], indent=2),
+    }
+
+
+def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix: str) -> Section:
+    """One comparison: its table, whose cells lead to configuration and seed, and its figures."""
+    runs, problems = [], []
+    for i, row in enumerate(result["rows"]):
+        for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False):
+            folder, problem = _folder(row, seed, path)
+            problems += [problem] if problem else []
+            sets = dict(zip(row["seeds"], row.get("skip_sets") or (), strict=False))
+            runs.append(
+                {
+                    "id": f"{prefix}row{i}-seed{seed}",
+                    "row": row["row"],
+                    "seed": seed,
+                    "test": percent(score),
+                    "skip_set": " ".join(map(str, sets.get(seed) or ())),
+                    "rate": row.get("learning_rate"),
+                    "settings": _settings(result, row["label"]),
+                    "folder": None if folder is None else str(folder),
+                    "href": None if folder is None else Path(os.path.relpath(folder / "run.yaml", out)).as_posix(),
+                }
+            )
+    task, rows = at(result, "task", "data"), [row for row in result["rows"] if row["method"] is not None]
+    return {
+        "kind": "comparison",
+        "id": f"{prefix}comparison",
+        "name": path.parent.name if path.name == "comparison.json" else path.name,
+        "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
+        "table": _table(result, lambda i, seed: f"#{prefix}row{i}-seed{seed}"),
+        "notes": notes(result),
+        "plots": _comparison_plots(result, prefix),
+        "runs": runs,
+        "gone": sum(run["folder"] is None for run in runs),
+        "shared": json.dumps(at(result, "config", "run") or {}, indent=2),
+        "result": result,
+        "problems": problems,
+    }
+
+
+def together_section(group: Mapping[str, Any], folders: Sequence[str], prefix: str) -> Section:
+    """The runs of one task, in the form of a comparison; cells lead to the runs' own sections.
+
+    Args:
+        group: what `together` made of them.
+        folders: of all runs of the page, in its order.
+        prefix: of ids.
+    """
+
+    def link(i: int, seed: Any) -> str:
+        row = group["rows"][i]
+        return f"#run{folders.index(row['folders'][row['seeds'].index(seed)]) + 1}-settings"
+
+    return {
+        "kind": "together",
+        "id": f"{prefix}together",
+        "name": f"all runs on {group['task']['data']}",
+        "title": f"All runs on {group['task']['data']}",
+        "table": _table(group, link),
+        "notes": notes(group),
+        "plots": _comparison_plots(group, prefix),
+        "result": group,
+    }
+
+
+def _comparison_plots(result: Mapping[str, Any], prefix: str) -> dict[str, Plot | None]:
+    drawn = {f"{prefix}{key.removesuffix('_ms')}": front_plot(result, key) for key in COSTS}
+    return drawn | {f"{prefix}pattern": of_comparison(result)}
+
+
+def _table(result: Mapping[str, Any], link: Any) -> Section:
+    """Head and lines of the table; each seed's score leads to what it was made with."""
+    head, *lines = cells(result, lambda s: f"{s['median']:.2f} ({s['low']:.2f}–{s['high']:.2f})")
+    return {
+        "head": head,
+        "lines": [
+            {
+                "cells": line,
+                "seeds": [
+                    {"text": f"{100 * score:.1f}", "seed": seed, "href": link(i, seed)}
+                    for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False)
+                ],
+            }
+            for i, (row, line) in enumerate(zip(result["rows"], lines, strict=True))
+        ],
+    }
+
+
+def _folder(row: Mapping[str, Any], seed: Any, path: Path) -> tuple[Path | None, str | None]:
+    """The folder of one seed's run, None if it is gone or its result is broken, and then what is wrong with it."""
+    named = next((Path(f) for f in row.get("folders") or () if f.endswith(f"-s{seed}")), None)
+    for folder in () if named is None else (path.parent / "runs" / named.name, named):  # first where it was moved to
+        if (folder / RESULT_FILE).is_file():
+            try:
+                read_json(folder / RESULT_FILE)
+            except ReportError as error:
+                return None, str(error)
+            return folder, None
+    return None, None
+
+
+def _settings(result: Mapping[str, Any], label: str) -> str:
+    entries = at(result, "config", "entries") or ()
+    entry: Mapping[str, Any] = next((entry for entry in entries if entry["label"] == label), {})
+    return json.dumps(entry.get("run") or {})
+
+
+def frontier_plots(frontier: Mapping[str, Any]) -> dict[str, Plot | None]:
+    """What `eas frontier` found: loss and cost of every k, and its skip set."""
+    measured = [row for row in frontier["rows"] if row["measured"] is not None]
+    said = "; ".join(f"k = {row['k']}: {row['measured']:.3f}" for row in measured)
+    loss = Plot("Loss and cost of every k", f"Held-out loss measured at {said}.", frontier_figure(frontier))
+    return {"frontier": loss, "pattern": of_frontier(frontier)}
+
+
+def _categories(result: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
+    """Every number of the metric before and after, where there is more than one."""
+    reports = [result["categories"].get(key) or {} for key in ("zero_shot", "tuned", "folded")]
+    names = list(dict.fromkeys(name for numbers in reports for name in numbers))
+    return [(name, [numbers.get(name) for numbers in reports]) for name in names] if len(names) > 1 else []
+
+
+def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
+    marked = at(result, "task", "metric") == "exact"  # for other metrics the page leaves judging to the reader
+
+    def right(answer: str | None) -> bool | None:
+        return exact_match(answer, sample["target"]) == 1.0 if marked and answer is not None else None
+
+    answers = [{"name": name, "text": sample.get(key), "right": right(sample.get(key))} for name, key in ANSWERS]
+    images = [image_uri(folder, name) for name in sample.get("images") or ()]
+    return {"question": sample["question"], "target": sample["target"], "answers": answers, "images": images}

@@ -1,0 +1,99 @@
+"""What a report is made from: the result.json of runs, comparison.json of comparisons, frontier.json of searches."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+from pathlib import Path
+from typing import Any
+
+RESULT_FILE, COMPARISON_FILE, FRONTIER_FILE = "result.json", "comparison.json", "frontier.json"
+SECTIONS: dict[str, type] = {
+    "versions": dict,
+    "hardware": dict,
+    "config": dict,
+    "model": dict,
+    "task": dict,
+    "accuracy": dict,
+    "categories": dict,
+    "counts": dict,
+    "layers": dict,
+    "latency": dict,
+    "search": dict,
+    "training": dict,
+    "samples": list,
+}
+
+
+class ReportError(ValueError):
+    """A result file that is missing or damaged; the message names it."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One mapping.
+
+    Raises:
+        ReportError: the file cannot be read, is not JSON or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} is missing or damaged ({error})") from error
+    if not isinstance(values, dict):
+        raise ReportError(f"{path} must hold one mapping, not {type(values).__name__}")
+    return values
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's ``result.json``; sections that are absent or null are there, empty.
+
+    Raises:
+        ReportError: it is missing, is not JSON, has a section of the wrong kind, or is that of a comparison's run.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        raise ReportError(f"{path} is missing; name the folder of a run or of a comparison")
+    result = read_json(path)
+    if {"row", "trial"} <= result.keys():
+        raise ReportError(f"{path} is one run of a comparison; name the comparison's folder")
+    for name, kind in SECTIONS.items():
+        if result.get(name) is None:
+            result[name] = kind()
+        elif not isinstance(result[name], kind):
+            raise ReportError(f"{path}: {name!r} must be a {kind.__name__}, not {type(result[name]).__name__}")
+    return result
+
+
+def is_of_comparison(folder: Path) -> bool:
+    """Whether a folder's result.json is what `eas compare` leaves of one run, which has other sections."""
+    try:
+        return {"row", "trial"} <= read_json(folder / RESULT_FILE).keys()
+    except ReportError:  # there is none, or it is to be written anew
+        return False
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """A ``comparison.json``.
+
+    Raises:
+        ReportError: the file is missing or damaged.
+    """
+    result = read_json(path)
+    if not isinstance(result.get("rows"), list):
+        raise ReportError(f"{path} is damaged (it has no list 'rows'); run `eas compare` on its folder again")
+    return result
+
+
+def image_uri(folder: Path, name: str) -> str | None:
+    """An image of a run's folder as a data URI, None if it is gone.
+
+    Raises:
+        ReportError: the name is no image inside the folder.
+    """
+    path, kind = (folder / name).resolve(), mimetypes.guess_type(name)[0]
+    if not path.is_relative_to(folder.resolve()) or kind is None or not kind.startswith("image/"):
+        raise ReportError(f"{folder / RESULT_FILE}: {name!r} is not an image inside the folder")
+    if not path.is_file():
+        return None
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
