@@ -6,18 +6,21 @@ BIN := $(VENV)/bin
 TORCH := $(shell if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; \
 	then echo "torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1"; else echo torch; fi)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eas demo
 
-test: $(VENV)/.installed-dev lint
+test: $(VENV)/.installed-dev lint docs
 	$(BIN)/pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +36,4 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
