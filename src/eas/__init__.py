@@ -10,6 +10,7 @@ from eas.measure.latency import Latency, benchmark
 from eas.methods import METHODS, method_config
 from eas.methods.eas import EASConfig
 from eas.models.anatomy import UnsupportedModelError
+from eas.quantised import QuantisedFold, fold_quantised
 from eas.router import FrozenRouter, freeze_router
 from eas.search import SearchConfig, SearchResult, make_rule
 from eas.standalone import merge_and_save
@@ -25,6 +26,7 @@ __all__ = [
     "EASTrainer",
     "FrozenRouter",
     "Latency",
+    "QuantisedFold",
     "SearchConfig",
     "SearchResult",
     "UnsupportedModelError",
@@ -36,6 +38,7 @@ __all__ = [
     "disabled",
     "fast_decode",
     "fold",
+    "fold_quantised",
     "freeze_router",
     "load",
     "make_rule",

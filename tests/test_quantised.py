@@ -1,0 +1,117 @@
+"""Quantised bases: attached, tuned, folded into a full-precision copy and quantised again, with what that loses."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from families import attached, blocks, build, logits, prompts
+from test_generation import answered, answers, decode
+from torch import nn
+
+import eas
+from eas.quantised import QUANTISERS, dequantised
+
+torch.set_num_threads(1)
+LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
+# 4-bit blocks of 64 inputs; bitsandbytes multiplies int8 in float16
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "dtype": torch.bfloat16}
+
+
+def needs(name):
+    library = name.partition("-")[0]
+    missing = importlib.util.find_spec(library) is None
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{library} is missing: pip install {library}"))
+
+
+every_quantiser = pytest.mark.parametrize("name", [needs(name) for name in QUANTISERS])
+
+
+def quantised(name, family=LLAMA):
+    """A base whose blocks are quantised, as libraries do it: the head is left."""
+    model = build(family, **SIZES)
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and ".layers." in path and "vision" not in path:
+            model.set_submodule(path, QUANTISERS[name](module))
+    return model
+
+
+def tuned(name, config, family=LLAMA):
+    """The same with PIAs that were trained for a few steps, from random values that show in the logits."""
+    model = eas.attach(quantised(name, family), eas.EASConfig(skip_rank=4, adapt_rank=2, num_skip=2, **config))
+    with torch.no_grad():
+        for (key, mine), other in zip(
+            model.named_parameters(), attached(family, config=config, **SIZES).parameters(), strict=True
+        ):
+            if "_pia." in key:
+                mine.copy_(other)
+    eas.select(model, (0, 2))
+    eas.prune(model)
+    batch, _ = answered(prompts(family), answers(2))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05)
+    losses = []
+    for _ in range(4):
+        loss = model.train()(**batch, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    return model.eval()
+
+
+@every_quantiser
+@pytest.mark.parametrize("config", [{}, {"router": "constant"}])
+def test_tuned_on_a_quantised_base_and_folded_without_loss(name, config, tmp_path):
+    model, inputs, answer = tuned(name, config), prompts(LLAMA), answers(2, 4)
+    expected = decode(model, inputs, answer)
+    eas.save(model, tmp_path)
+    torch.testing.assert_close(decode(eas.load(quantised(name), tmp_path).eval(), inputs, answer), expected)
+    chosen = eas.fold(model)
+    assert chosen.mode == "shared"
+    assert not config or "nothing can be folded into" in chosen.reason
+    folded = decode(model, inputs, answer)
+    assert (folded - expected).float().norm() < 0.05 * expected.float().norm()  # bfloat16's own noise
+    eas.unfold(model)
+    for mode in ("per_example", "constant") if config else ("per_example",):
+        with pytest.raises(ValueError, match=r"plain linear maps, not .*; use fold\(model, 'shared'\)"):
+            eas.fold(model, mode)
+
+
+@every_quantiser
+def test_folded_into_a_full_precision_copy_and_quantised_again(name):
+    model, inputs, answer = tuned(name, {"router": "constant"}), prompts(LLAMA), answers(2, 4)
+    before, steps = logits(model, inputs), decode(model, inputs, answer)
+    folded, lost = eas.fold_quantised(model, inputs, name)
+    assert (lost.mode, folded.eas.fold_mode) == ("constant", "constant")
+    assert 0 < lost.folded < 0.05
+    assert lost.folded < lost.quantised < (0.5 if name.endswith("nf4") else 0.1)
+    error = (logits(folded, inputs) - before).float().norm() / before.float().norm()
+    assert lost.quantised == pytest.approx(error.item(), rel=1e-3)
+    assert (decode(folded, inputs, answer) - steps).float().norm() < 2 * lost.quantised * steps.float().norm()
+    kinds = {type(m.weight).__module__ + type(m).__module__ for m in folded.modules() if isinstance(m, nn.Linear)}
+    assert any(name.partition("-")[0] in kind for kind in kinds)
+    gate_up = blocks(folded)[0].constant_fold.body.gate_up
+    assert name.partition("-")[0] in type(gate_up.weight).__module__
+    assert all(p.dtype == torch.float32 for key, p in folded.named_parameters() if "_pia." in key)
+    assert torch.equal(logits(model, inputs), before)  # the given one is as it was
+    eas.unfold(folded)
+    assert (logits(folded, inputs) - before).float().norm() < 0.05 * before.float().norm()
+
+
+@every_quantiser
+def test_dequantised_is_what_was_computed(name):
+    model = quantised(name, LLAVA)
+    before = logits(model, prompts(LLAVA)).float()  # computing may pack weights in another way
+    plain, names = dequantised(model)
+    assert len(names) == 3 * 7
+    assert {type(plain.get_submodule(path)) for path in names} == {nn.Linear}
+    assert (logits(plain, prompts(LLAVA)).float() - before).norm() < 0.05 * before.norm()
+
+
+def test_refusals():
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    with pytest.raises(ValueError, match=r"no linear map of the model is quantised; use eas.fold\(model\)"):
+        eas.fold_quantised(model, inputs, copy.deepcopy)
+    with pytest.raises(eas.ConfigError, match="quantise = 'int3': must be one of torchao-int8"):
+        eas.fold_quantised(model, inputs, "int3")
