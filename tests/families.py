@@ -82,7 +82,7 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **text
                 vision_config=tf.CLIPVisionConfig(**CLIP),
                 text_config=tf.LlamaConfig(**text),
                 vision_feature_layers=[1, 2],
-                projector_hidden_size=16,
+                projector_hidden_size=8,
                 vision_adapter_rank=4,
                 vision_adapter_dropout=0.0,
                 image_token_id=IMAGE,

@@ -7,12 +7,19 @@ names they have in transformers' CLIP, where they come from.
 
 import torch
 import torch.nn.functional as F
+from transformers import LlamaTokenizer
 
 LLAMA_7B = {"dim": 4096, "layers": 32, "ff": 11008, "vocabulary": 32000, "head": 128}
 LLAMA_13B = {"dim": 5120, "layers": 40, "ff": 13824, "vocabulary": 32000, "head": 128}
 VIT_L_14 = {"width": 1024, "blocks": 24, "patch": 14, "grid": 16, "text": 768, "text_blocks": 12, "words": 49408}
 TINY_LLAMA = {"dim": 32, "layers": 3, "ff": 48, "vocabulary": 400, "head": 8}
 TINY_VIT = {"width": 32, "blocks": 8, "patch": 4, "grid": 2, "text": 16, "text_blocks": 1, "words": 30}
+
+
+def letters(**options):
+    """A tokenizer of LLaMA's kind with letters, bytes and two merges: 356 tokens."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *map(chr, range(33, 127)), "▁", "an", "Im"]
+    return LlamaTokenizer({token: i for i, token in enumerate(tokens)}, [("a", "n"), ("I", "m")], **options)
 
 
 def llama_shapes(dim, layers, ff, vocabulary, head):

@@ -18,7 +18,6 @@ from transformers import (
     CLIPImageProcessorPil,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaTokenizer,
 )
 from typer.testing import CliRunner
 
@@ -98,10 +97,7 @@ def files(weights, tmp_path_factory):
     (meta / "params.json").write_text(json.dumps(params))
     for i, shard in enumerate(original.shards(llama, 2)):
         torch.save(shard, meta / f"consolidated.{i:02d}.pth")
-    letters = [chr(c) for c in range(33, 127)] + ["▁"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *letters, "an", "Im"]
-    tokenizer = LlamaTokenizer({token: i for i, token in enumerate(tokens)}, [("a", "n"), ("I", "m")])
-    tokenizer.save_pretrained(folder / "weights")
+    original.letters().save_pretrained(folder / "weights")
     vit = original.TINY_VIT
     vision = {"hidden_size": vit["width"], "intermediate_size": 4 * vit["width"], "num_hidden_layers": vit["blocks"]}
     vision |= {"num_attention_heads": 4, "image_size": vit["patch"] * vit["grid"], "patch_size": vit["patch"]}

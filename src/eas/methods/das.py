@@ -2,7 +2,9 @@
 
 As in the authors' code for LLaVA, kept layers have an adapter before their attention, and the adapter in place of a
 skipped layer reads the normalised stream. Theirs adds that input to its output, so that an untrained skipped layer adds
-the normalised stream to the stream; here it adds nothing. The search is DAS's own: ``SearchConfig(rule="das")``.
+the normalised stream to the stream; here it adds nothing. For LaVIN the authors have LaVIN's routed adapters in both
+places (preset "lavin"); here they route on the prompt's mean, as EAS does, so that rounds can share what skip sets have
+in common. The search is DAS's own: ``SearchConfig(rule="das")``.
 """
 
 from __future__ import annotations
@@ -13,27 +15,46 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eas.config import SkipConfig, method_name, option
+from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.methods.adapter import AdaptedInput, Bottleneck, put
+from eas.methods.eas_block import EASBlock, Prompt, prompt_state
 from eas.models.anatomy import Anatomy
+from eas.models.prompt_cache import prompt_states
+from eas.models.prompted import PromptedModel, PromptedTextModel
 from eas.models.skipping import SkippableBlock, SkippingTextModel, become
+from eas.pia import PIA
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llava": {"skip_rank": 256, "adapt_rank": 128, "routed": False},
+    "lavin": {"skip_rank": 32, "adapt_rank": 8, "routed": True},
+}
+"""Values of the authors' scripts for LLaVA (whose FLOPs count 512 at skipped layers) and for LaVIN."""
+GROUPS = 2  # of the routed adapters' up paths
 
 
 @dataclass
 class DASConfig(SkipConfig):
-    """The authors' scripts for LLaVA have 256 at skipped and 128 at kept layers (their FLOPs count 512)."""
+    """A preset fills the fields that are not given, "llava" if none is."""
 
     name: str = method_name("das")
     candidates: str = option("layer", "what may be skipped: 'layer'")
-    skip_rank: int = option(256, "bottleneck of the adapter that replaces a skipped layer")
-    adapt_rank: int = option(128, "bottleneck of the adapter before a kept layer's attention")
+    skip_rank: int = option(None, "bottleneck of the adapter that replaces a skipped layer, 256")
+    adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention, 128")
     dropout: float = option(0.0, "on the bottlenecks while training")
+    routed: bool = option(None, "LaVIN's routed adapters in place of plain ones")
+    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
+        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset or "llava"].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         super().__post_init__()
         self._require("candidates", self.candidates == "layer", "must be 'layer'")
         for name in ("skip_rank", "adapt_rank"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
+            even = not self.routed or getattr(self, name) % GROUPS == 0
+            self._require(name, even, f"must be a multiple of {GROUPS} where adapters are routed")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
@@ -52,8 +73,25 @@ class DASBlock(SkippableBlock):
         return [self.input_layernorm, self.skip_adapter] if self.skip_mha and self.skip_adapter is not None else []
 
 
+class RoutedDASBlock(EASBlock):
+    """The same with routed adapters: skipped, ``x += ffn_pia(Na(x))``; kept, ``x += MHA(n + adapt_pia(n))``."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.skip_mha:
+            return super().forward(hidden_states, *args, **kwargs)
+        assert self.ffn_pia is not None  # prune sees to it
+        prompt = Prompt(kwargs.get("prompt_mask"), kwargs.get("token_mask"), None)
+        n, states = self.input_layernorm(hidden_states), prompt_states(kwargs.get("past_key_values"))
+        state = prompt_state(self.ffn_pia, ~self.index, n, prompt, states)
+        replaced: Tensor = hidden_states + self.ffn_pia(n, state)
+        return replaced
+
+
 def attach(model: PreTrainedModel, config: DASConfig) -> None:
     """Both adapters at every layer; untrained and with nothing skipped they change nothing."""
+    if config.routed:
+        _attach_routed(model, config)
+        return
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
         norm = layer.input_layernorm.weight
@@ -65,8 +103,32 @@ def attach(model: PreTrainedModel, config: DASConfig) -> None:
     become(anatomy.text_model, SkippingTextModel)
 
 
+def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
+    anatomy = Anatomy.of(model)
+    size = model.config.get_text_config().hidden_size
+    if size % GROUPS:
+        raise ConfigError(f"DASConfig.routed = True: the hidden size {size} is no multiple of {GROUPS}")
+    for index, layer in enumerate(anatomy.layers):
+
+        def pia(rank: int, layer: Any = layer) -> PIA:
+            made = PIA(size, rank, pooling="none", dropout=config.dropout, up_groups=GROUPS)
+            return made.to(layer.input_layernorm.weight.device).train(layer.training)
+
+        layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(config.adapt_rank), pia(config.skip_rank), None
+        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
+        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
+        become(layer, RoutedDASBlock)
+    become(anatomy.text_model, PromptedTextModel)
+    become(model, PromptedModel)
+
+
 def prune(model: PreTrainedModel) -> None:
-    """Drops the adapters of layers that are kept."""
+    """Drops the adapters of layers that are kept, and before the attentions of those that are not."""
     for block in Anatomy.of(model).layers:
-        if not block.skip_mha:
+        if isinstance(block, RoutedDASBlock):
+            if block.skip_mha:
+                block.adapt_pia = None
+            else:
+                block.ffn_pia = None
+        elif not block.skip_mha:
             block.skip_adapter = None

@@ -75,7 +75,7 @@ class EASBlock(SkippableBlock):
         if self.skip_ffn:  # Table 5; no linear map follows that the PIA could be folded into
             assert self.ffn_pia is not None
             n = self.post_attention_layernorm(hidden_states)
-            state = _state(self.ffn_pia, ~self.index, n, prompt, states)
+            state = prompt_state(self.ffn_pia, ~self.index, n, prompt, states)
             hidden_states = hidden_states + self.ffn_pia(n, state)
         elif self.skip_mha:
             z, ffn = self._adapt(self.input_layernorm(hidden_states), prompt, states)
@@ -98,11 +98,11 @@ class EASBlock(SkippableBlock):
         if self.fold_per_example:
             own = None if states is None else states.folded.get(self.index)
             if own is None:
-                own = self.fold_for(_state(pia, self.index, n, prompt, states))
+                own = self.fold_for(prompt_state(pia, self.index, n, prompt, states))
                 if states is not None:
                     states.folded[self.index] = own
             return n, own
-        z = n + pia(n, _state(pia, self.index, n, prompt, states))
+        z = n + pia(n, prompt_state(pia, self.index, n, prompt, states))
         if self.skip_mha:
             z = pia.output_scale(self.post_attention_layernorm.weight) * z
         return z, body
@@ -113,7 +113,7 @@ class EASBlock(SkippableBlock):
         if kept is None:
             pia = self.foldable_pia()
             assert pia is not None
-            state = _state(pia, self.index, n, prompt, states)
+            state = prompt_state(pia, self.index, n, prompt, states)
             if mode == "shared":
                 assert self.shared_fold is not None
                 kept = self.shared_fold.keep(state)
@@ -177,13 +177,13 @@ class EASBlock(SkippableBlock):
         if pia is None or pia.running:
             return total
         if self.shared_fold is not None:
-            total += (2 + len(self.shared_fold.bias)) * self.shared_fold.bias.element_size()
+            total += self.shared_fold.width * self.shared_fold.bias.element_size()
         if self.constant_fold is not None and pia.reads_prompt:
             total += self.constant_fold.body.offset.nbytes
         return total
 
 
-def _state(pia: PIA, key: int, n: Tensor, prompt: Prompt, states: PromptStates | None) -> Tensor:
+def prompt_state(pia: PIA, key: int, n: Tensor, prompt: Prompt, states: PromptStates | None) -> Tensor:
     """A PIA's prompt state: the cache's, or given or computed from the prompt, and left there as of its end."""
     state = None if states is None or not pia.reads_prompt else states.states.get(key)
     if state is not None and not pia.running:

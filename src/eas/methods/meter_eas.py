@@ -145,6 +145,8 @@ class DASLayer(SkippableBlock):
 
 def attach_das(model: PreTrainedModel, config: DASConfig) -> None:
     """Both kinds of adapters at every layer, the text's first; the paper's ranks are 288 (skipped) and 96 (kept)."""
+    if config.routed:
+        raise ConfigError("DASConfig.routed = True: METER's adapters are plain ones; leave it out, and preset 'lavin'")
     for index, layer in enumerate(Anatomy.of(model).layers):
         weight = layer.output.dense.weight
         adapter = Bottleneck(weight.shape[0], config.skip_rank, dropout=config.dropout)
