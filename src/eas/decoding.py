@@ -29,6 +29,7 @@ class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
 
     keys: Tensor
     values: Tensor
+    cumulative_length: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
