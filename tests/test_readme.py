@@ -38,7 +38,7 @@ def test_commands_exist_with_their_options(page):
     commands = [line.split("#")[0].split() for line in joined.splitlines() if line.startswith("eas ")]
     assert commands or page.name != "README.md"
     for command in commands:
-        verb = command[1:3] if command[1] == "data" else command[1:2]  # `eas data check`
+        verb = command[1:3] if command[1] in ("data", "convert") else command[1:2]  # `eas data check`
         shown = CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"})
         assert shown.exit_code == 0, command
         assert all(word in shown.output for word in command if word.startswith("--")), command

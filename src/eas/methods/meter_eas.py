@@ -35,9 +35,9 @@ class EASAttention(SkippableBlock):
 
 
 class EASLayer(nn.Module):
-    """Self attention ``y = LN(x + MHA(A(x)))``, skipped ``y = LN(x + PIA(x; x))``; cross attention ``z = LN(y +
-    MHA(A(y); other))``, skipped ``z = LN(y + PIA(x; other))``; ``LN(z + FFN(A(z)))``. What follows a semicolon is pooled
-    over its tokens, padding left out."""
+    """Self attention ``y = LN(x + MHA(A(x)))``, skipped ``LN(x + PIA(x; x))``; cross attention ``z = LN(y + MHA(A(y);
+    other))``, skipped ``LN(y + PIA(x; other))``; ``LN(z + FFN(A(z)))``. A is an adapt PIA with its input added; what
+    follows PIA's semicolon is pooled over its tokens, padding left out."""
 
     attention: Any
     crossattention: Any
