@@ -239,16 +239,19 @@ class SharedFold(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self.rank, self.hidden_scale = (pia.down1.out_features if pia.down2 is not None else 0), pia.hidden_scale
+        self.width = 2 + (self.rank + 1 if self.rank else 0)  # of what is kept
 
     def keep(self, state: Tensor) -> Tensor:
-        """What a token's work needs of its prompt state: ``[alpha, bias + s c]``, as wide as ``2 + r + 1``."""
+        """What a token's work needs of its prompt state: ``[alpha, bias + s c]``, alpha alone where there is no c."""
+        alpha = state[..., :2].to(self.bias.dtype)
+        if not self.rank:
+            return alpha
         c = self.hidden_scale * state[..., 2 : 2 + self.rank]
-        offset = F.pad(c, (0, len(self.bias) - self.rank)).to(self.bias.dtype) + self.bias
-        return torch.cat([state[..., :2].to(self.bias.dtype), offset], -1)
+        return torch.cat([alpha, F.pad(c, (0, 1)).to(self.bias.dtype) + self.bias], -1)
 
     def forward(self, n: Tensor, kept: Tensor) -> Tensor:
         """The input of the linear maps that follow, ``(batch, tokens, d)``."""
-        h = F.linear(n, self.down).add_(kept[..., 2:])
+        h = F.linear(n, self.down).add_(kept[..., 2:]) if self.rank else F.linear(n, self.down, self.bias)
         mixed = (kept[..., :2, None] * h[:, :, None]).flatten(2)
         plain = n if self.scale is None else self.scale * n
         return torch.addmm(plain.flatten(0, 1), mixed.flatten(0, 1), self.up).view_as(n)
