@@ -151,6 +151,8 @@ def test_runs_of_one_task_are_a_comparison() -> None:
     assert (four["row"], four["seeds"], four["test"]["values"]) == ("eas_4", [0, 1], [0.7, 0.72])
     assert (two["row"], two["seeds"], two["test"]["sd"]) == ("eas_2", [0], None)
     assert group["latency"]["variants"].keys() == {"base", "eas_4", "eas_2"}
+    unscored = run_result(2, 4) | {"accuracy": {}}
+    assert together({**runs, "unscored": unscored})[0]["rows"][1]["seeds"] == [0, 1]
     other = run_result(0, 4) | {"task": {"data": "scenes:odd", "metric": "exact"}}
     assert together({"a": runs["a"], "other": other}) == []
     runs["d"] = run_result(0, 4)

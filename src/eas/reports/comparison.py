@@ -102,9 +102,11 @@ def notes(result: Mapping[str, Any]) -> str:
     """What the numbers are."""
     latency, seeds = at(result, "latency"), at(result, "config", "seeds") or []
     said = [f"test in %, mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "test in %, one seed"]
+    if result.get("apart"):
+        said = ["test in %, mean ± standard deviation of a row's seeds"]
     if latency:
         said.append(f"prompt of {latency['prompt_tokens']} tokens; times in ms, medians (10th–90th percentile)")
-        said += ["each run timed by itself, so compare it with its own base"] if latency.get("apart") else []
+        said += ["each run timed by itself, so compare it with its own base"] if result.get("apart") else []
         said += [f"wide: {name}"] if (name := at(latency, "wide", "name")) else []
         said.append(f"timed on {at(latency, 'hardware', 'gpu') or at(latency, 'hardware', 'cpu')}")
     return "; ".join(said)

@@ -86,7 +86,12 @@ def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ())
                 problems.append(str(error))
             except DAMAGE as error:
                 problems.append(f"{path} is damaged ({error!r})")
-        groups = [together_section(group, list(results), f"task{i}-") for i, group in enumerate(together(results), 1)]
+        groups: list[Section] = []
+        try:
+            for i, group in enumerate(together(results), 1):
+                groups.append(together_section(group, list(results), f"task{i}-"))
+        except DAMAGE as error:
+            problems.append(f"the runs {', '.join(results)} cannot be set side by side ({error!r})")
         sections = [*groups, *comparisons, *runs]
         if not sections:
             raise ReportError("; ".join(problems) or "there is nothing to report; name the folder of a run")

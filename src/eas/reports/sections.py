@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
         "id": f"{prefix}comparison",
         "name": path.parent.name if path.name == "comparison.json" else path.name,
         "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
-        "table": _table(result, lambda i, seed: f"#{prefix}row{i}-seed{seed}"),
+        "table": _table(result, lambda i, j: f"#{prefix}row{i}-seed{result['rows'][i]['seeds'][j]}"),
         "notes": notes(result),
         "plots": _comparison_plots(result, prefix),
         "runs": runs,
@@ -85,9 +85,8 @@ def together_section(group: Mapping[str, Any], folders: Sequence[str], prefix: s
         prefix: of ids.
     """
 
-    def link(i: int, seed: Any) -> str:
-        row = group["rows"][i]
-        return f"#run{folders.index(row['folders'][row['seeds'].index(seed)]) + 1}-settings"
+    def link(i: int, j: int) -> str:
+        return f"#run{folders.index(group['rows'][i]['folders'][j]) + 1}-settings"
 
     return {
         "kind": "together",
@@ -106,7 +105,7 @@ def _comparison_plots(result: Mapping[str, Any], prefix: str) -> dict[str, Plot 
     return drawn | {f"{prefix}pattern": of_comparison(result)}
 
 
-def _table(result: Mapping[str, Any], link: Any) -> Section:
+def _table(result: Mapping[str, Any], link: Callable[[int, int], str]) -> Section:
     """Head and lines of the table; each seed's score leads to what it was made with."""
     head, *lines = cells(result, lambda s: f"{s['median']:.2f} ({s['low']:.2f}–{s['high']:.2f})")
     return {
@@ -115,8 +114,8 @@ def _table(result: Mapping[str, Any], link: Any) -> Section:
             {
                 "cells": line,
                 "seeds": [
-                    {"text": f"{100 * score:.1f}", "seed": seed, "href": link(i, seed)}
-                    for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False)
+                    {"text": f"{100 * score:.1f}", "seed": seed, "href": link(i, j)}
+                    for j, (seed, score) in enumerate(zip(row["seeds"], at(row, "test", "values") or (), strict=False))
                 ],
             }
             for i, (row, line) in enumerate(zip(result["rows"], lines, strict=True))

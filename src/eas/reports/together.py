@@ -20,7 +20,7 @@ def together(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         results: ``result.json`` by the folder of the run.
 
     Returns:
-        Mappings with what ``comparison.json`` has: task, rows, latency, config.seeds.
+        Mappings with what ``comparison.json`` has: task, rows and latency; "apart" says that each was timed by itself.
     """
     tasks: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for folder, result in results.items():
@@ -44,13 +44,12 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     machines = {str(at(r, "hardware", "gpu") or at(r, "hardware", "cpu")) for r in everyone}
     return {
         "task": everyone[0]["task"],
-        "config": {"seeds": sorted({str(result.get("seed")) for result in everyone})},
+        "apart": True,
         "rows": rows,
         "latency": {
             **latency,
             "prompt_tokens": at(everyone[0], "latency", "prompt_tokens"),
             "hardware": {"cpu": ", ".join(sorted(machines))},
-            "apart": True,
         }
         if latency["variants"]
         else None,
@@ -88,8 +87,9 @@ def _method_and_k(result: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    first, results = next(iter(runs.values())), list(runs.values())
-    scores = [s for result in results if (s := final_accuracy(result)) is not None]
+    first = next(iter(runs.values()))
+    scored = {folder: s for folder, result in runs.items() if (s := final_accuracy(result)) is not None}
+    results = [runs[folder] for folder in scored]
     folded = [(at(r, "accuracy", "folded"), at(r, "accuracy", "tuned")) for r in results]
     return {
         "row": name,
@@ -99,11 +99,11 @@ def _row(name: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [result.get("seed") for result in results],
         "failed": 0,
         "learning_rate": at(first, "config", "train", "learning_rate"),
-        "test": _spread(scores),
+        "test": _spread(list(scored.values())),
         "counts": at(first, "counts", "tuned"),
         "skip_sets": [s for result in results if (s := at(result, "model", "skip_set"))],
         "fold_keeps_answers": False if any(f is not None and f != t for f, t in folded) else None,
-        "folders": list(runs),
+        "folders": list(scored),
     }
 
 
