@@ -30,15 +30,20 @@ ALL_RECIPES = sorted(
 )
 UNEXPLAINED = {
     "table1": {("Full", "params")},
-    "table2": {("LLaMA-Adapter", "flops"), ("LLaMA-Adapter", "delta"), ("DAS_4", "params")},
+    "table2": {("LLaMA-Adapter", "flops"), ("LLaMA-Adapter", "delta")},
     "table3": {("Full", "params"), ("LoRA", "params"), ("DAS_4", "params"), ("EAS_10", "aid_flops")}
     | {("EAS_12", "aid_flops")},
-    "table4": {("EAS_8", "nlvr2_delta_flops"), ("EAS_10", "nlvr2_delta_flops"), ("EAS_10", "vqa_delta_flops")},
+    "table4": {
+        *((row, column) for row in ("DeepPrompt", "ScaledPA") for column in ("vqa_delta_flops", "f30k_delta_flops")),
+        *((row, "nlvr2_delta_flops") for row in ("DeepPrompt", "Adapter", "ScaledPA", "DAS_4", "EAS_8", "EAS_10")),
+        *((row, "params_M") for row in ("ScaledPA", "DAS_4", "EAS_8", "EAS_10")),
+        ("EAS_10", "vqa_delta_flops"),
+    },
     "table5": {("FFN, k = 8", "params")},
     "table6": set(),
     "table7": set(),
     "table8": {(f"rank {r}", "params") for r in (8, 16, 32, 64)},
-    "fig4": {("EAS_2", "params_M"), *((f"DAS_{k}", "params_M") for k in (2, 4, 6, 8))},
+    "fig4": {("EAS_2", "params_M")},
 }
 
 
@@ -80,7 +85,7 @@ def test_another_geometry_is_another_column(monkeypatch: pytest.MonkeyPatch) -> 
     base = layers * (mha(d, n) + ffn) + 32000 * d
     assert ours["LLaMA-LoRA"]["flops"] * 1e9 == pytest.approx(base, rel=1e-12)
     assert ours["EAS_12"]["delta"] * 1e9 == pytest.approx(-12 * mha(d, n), rel=1e-9)
-    adapters = (layers - 4) * 2 * d * 8 * n + 4 * 2 * d * 32 * n
+    adapters = (layers - 4) * 2 * d * 8 * n + 4 * 2 * d * 32 * n + layers * 2 * d  # with their routers
     assert ours["DAS_4"]["delta"] * 1e9 == pytest.approx(adapters - 4 * (mha(d, n) + ffn), rel=1e-9)
     lora = layers * 2 * (2 * d * 8)  # query and value maps
     assert ours["LLaMA-LoRA"]["params_M"] * 1e6 == pytest.approx(lora + BESIDE["lavin"](config), rel=1e-12)
@@ -99,15 +104,13 @@ def test_what_lavin_trains_beside_its_language_model() -> None:
     assert BESIDE["lavin"](config) == 24 * (down + 2 * up + router) + visual + 2 * 4096
 
 
-@pytest.mark.parametrize(("image_tokens", "total"), [(577, 93.2), (325, 52.9)])
-def test_meter_in_closed_form(image_tokens: int, total: float) -> None:
-    meter = Meter(image_tokens)
+@pytest.mark.parametrize("image_tokens", [577, 325])
+def test_what_skipping_attentions_of_meter_can_save(image_tokens: int) -> None:
+    meter = Meter(image_tokens, text_tokens=40)
     assert len(meter.attentions()) == 24
-    assert meter.macs() / 1e9 == pytest.approx(total, rel=2e-3)
     assert meter.savings(0) == (0, 0)
     assert meter.savings(24) == (sum(meter.attentions()),) * 2
-    least, most = meter.savings(1)
-    assert (least, most) == (4 * 768 * 768 * 40 + 2 * 768 * 40 * 40, mha(768, image_tokens))
+    assert meter.savings(1) == (4 * 768 * 768 * 40 + 2 * 768 * 40 * 40, mha(768, image_tokens))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,9 @@ def test_meter_in_closed_form(image_tokens: int, total: float) -> None:
         ("flops", 1000.0, 1002.9, True),
         ("flops", 1000.0, 1003.1, False),
         ("delta", -0.6, -0.55, True),
+        ("vqa_delta_flops", 1.12, 1.09, False),
+        ("params_M", 5.34, 5.333, False),
+        ("params_M", 4.6, 4.568, True),
         ("delta", -600.0, -602.0, False),
     ],
 )
@@ -143,7 +149,7 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["reproduce", "table4", "--output-dir", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     said = json.loads(shown.output.splitlines()[-1])
-    assert said["figures"]["unexplained"] == 3
+    assert said["figures"]["unexplained"] == len(UNEXPLAINED["table4"])
     assert set(said["written"]["table4"]) == {str(tmp_path / f"table4.{kind}") for kind in ("json", "md", "csv")}
     result = json.loads((tmp_path / "table4.json").read_text())
     assert [row["name"] for row in result["rows"]][-1] == "EAS_10"

@@ -174,6 +174,8 @@ def _fold(model: PreTrainedModel, mode: str | Mapping[str, str]) -> None:
             raise ValueError(f"fold_mode {mode!r}: there is nothing to fold without a method")
         return
     state = attachment(model)
+    if state.method.fold is None and (mode == "default" or not isinstance(mode, str)):
+        return
     mode = mode if isinstance(mode, str) else mode.get(state.config.name, "none")
-    if mode != "none" and not (mode == "default" and state.method.fold is None):
+    if mode != "none":
         fold(model, None if mode == "default" else mode)

@@ -59,8 +59,7 @@ BESIDE: dict[str, Callable[[Any], int]] = {
 
 @dataclass(frozen=True)
 class Meter:
-    """METER-base (Dou et al. 2022) in closed form: CLIP ViT-B/16 without its last block, RoBERTa-base, six
-    co-attention layers with self- and cross-attention and an FFN for each modality.
+    """The co-attention layers of METER-base (Dou et al. 2022), each with self- and cross-attention for both modalities.
 
     Args:
         image_tokens: patches and the class token: 577 at 384 pixels, 325 at 288.
@@ -80,17 +79,6 @@ class Meter:
         own = [4 * d * d * n + 2 * d * n * n for n in (i, t)]
         cross = 2 * d * d * (i + t) + 2 * d * i * t  # the same either way: one gives queries, the other keys and values
         return [*own, cross, cross] * self.layers
-
-    def macs(self) -> int:
-        """MACs of the whole model up to its two poolers, without a task's head."""
-        d, i, t = self.width, self.image_tokens, self.text_tokens
-
-        def block(n: int) -> int:
-            return 12 * d * d * n + 2 * d * n * n
-
-        towers = (i - 1) * d * d + 11 * block(i) + 12 * block(t)
-        ffns = self.layers * 8 * d * d * (i + t)
-        return towers + d * d * (i + t) + sum(self.attentions()) + ffns + 2 * d * d
 
     def savings(self, k: int) -> tuple[int, int]:
         """The least and the most that skipping k attentions can save."""
