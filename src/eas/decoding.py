@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 from transformers import CompileConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache, StaticLayer
@@ -21,6 +22,8 @@ from eas.surgery import attached
 
 # caches come in multiples of so many tokens, because every length is compiled anew
 LENGTHS = 256
+# models, batch sizes and lengths that are compiled in one process; torch's own limit is 8, for all models together
+GRAPHS = 64
 
 
 class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
@@ -79,7 +82,8 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next(tensor for tensor in given if tensor is not None)
         cache = _cache(model, prompt.shape[1] + max_new_tokens, freeze)
-        with inductor.patch(freezing=freeze):  # read while the step is traced, not only by the backend
+        # freezing is read while the step is traced, not only by the backend
+        with inductor.patch(freezing=freeze), dynamo.patch(recompile_limit=GRAPHS):
             return model.generate(
                 inputs, max_new_tokens=max_new_tokens, past_key_values=cache, compile_config=config, **kwargs
             )
