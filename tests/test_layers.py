@@ -26,5 +26,7 @@ def test_blocks_add_up_to_the_model_and_skipped_attentions_cost_nothing():
     eas.select(model, [1])
     attached = check([1])
     assert attached[1].other > 0
+    eas.prune(model)
+    assert check([1]) == attached
     eas.fold(model)
     assert check([1])[1].ffn == base[1].ffn

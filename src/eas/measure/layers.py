@@ -32,8 +32,9 @@ def block_costs(model: PreTrainedModel, prompt_tokens: int) -> list[BlockCost]:
     anatomy, costs = Anatomy.of(model), []
     element = anatomy.text_model.get_input_embeddings().weight.element_size()
     for layer in anatomy.layers:
-        skipped, attention, mha, ffn, kv = _skipped_parts(layer), layer.self_attn, 0, 0, 0
-        if "mha" not in skipped:
+        skipped, mha, ffn, kv = _skipped_parts(layer), 0, 0, 0
+        if "mha" not in skipped:  # a pruned one is gone
+            attention = layer.self_attn
             mha = _macs(attention, prompt_tokens) + 2 * attention.q_proj.out_features * prompt_tokens**2
             kv = (attention.k_proj.out_features + attention.v_proj.out_features) * element
         if "ffn" not in skipped:
