@@ -258,7 +258,7 @@ def test_eas_convert_meter(tmp_path, monkeypatch):
     assert isinstance(processor, MeterProcessor)
     assert processor.max_text_length == 40
     with torch.no_grad():
-        assert opened(**processor(Image.new("RGB", (70, 60)), "is this a cat")).logits.shape == (1,)
+        assert opened(**processor(Image.new("RGB", (70, 60)), "is this a cat")).logits.shape == (1, 1)
     refused = CliRunner().invoke(app, [*map(str, args), "--task", "snli"])
     assert "--task snli: there is pretraining, vqa, nlvr2, retrieval" in str(refused.exception)
 

@@ -405,7 +405,7 @@ def test_table_4_operations():
     folded = eas.attach(meter(), METHODS["lora"].config(rank=4))
     eas.fold(folded)
     assert eas.count(folded, 40, 1).macs == eas.count(meter(), 40, 1).macs
-    das = {"name": "das", "skip_rank": 288, "adapt_rank": 96}
+    das = {"name": "das", "preset": "meter"}
     change = eas.count(meter(), 40, 1, method=das, skip_set=(0, 1, 6, 7)).macs - eas.count(meter(), 40, 1).macs
     assert change / 1e9 == pytest.approx(-11.16, rel=2e-3)  # two layers of each modality
 
@@ -433,6 +433,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
         ("eas", {**PIA, "preset": "released"}, "train_scale = True"),
         ("eas", {**PIA, "num_skip": 8}, "num_skip = 8: the model has 8 attentions"),
         ("das", {**PIA, "num_skip": 4}, "num_skip = 4: the model has 4 attentions"),
+        ("das", {"preset": "lavin"}, "routed = True: on METER the adapters are plain"),
         ("prefix", {}, "method 'prefix' does not exist for this model; there is eas, das"),
         ("lora", {"targets": ["gate_proj"]}, "the model's blocks have no such maps"),
         ("lora", {"train_projector": True}, "the model has no vision-language projector"),

@@ -27,8 +27,9 @@ from eas.pia import PIA
 PRESETS: dict[str, dict[str, Any]] = {
     "llava": {"skip_rank": 256, "adapt_rank": 128, "routed": False},
     "lavin": {"skip_rank": 32, "adapt_rank": 8, "routed": True},
+    "meter": {"skip_rank": 288, "adapt_rank": 96, "routed": False},
 }
-"""Values of the authors' scripts for LLaVA (whose FLOPs count 512 at skipped layers) and for LaVIN."""
+"""Values of the authors' scripts for LLaVA (whose FLOPs count 512 at skipped layers), for LaVIN and for METER."""
 GROUPS = 2  # of the routed adapters' up paths
 
 

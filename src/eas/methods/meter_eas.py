@@ -144,7 +144,13 @@ class DASLayer(SkippableBlock):
 
 
 def attach_das(model: PreTrainedModel, config: DASConfig) -> None:
-    """Both kinds of adapters at every layer, the text's first; the paper's ranks are 288 (skipped) and 96 (kept)."""
+    """Both kinds of adapters at every layer, the text's first; preset "meter" has the paper's ranks.
+
+    Raises:
+        ConfigError: adapters are to be routed.
+    """
+    if config.routed:
+        raise ConfigError("DASConfig.routed = True: on METER the adapters are plain; use preset 'meter'")
     if config.routed:
         raise ConfigError("DASConfig.routed = True: METER's adapters are plain ones; leave it out, and preset 'lavin'")
     for index, layer in enumerate(Anatomy.of(model).layers):

@@ -114,8 +114,9 @@ class MeterForNLVR2(MeterWithHead):
 class MeterForImageTextRetrieval(MeterWithHead):
     """How well do a text and an image match? ``logits`` ``(batch, texts)``: one score for each text of an image.
 
-    ``input_ids`` and ``attention_mask`` are ``(batch, texts, tokens)``; ``labels`` ``(batch,)`` say which of the texts
-    is the image's own (METER: the first of 16). `score_pairs` scores every text with every image.
+    ``input_ids`` and ``attention_mask`` are ``(batch, texts, tokens)``, or ``(batch, tokens)`` for one text each;
+    ``labels`` ``(batch,)`` say which of the texts is the image's own (METER: the first of 16). `score_pairs` scores
+    every text with every image.
     """
 
     def __init__(self, config: MeterConfig) -> None:
@@ -124,18 +125,15 @@ class MeterForImageTextRetrieval(MeterWithHead):
         self.post_init()
 
     def encode(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
-        texts = input_ids[:, None] if input_ids.ndim == 2 else input_ids
         mask = None if attention_mask is None else attention_mask.reshape(-1, attention_mask.shape[-1])
-        text, (image,) = super().encode(texts.flatten(0, 1), pixel_values, mask)
-        return text, [Stream(image.tokens.repeat_interleave(texts.shape[1], 0), None)]
+        return super().encode(input_ids.reshape(-1, input_ids.shape[-1]), pixel_values, mask)
 
     def head(self, encoded: Encoded, labels: Tensor | None = None) -> MeterHeadOutput:
         text, (image,) = encoded
-        scores = self.rank_output(self.meter.fuse(text, image).pooled)[:, 0]
-        if labels is None:
-            return MeterHeadOutput(logits=scores)
-        logits = scores.view(len(labels), -1)
-        return MeterHeadOutput(F.cross_entropy(logits, labels), logits)
+        batch = len(image.tokens)
+        image = Stream(image.tokens.repeat_interleave(len(text.tokens) // batch, 0), None)  # beside each of its texts
+        logits = self.rank_output(self.meter.fuse(text, image).pooled).view(batch, -1)
+        return MeterHeadOutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 
     @torch.inference_mode()
     def score_pairs(self, texts: Stream, images: Stream, pairs: int = 64) -> Tensor:
@@ -152,7 +150,8 @@ class MeterForImageTextRetrieval(MeterWithHead):
             pair = torch.arange(at, min(at + pairs, total), device=texts.tokens.device)
             row, column = pair // len(texts.tokens), pair % len(texts.tokens)
             text = Stream(texts.tokens[column], None if texts.mask is None else texts.mask[column])
-            scores.append(self.head((text, [Stream(images.tokens[row], None)])).logits)
+            scored: Any = self.head((text, [Stream(images.tokens[row], None)])).logits
+            scores.append(scored[:, 0])
         return torch.cat(scores).view(len(images.tokens), -1)
 
 
