@@ -1,6 +1,7 @@
 """LaVIN: the paper's counts and skip set at full size, its processor, ScienceQA from end to end, 4 and 8 bits."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from eas.data import load_data
 from eas.data.collate import Collator
 from eas.data.example import Example
 from eas.evaluation import evaluate
-from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
+from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor, quantisation
 from eas.pipeline import Run, RunConfig, run_steps
 from eas.training import EASTrainer
 
@@ -117,7 +118,7 @@ def test_configurations_that_cannot_work_are_refused():
 def folder(tmp_path_factory):
     """A tiny LaVIN as `eas convert lavin` leaves one, that spells."""
     path = tmp_path_factory.mktemp("lavin")
-    build(LAVIN, vocab_size=360, hidden_size=64, intermediate_size=96, max_position_embeddings=512).save_pretrained(
+    build(LAVIN, vocab_size=360, hidden_size=64, intermediate_size=128, max_position_embeddings=512).save_pretrained(
         path
     )
     images = CLIPImageProcessorPil(size={"height": 8, "width": 8}, do_center_crop=False)
@@ -234,3 +235,34 @@ def test_a_run_of_the_pipeline(folder, scienceqa, tmp_path, method):
     )
     tuned = eas.load(folder, tmp_path / "adapter")
     torch.testing.assert_close(alone(**batch).logits, tuned(**batch).logits)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is missing: pip install 'eas[quantised]'")
+@pytest.mark.parametrize(("bits", "kind", "error"), [(4, "Linear4bit", 0.5), (8, "Linear8bitLt", 0.1)])
+def test_a_quantised_language_model(folder, tmp_path, bits, kind, error):
+    base, inputs = load_base(str(folder)), prompts(LAVIN)
+    given = {"quantization_config": quantisation(bits, torch.float32)}
+    model = load_base(str(folder), **given)
+    maps = {
+        name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    assert {k for name, k in maps.items() if ".language_model.layers." in name} == {kind}
+    assert {k for name, k in maps.items() if ".language_model.layers." not in name} == {"Linear"}
+    exact = logits(base, inputs)
+    assert (logits(model, inputs) - exact).norm() / exact.norm() < error
+    eas.attach(model, METHODS["eas"].config(num_skip=2, skip_rank=4, adapt_rank=2, train_projector=True))
+    eas.select(model, (0, 2))
+    eas.prune(model)
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 8, -100)
+    trainer = EASTrainer(
+        model, arguments(tmp_path, 2), train_dataset=[0] * 4, data_collator=lambda rows: {**inputs, "labels": labels}
+    )
+    trainer.train()
+    eas.save(model, tmp_path / "adapter")
+    again = eas.load(folder, tmp_path / "adapter", **given)
+    tuned = logits(model.eval(), inputs)
+    assert torch.equal(logits(again, inputs), tuned)
+    eas.fold(again, "shared")
+    torch.testing.assert_close(logits(again, inputs), tuned, rtol=1e-3, atol=2e-3 if bits == 4 else 3e-2)
+    with pytest.raises(ValueError, match="bits = 2"):
+        quantisation(2)

@@ -73,7 +73,10 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images
             args.ddp_find_unused_parameters = not state.pruned or state.config.train_projector
+        known = vars(model).pop("_hf_peft_config_loaded", False)
+        model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
         super().__init__(model=model, args=args, **kwargs)
+        model._hf_peft_config_loaded = known
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
