@@ -414,7 +414,6 @@ RUNNING = {"pooling": "causal", "decode_pooling": "running"}
     [
         (None, {}),
         ("shared", {}),
-        ("shared", RUNNING),
         ("per_example", {}),
         ("constant", {"router": "constant"}),
         ("constant", {"router": "constant", **RUNNING}),
