@@ -151,6 +151,7 @@ def test_the_paper_s_closed_form_at_other_sizes(d: int, ff: int, heads: int, kv:
     gone, biases = 2 * (2 * d * d + 2 * d * d_kv + d), 2 * 2 * ff + (d + 2 * d_kv)
     assert folded.params_folded == weights - gone + biases
     assert folded.fold_macs > 0
+    assert folded.statistics_macs == 3 * 2 * d + 2 * d * 256  # routers, and c of the skipped, on one mean each
     assert folded.macs - folded.statistics_macs == base - 2 * attention
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["reproduce", "table4", "--output-dir", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     said = json.loads(shown.output.splitlines()[-1])
+    assert re.search(r"EAS_10 +params_M M +4\.07 +10\.29 +\+6\.22 \(\*\)", shown.output)
     assert said["figures"]["unexplained"] == len(UNEXPLAINED["table4"])
     assert set(said["written"]["table4"]) == {str(tmp_path / f"table4.{kind}") for kind in ("json", "md", "csv")}
     result = json.loads((tmp_path / "table4.json").read_text())

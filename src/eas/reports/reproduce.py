@@ -31,13 +31,21 @@ def write_reproduction(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def reproduction_table(result: Mapping[str, Any]) -> Table:
-    """For the terminal."""
-    head, *rows = cells(result)
+    """For the terminal: one figure a line, as a table of the paper is too wide for it."""
     table = Table(title=Text(result["title"]), caption=Text("\n".join(notes(result))), box=box.SIMPLE_HEAD)
-    for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for i, name in enumerate(("", "figure", "paper", "ours", "difference")):
+        table.add_column(name, justify="right" if i > 1 else "left")
+    for row in result["rows"]:
+        named = False
+        for _, _, column, paper, ours, difference, verdict, _ in _lines(result["table"], row):
+            if paper is None and column in row["ours"]:
+                continue  # counted, but not in the paper's table
+            digits = places(column)
+            gap = "" if difference is None else _signed(difference, digits) + MARKS[verdict]
+            unit = UNITS.get(column, "G" if column in row["ours"] else "")
+            shown = _figure(row["ours"].get(column, ours), digits)
+            table.add_row(*map(Text, ("" if named else row["name"], f"{column} {unit}", _figure(paper), shown, gap)))
+            named = True
     return table
 
 
@@ -95,19 +103,20 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 def values(result: Mapping[str, Any]) -> list[list[Any]]:
     """Head and rows for programs: one line per figure."""
-    lines: list[list[Any]] = [["table", "row", "column", "paper", "ours", "difference", "verdict", "why"]]
-    for row in result["rows"]:
-        for column in dict.fromkeys([*row["paper"], *row["ours"]]):
-            ours = row["ours"].get(column)
-            shown = " ".join(map(str, ours)) if isinstance(ours, list) else ours
-            why = row["unexplained"].get(column)
-            compared = [row["difference"].get(column), row["verdict"].get(column), why]
-            lines.append([result["table"], row["name"], column, row["paper"].get(column), shown, *compared])
-        for column, spread in (row.get("latency") or {}).items():
-            lines.append([result["table"], row["name"], column, None, spread["median"], None, None, None])
-        for name, score in (row.get("trained") or {}).items():
-            lines.append([result["table"], row["name"], f"score {name}", None, score, None, None, None])
-    return lines
+    head = ["table", "row", "column", "paper", "ours", "difference", "verdict", "why"]
+    return [head, *(line for row in result["rows"] for line in _lines(result["table"], row))]
+
+
+def _lines(table: str, row: Mapping[str, Any]) -> list[list[Any]]:
+    lines: list[list[Any]] = []
+    for column in dict.fromkeys([*row["paper"], *row["ours"]]):
+        ours = row["ours"].get(column)
+        shown = " ".join(map(str, ours)) if isinstance(ours, list) else ours
+        compared = [row[key].get(column) for key in ("difference", "verdict", "unexplained")]
+        lines.append([table, row["name"], column, row["paper"].get(column), shown, *compared])
+    found = {column: spread["median"] for column, spread in (row.get("latency") or {}).items()}
+    found |= {f"score {name}": score for name, score in (row.get("trained") or {}).items()}
+    return lines + [[table, row["name"], column, None, value, None, None, None] for column, value in found.items()]
 
 
 def places(column: str) -> int:
