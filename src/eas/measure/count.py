@@ -55,7 +55,7 @@ def count(
         method: a method's name, its keys with ``name`` among them, or its configuration; None counts the model as it
             stands, or EAS where ``k`` or ``skip_set`` is given. A given model is left alone: a twin is built for it.
         k: how many candidates are skipped; with ``skip_set`` it may be left out.
-        skip_set: which ones; by default the last k, as all blocks cost the same.
+        skip_set: which ones; by default the last k, where all blocks cost the same (not in METER).
         fold_mode: "default" (of the method; in the paper's convention the paper's), one of its modes, or "none".
         convention: "honest", or "paper": see ``eas.measure.paper``.
         dtype: of the base's weights and of keys and values where the model is built here; bfloat16 by default. What
@@ -155,8 +155,11 @@ def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: Sequenc
         raise ConfigError(f"k = {k} and a skip_set of {len(skip_set)} candidates; give one of them")
     number = len(skip_set) if skip_set is not None else config.num_skip if k is None else k
     attach(model, dataclasses.replace(config, num_skip=number))
-    if skip_set is None and number and config.candidates == "either":
-        raise ConfigError("attentions and FFNs cost differently; with candidates 'either' give the skip_set, not k")
+    unequal = config.candidates == "either" or Anatomy.of(model).form == "coattention"
+    if skip_set is None and number and unequal:
+        raise ConfigError(
+            "this model's candidates cost differently (attentions and FFNs, METER's); give the skip_set, not k"
+        )
     last = len(candidates(model))
     select(model, range(last - number, last) if skip_set is None else skip_set)
     prune(model)
