@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import transformers as tf
 from families import FAMILIES, SEEING, attached, blocks, build, logits, prompts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -29,7 +29,6 @@ CONFIGS = {
     "eas, either": {"num_skip": 3, **PIA, "candidates": "either"},
     "eas, causal": {"num_skip": 2, **PIA, "pooling": "causal"},
     "eas, running": {"num_skip": 2, **PIA, "router": "constant", "pooling": "causal", "decode_pooling": "running"},
-    "eas, running": {"num_skip": 2, **PIA, "router": "constant", "pooling": "causal", "decode_pooling": "running"},
     "eas, constant": {"num_skip": 2, **PIA, "router": "constant", "pooling": "none"},
     "das": {"num_skip": 2, **PIA},
     "das, routed": {"num_skip": 2, **PIA, "routed": True},

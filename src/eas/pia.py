@@ -301,7 +301,9 @@ def fold_weights(
     from_h = weight @ up.T.to(dtype)  # (out, r)
     added = pia.down1.bias if c is None else pia.down1.bias + c
     bias = from_h @ added.to(dtype) + weight @ (alpha[0] * pia.up1.bias + alpha[1] * pia.up2.bias).to(dtype)
-    own = [linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
+    own: list[Tensor] = [
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears
+    ]
     torch.addmm(weight, from_h, pia.down1.weight.to(dtype), out=weight)
     final = linears[0].weight.dtype
     return FoldedWeights(weight.to(final), (bias + torch.cat(own)).to(final), from_h.to(final))

@@ -39,8 +39,6 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
         )
     if type(model).__name__ not in STANDALONE:
         raise ValueError(f"{type(model).__name__} has no standalone form; keep its folder and eas.save's adapter")
-    if type(model).__name__ not in STANDALONE:
-        raise ValueError(f"{type(model).__name__} has no standalone form; keep its folder and eas.save's adapter")
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())
     config.eas = {"config": state.config.to_dict(), "skip_set": list(skip_set(model))}
     config.architectures = [type(model).__name__]

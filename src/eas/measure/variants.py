@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from eas.measure.count import count
@@ -80,10 +81,13 @@ def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], pro
 
 
 def fold_variant(model: PreTrainedModel, name: str) -> None:
-    """Folds a variant, where it is one that is folded."""
+    """Folds a variant, where it is one that is folded; merged maps lose PEFT's wrappers, which cost time per step."""
     mode = VARIANTS[name].fold
     if mode is not None:
         fold(model, mode)
+    if mode == "merged":
+        for path, layer in [(path, m) for path, m in model.named_modules() if isinstance(m, LoraLayer)]:
+            model.set_submodule(path, layer.get_base_layer())
 
 
 def _attached(base: PreTrainedModel, variant: Variant) -> PreTrainedModel:

@@ -175,9 +175,9 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 def _unfoldable(model: PreTrainedModel) -> type | None:
     """The class of a map that a PIA cannot be folded into, None if there is none."""
-    for block in Anatomy.of(model).layers:
+    for block in [block for block in Anatomy.of(model).layers if block.foldable_pia() is not None]:
         body, names = block.reader()
-        for linear in (body.get_submodule(name) for name in names if block.foldable_pia() is not None):
+        for linear in map(body.get_submodule, names):
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
                 return type(linear) if type(linear) is not nn.Linear else type(linear.weight)
     return None

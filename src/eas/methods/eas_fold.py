@@ -97,7 +97,7 @@ def fold_attention(attention: Any, pia: PIA, alpha: Tensor, dtype: torch.dtype |
     maps = [getattr(attention, name) for name in ATTENTION_INPUTS]
     weight, bias, _ = fold_weights(maps, pia, alpha, None, dtype=dtype)
     sizes = [linear.out_features for linear in maps]
-    folded = [FoldedLinear(w, b) for w, b in zip(weight.split(sizes), bias.split(sizes), strict=True)]
+    folded = [FoldedLinear(w, b) for w, b in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)]
     clone: nn.Module = copy.copy(attention)
     clone._modules = {**attention._modules, **dict(zip(ATTENTION_INPUTS, folded, strict=True))}
     vars(clone).pop("forward", None)  # accelerate's, which goes on to the original

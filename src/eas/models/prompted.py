@@ -21,6 +21,8 @@ _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=No
 class PromptedTextModel(SkippingTextModel):
     """The language model, which must be told the prompt's tokens."""
 
+    layers: Any
+
     def forward(self, *args: Any, past_key_values: Cache | None = None, **kw: Any) -> Any:
         if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(past_key_values):
             raise ValueError(
@@ -62,7 +64,8 @@ class PromptedModel(nn.Module):
         return self._text_model().needs_prompt()
 
     def _text_model(self) -> PromptedTextModel:
-        return Anatomy.of(self).text_model  # type: ignore[return-value]
+        text_model: PromptedTextModel = Anatomy.of(self).text_model
+        return text_model
 
     def prepare_inputs_for_generation(
         self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
