@@ -153,7 +153,7 @@ def test_run_config_round_trips_and_ships_the_demo(tmp_path):
     assert (changed.method.skip_rank, changed.method.adapt_rank, changed.train.learning_rate) == (32, 9, 1e-4)
     with pytest.raises(eas.ConfigError, match="batch_size"):
         RunConfig().with_overrides(["train.batch_size=many"])
-    config = RunConfig.from_file(Path(cli.__file__).parent / "demo" / "demo.yaml")
+    config = RunConfig.from_file(Path(cli.__file__).parents[1] / "demo" / "demo.yaml")
     config.to_file(tmp_path / "a.yaml")
     assert RunConfig.from_file(tmp_path / "a.yaml") == config
     assert yaml.safe_load((tmp_path / "a.yaml").read_text())["method"]["num_skip"] >= 12 // 3
