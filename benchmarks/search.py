@@ -15,7 +15,7 @@ what to weigh together allows (Hotelling 1944), and here without the batch noise
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,15 +98,6 @@ def play(
         if t in rounds or t == settled:
             chosen[t] = tuple(sorted(rule.ranking()[: size[1]]))
     return chosen, settled
-
-
-def table_regret(
-    name: str, table: Mapping[SkipSet, float], noise: float, seed: int, rounds: Sequence[int] = ROUNDS
-) -> dict[int, float]:
-    """Regret after each of ``rounds`` where the true loss of every skip set of a model is known."""
-    size = (max(max(s) for s in table) + 1, len(next(iter(table))))
-    chosen, _ = play(name, table.__getitem__, size, noise, seed, rounds)
-    return {t: table[chosen[t]] - min(table.values()) for t in rounds}
 
 
 def ceiling(truth: Planted, noise: float, seed: int) -> dict[int, SkipSet]:

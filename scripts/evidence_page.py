@@ -17,6 +17,9 @@ RESULTS = {
     "one": "methods_one_seed.json",
     "odd": "odd.json",
     "odd1": "odd_one_seed.json",
+    "oddm": "odd_methods.json",
+    "oddk": "odd_k.json",
+    "sets": "odd_sets.json",
 }
 DROPPED = ("k", "notes")
 

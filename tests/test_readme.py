@@ -83,7 +83,8 @@ def test_the_table_of_methods_names_them_all():
     assert folds == {name: method.fold_modes for name, method in eas.METHODS.items()}
 
 
-def test_the_evidence_page_shows_what_was_measured(monkeypatch):
+@pytest.mark.parametrize("name", ["evidence_page", "search_page"])
+def test_pages_show_what_was_measured(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    page = importlib.import_module("evidence_page")
+    page = importlib.import_module(name)
     assert page.filled(page.PAGE.read_text()) == page.PAGE.read_text()
