@@ -54,7 +54,7 @@ def searcher(folder: Path, config: eas.MethodConfig | None = None, **changes: An
 
 def run(folder: Path, batch_size: int) -> None:
     """``eas run``."""
-    cli.run(folder, data="scenes:relation", option=[*RUN, f"train.batch_size={batch_size}"])
+    cli.run.run(folder, data="scenes:relation", option=[*RUN, f"train.batch_size={batch_size}"])
 
 
 def train(folder: Path, **settings: Any) -> SearchResult:
