@@ -101,7 +101,7 @@ def test_bounds_and_ratios_follow_from_counts_and_rates(result: dict[str, Any]) 
         assert row["decode_bound_ms"] == pytest.approx(
             1000 * max(row["decode_macs"] / macs, row["decode_bytes"] / read)
         )
-        assert row["prefill_bound_ms"] >= 1000 * row["macs"] / macs
+        assert row["prefill_bound_ms"] >= 1000 * row["macs"] / macs * (1 - 1e-9)
         for key in ("prefill", "decode"):
             time = row[f"{key}_ms"]
             assert 0 < time["low"] <= time["median"] <= time["high"]
