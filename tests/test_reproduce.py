@@ -172,6 +172,7 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
         (["table1", "--model", "tiny"], "add --train"),
         (["table4", "--shape", "llava-7b"], "METER"),
         (["table4", "--measure"], "cannot be timed"),
+        (["table1", "--share-blocks"], "add --measure"),
         (["table4", "--train"], "no recipe"),
         (["table2", "--shape", "llava-8b"], "there is llava-7b"),
         (["table4", "--row", "EAS_9"], "no row 'EAS_9'; its rows are Full"),
@@ -189,26 +190,40 @@ def small(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return reproduce_table(name, shape="small", prompt_tokens=12)
 
 
-def test_latency_is_measured_beside_the_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share_blocks", [False, True])
+def test_latency_is_measured_beside_the_base(monkeypatch: pytest.MonkeyPatch, share_blocks: bool) -> None:
     from eas.reports.reproduce import markdown
 
     result = small("table6", monkeypatch)
-    names = ["+ frozen bias", "+ fold"]
-    runs.add_latency(result, names, repeats=1, new_tokens=1)
+    names, said = ["+ frozen bias", "+ fold"], list[str]()
+    runs.add_latency(result, names, repeats=1, new_tokens=1, share_blocks=share_blocks, say=said.append)
+    assert [line.split(",")[0] for line in said] == [f"timing {name}" for name in names]
     timed = [row["name"] for row in result["rows"] if "latency" in row]
     assert timed == names
     for row in result["rows"][-2:]:
         assert all(row["latency"][key]["median"] > 0 for key in ("prefill_ms", "decode_ms", "base_prefill_ms"))
     assert result["timing"]["prompt_tokens"] == 12
     assert "decode x" in markdown(result)
+    block = 2 * (4 * 64 * 64 + 3 * 64 * 96 + 2 * 64)
+    assert result["timing"]["block_bytes_shared"] == (block if share_blocks else None)
+    assert ("all blocks held one block's weights (68.2 KiB)" in markdown(result)) == share_blocks
 
 
 def test_latency_is_refused_where_memory_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     result = small("table7", monkeypatch)
     monkeypatch.setattr(runs.psutil, "virtual_memory", lambda: type("Free", (), {"available": 1000})())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"small needs about .* run it where there is more, or name a smaller model"):
+    with pytest.raises(ConfigError, match=r"small needs about .* add --share-blocks .* or name a smaller model"):
         runs.add_latency(result, None, 1, 1)
+    with pytest.raises(ConfigError, match=r"run it where there is more, name a smaller model"):
+        runs.add_latency(result, None, 1, 1, share_blocks=True)
+
+
+def test_what_memory_is_needed() -> None:
+    """The paper's 7B fits 24 GiB in bfloat16 under every method, full tuning included; a card of 4 if blocks share."""
+    rows = [(method, row) for row in table_spec("table1").rows if (method := tables.row_method(row))]
+    for share_blocks, least, most in ((False, 13.2, 18), (True, 1.5, 4)):
+        assert least < runs._need("llava-7b", rows, 691, share_blocks) / 2**30 < most
 
 
 def test_missing_data_and_weights_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

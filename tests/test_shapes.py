@@ -39,6 +39,22 @@ def test_random_weights_are_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build("small", "cpu", torch.bfloat16).model.rotary_emb.inv_freq.dtype == torch.float32
 
 
+def test_blocks_that_share_weights_compute_as_copies_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "small", lambda: shapes._llama(32, 64, 5, 4, vocab_size=64))
+    shared, whole = build("small", "cpu", share_blocks=True), build("small", "cpu")
+    for block in whole.model.layers:
+        block.load_state_dict(shared.model.layers[0].state_dict())
+    whole.model.embed_tokens.load_state_dict(shared.model.embed_tokens.state_dict())
+    whole.lm_head.load_state_dict(shared.lm_head.state_dict())
+    ids = torch.arange(8)[None]
+    assert torch.equal(shared(ids).logits, whole(ids).logits)
+    given = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(shared.generate(ids, **given), whole.generate(ids, **given))  # a cache for every block
+    numbers = [sum(p.numel() for p in module.parameters()) for module in (shared, whole, whole.model.layers[0])]
+    assert numbers[1] - numbers[0] == 4 * numbers[2]
+    assert shared.config.num_hidden_layers == 5
+
+
 def test_unknown_shape() -> None:
     with pytest.raises(ValueError, match=r"'llava-9b' is unknown; there is llava-7b, .*llava-0\.5b"):
         build("llava-9b")

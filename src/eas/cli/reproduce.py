@@ -18,6 +18,10 @@ def reproduce(
     shape: Annotated[str | None, typer.Option(help="Another shape than the table's; see `eas count`.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Another prompt length than the table's.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time every row on this machine, in full size.")] = False,
+    share_blocks: Annotated[
+        bool,
+        typer.Option("--share-blocks", help="With --measure: all blocks hold one block's weights, to save memory."),
+    ] = False,
     repeats: Annotated[int, typer.Option(help="Timed repetitions.", min=1)] = 10,
     new_tokens: Annotated[int, typer.Option(help="Decoded tokens of a repetition.", min=1)] = 16,
     train: Annotated[bool, typer.Option("--train", help="Run every row's recipe: search, tune, evaluate.")] = False,
@@ -38,13 +42,15 @@ def reproduce(
 
     if not train and (model or data or option):
         raise ValueError("--model, --data and -o change what is trained; add --train")
+    if share_blocks and not measure:
+        raise ValueError("--share-blocks changes what is timed; add --measure")
     written: dict[str, list[str]] = {}
     verdicts: dict[str, int] = {}
     for name in TABLES if table == "all" else [table]:
         result = reproduce_table(name, shape, prompt_tokens)
         check_rows(result, row)
         if measure:
-            add_latency(result, row, repeats, new_tokens)
+            add_latency(result, row, repeats, new_tokens, share_blocks, console().print)
         if train:
             add_training(result, row, output_dir, model, data, option or [])
         console().print(reproduction_table(result))

@@ -5,6 +5,7 @@ Values are those of the published configurations; ``llava-0.5b`` is LLaVA scaled
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from eas.models.anatomy import auto_class
+from eas.models.anatomy import Anatomy, auto_class
 
 
 def _sizes(width: int, ffn: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -82,12 +83,24 @@ SHAPES: dict[str, Callable[[], Any]] = {
 
 
 def build(
-    name: str, device: str | torch.device = "meta", dtype: torch.dtype = torch.float32, seed: int = 0
+    name: str,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    share_blocks: bool = False,
 ) -> PreTrainedModel:
     """The model of one of ``SHAPES`` in evaluation mode: without storage on the meta device, else with random weights.
 
     Random weights are one pseudo-random vector laid out over all matrices: filling 7 B of them takes seconds, and the
     time of a step does not depend on them. Norms are one, biases zero, RoPE is what it should be.
+
+    Args:
+        name: one of ``SHAPES``.
+        device: of the weights.
+        dtype: of the weights.
+        seed: of the random ones.
+        share_blocks: all blocks of the language model hold the weights of the first: full depth and full work in the
+            memory of one block.
 
     Raises:
         ValueError: the name is unknown.
@@ -95,14 +108,30 @@ def build(
     if name not in SHAPES:
         raise ValueError(f"shape {name!r} is unknown; there is {', '.join(SHAPES)}")
     config = SHAPES[name]()
+    depth = config.get_text_config().num_hidden_layers
+    if share_blocks:
+        config.get_text_config().num_hidden_layers = 1
     with torch.device(device), no_init_weights():
         model: PreTrainedModel = auto_class(config.model_type).from_config(config, dtype=dtype)
     model.tie_weights()
+    if share_blocks:
+        _repeat_block(model, depth)
     if torch.device(device).type != "meta":
         # its length is no multiple of a width, so that no two rows are alike
         noise = 0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
         _fill(model, noise.to(device, dtype))
     return model.eval()
+
+
+def _repeat_block(model: PreTrainedModel, depth: int) -> None:
+    """Sets the first block's twins, which share its weights, behind it."""
+    text = Anatomy.of(model).text_model
+    first = text.layers[0]
+    for index in range(1, depth):
+        twin = copy.deepcopy(first, {id(kept): kept for kept in (*first.parameters(), text.config)})
+        twin.self_attn.layer_idx = index
+        text.layers.append(twin)
+    text.config.num_hidden_layers = model.config.get_text_config().num_hidden_layers = depth
 
 
 @torch.no_grad()

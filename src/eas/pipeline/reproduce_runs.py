@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
-from eas.measure.count import on_meta
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
+from eas.models.anatomy import Anatomy
 from eas.pipeline.config import RunConfig
 from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
@@ -40,8 +41,23 @@ def check_rows(result: dict[str, Any], only: Sequence[str] | None) -> None:
         raise ConfigError(f"{result['table']} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
 
 
-def add_latency(result: dict[str, Any], only: Sequence[str] | None, repeats: int, new_tokens: int) -> None:
+def add_latency(
+    result: dict[str, Any],
+    only: Sequence[str] | None,
+    repeats: int,
+    new_tokens: int,
+    share_blocks: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Times every row, or those named, each alternated with the base, at the table's size with random weights.
+
+    Args:
+        result: of ``reproduce_table``.
+        only: the rows, None for all.
+        repeats: of prefill and decoding.
+        new_tokens: decoded in each.
+        share_blocks: all blocks hold the weights of one, in the memory of one; depth and work stay.
+        say: is told what is being timed.
 
     Raises:
         ConfigError: the table has no shape, or the model does not fit into the memory of GPU or machine.
@@ -56,11 +72,12 @@ def add_latency(result: dict[str, Any], only: Sequence[str] | None, repeats: int
     methods = [(row_method(row), row, r) for row, r in rows if row.recipes]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16
-    _require_memory(result["table"], shape, [m for m, _, _ in methods if m is not None], tokens, device, dtype)
-    base = build(shape, device, dtype)
+    _require_memory(result["table"], shape, [(m, row) for m, row, _ in methods if m], tokens, device, share_blocks)
+    base = build(shape, device, dtype, share_blocks=share_blocks)
     inputs = _inputs(base, tokens, images)
     for method, row, r in methods:
         assert method is not None
+        say(f"timing {row.name}, alternated with the base: 1 + {repeats} times each")
         timed = {"base": base, "row": _variant(base, method, row)}
         found = benchmark(timed, inputs, new_tokens=new_tokens, repeats=repeats)
         r["latency"] = {**asdict(found["row"]), **{f"base_{k}": v for k, v in asdict(found["base"]).items()}}
@@ -70,25 +87,50 @@ def add_latency(result: dict[str, Any], only: Sequence[str] | None, repeats: int
         "prompt_tokens": tokens,
         "new_tokens": new_tokens,
         "repeats": repeats,
+        "block_bytes_shared": _bytes(Anatomy.of(base).layers[0]) if share_blocks else None,
     }
 
 
 def _require_memory(
-    table: str, shape: str, methods: Sequence[MethodConfig], tokens: int, device: torch.device, dtype: torch.dtype
+    table: str,
+    shape: str,
+    rows: Sequence[tuple[MethodConfig, RowSpec]],
+    tokens: int,
+    device: torch.device,
+    share_blocks: bool,
 ) -> None:
-    """The base, which all rows share, with the largest method's modules and folds, and a fifth for activations."""
-    base = count_modules(on_meta(shape, None, dtype=dtype), tokens)
-    modules = [count_modules(on_meta(shape, method, dtype=dtype), tokens) for method in methods]
-    largest = max((4 * c.params_trained + c.fold_bytes for c in modules), default=0)
-    size = torch.empty(0, dtype=dtype).element_size()
-    need = 1.2 * (base.params_total * size + largest + 2 * tokens * base.kv_bytes_per_token)
+    """Refuses what does not fit; the model and its variants are built without storage to see."""
+    need = _need(shape, rows, tokens, share_blocks)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if need > free:
-        where = "the GPU" if device.type == "cuda" else "this machine"
-        raise ConfigError(
-            f"{table} --measure: {shape} needs about {need / 2**30:.0f} GiB, and {where} has {free / 2**30:.0f} GiB "
-            "free; run it where there is more, or name a smaller model, as in --shape llava-0.5b --prompt-tokens 300"
-        )
+    if need <= free:
+        return
+    where = "the GPU" if device.type == "cuda" else "this machine"
+    remedy = "name a smaller model, as in --shape llava-0.5b --prompt-tokens 300"
+    if not share_blocks:
+        less = _need(shape, rows, tokens, share_blocks=True)
+        remedy = f"add --share-blocks (all blocks hold one block's weights: about {less / 2**30:.0f} GiB), or {remedy}"
+    raise ConfigError(
+        f"{table} --measure: {shape} needs about {need / 2**30:.0f} GiB, and {where} has {free / 2**30:.0f} GiB free; "
+        f"run it where there is more, {remedy}"
+    )
+
+
+def _need(shape: str, rows: Sequence[tuple[MethodConfig, RowSpec]], tokens: int, share_blocks: bool) -> float:
+    """Bytes of the base, which all rows share, with the largest row's own modules, the folded weights of a request and
+    two caches, and a fifth for activations."""
+    with torch.device("meta"), no_init_weights():
+        base = build(shape, dtype=torch.bfloat16, share_blocks=share_blocks)
+        cache = tokens * count_modules(base, tokens).kv_bytes_per_token
+        largest, held = 0, {id(parameter) for parameter in base.parameters()}
+        for method, row in rows:
+            variant = _variant(base, method, row)
+            own = sum(p.nbytes for p in variant.parameters() if id(p) not in held)
+            largest = max(largest, own + count_modules(variant, tokens).fold_bytes)
+    return 1.2 * (_bytes(base) + largest + 2 * cache)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.files import write_text
-from eas.reports.summary import at
+from eas.reports.summary import at, size
 
 MARKS = {"reproduced": "", "differs": " (!)", "unexplained": " (*)"}
 LEGEND = "difference is ours - paper; (*) no consistent counting gives the paper's figure; (!) ours differs"
@@ -98,6 +98,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"{timing['prompt_tokens']} prompt tokens; x: how much faster than the base, alternated with it. The "
             "paper's times are seconds per sample on an A100, its answers generated"
         )
+        if shared := timing.get("block_bytes_shared"):
+            said.append(f"times: all blocks held one block's weights ({size(shared)}) to save memory; depth is full")
     return [*said, *result.get("training_notes", [])]
 
 
