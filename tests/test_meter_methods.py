@@ -12,6 +12,8 @@ import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
 from eas.config import SkipConfig
+from eas.measure.latency import benchmark
+from eas.measure.layers import block_costs
 from eas.methods import COATTENTION
 from eas.models.anatomy import Anatomy
 from eas.models.meter import TASKS, MeterConfig
@@ -156,6 +158,24 @@ class TestContract:
             assert eas.count(whole, 7, 1).macs == eas.count(model, 7, 1).macs
             assert eas.count(whole, 7, 1).weight_bytes == eas.count(model, 7, 1).weight_bytes
             assert eas.count(whole, 7, 1).params_folded == eas.count(model, 7, 1).params_total
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_standalone_folder_opens_without_the_base(self, label, dtype, tmp_path):
+        model = tuned(label, pruned=True, dtype=dtype, task="nlvr2")
+        eas.merge_and_save(model, tmp_path)
+        again = eas.load(tmp_path)
+        assert again.eas.config == model.eas.config
+        opened, saved = dict(again.named_parameters()), dict(model.named_parameters())
+        assert {n: p.dtype for n, p in opened.items()} == {n: p.dtype for n, p in saved.items()}
+        assert all(torch.equal(opened[n], p) for n, p in saved.items())
+        close(logits(again, batch("nlvr2")), logits(model, batch("nlvr2")))  # memory may decide the kernel
+
+    def test_layers_are_the_terms_of_the_count(self, label):
+        rest = [
+            eas.count(m, 7, 2).macs - sum(b.mha + b.ffn + b.other for b in block_costs(m, 7, 2))
+            for m in (build(), tuned(label), tuned(label, pruned=True))
+        ]
+        assert rest[0] == rest[1] == rest[2] > 0
 
     def test_a_bfloat16_base(self, label):
         exact, model = logits(tuned(label)), tuned(label, dtype=torch.bfloat16)
@@ -366,6 +386,9 @@ def test_the_full_size_is_counted():
         head = 2 * d * d + (2 * d) ** 2 + 2 * d * 3129
         counts = eas.count(meter(size), t, 1)
         assert counts.macs == vision + d * d * (n + t) + text + 6 * fusion + head
+        layers = block_costs(meter(size), t, 1)
+        assert sum(layer.mha + layer.ffn for layer in layers) == 6 * fusion
+        assert (len(layers), {layer.other for layer in layers}) == (12, {0})
         norms = 5 * d * ((2 * 11 + 2 + 18) * n + (1 + 24 + 18) * t)
         assert (counts.macs + norms) / 1e9 == pytest.approx(printed, rel=2e-4)
     assert eas.count(meter(), 40, 2).macs - counts.macs > counts.vision_macs
@@ -426,6 +449,27 @@ def test_what_is_skipped_is_saved_to_the_operation():
         assert saved == whole + pia(own, 96, 0) - pia(own, r, 1)
 
 
+def test_what_is_skipped_leaves_its_layer():
+    model = tuned("eas")
+    eas.select(model, [])
+    layers = block_costs(model, 7, 1)
+    eas.select(model, [0, 2])  # both attentions of the text's first layer
+    skipped = block_costs(model, 7, 1)
+    assert skipped[0].mha == 0 < skipped[0].ffn == layers[0].ffn
+    assert skipped[0].other > layers[0].other
+    assert skipped[1:] == layers[1:]
+    das = block_costs(tuned("das"), 7, 1)
+    assert [layer.mha == layer.ffn == 0 for layer in das] == [True, False, False, True]
+
+
+def test_a_pass_is_timed_where_nothing_decodes():
+    inputs = {key: value[:1] for key, value in batch().items() if key != "labels"}
+    timed = benchmark({"base": build(), "tuned": tuned("eas")}, inputs, new_tokens=0, repeats=2)
+    assert all(latency.prefill_ms.median > 0 and latency.decode_ms is None for latency in timed.values())
+    with pytest.raises(ValueError, match="repeats = 0 must be at least 1"):
+        benchmark({"base": build()}, inputs, new_tokens=0, repeats=0)
+
+
 def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
     for name, values, words in (
         ("eas", {**PIA, "candidates": "ffn"}, "candidates = 'ffn': of METER attentions may be skipped"),
@@ -448,9 +492,6 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
         eas.select(model, range(8))
     with pytest.raises(ValueError, match="eas cannot be folded"):
         eas.fold(model)
-    eas.prune(model)
-    with pytest.raises(ValueError, match="has no standalone form"):
-        eas.merge_and_save(model, "nowhere")
 
 
 def test_a_folder_opens_with_its_head(tmp_path):

@@ -7,6 +7,7 @@ own: the stock class would fill the skipped attentions with random weights and o
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from eas.checkpoint import CheckpointError
 from eas.methods import method_config
-from eas.models.anatomy import FAMILIES, auto_class, model_class
+from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
 from eas.surgery import attach, attachment, candidates, prune, select, skip_set
 
 VARIANT = "eas"
 FLOAT32 = ["skip_pia", "adapt_pia", "ffn_pia", "adapter", "skip_adapter", "lora_A", "lora_B", "prompt"]
-FLOAT32 += ["modality_token"]
+FLOAT32 += ["modality_token", "prefix"]
 """Modules that methods add, which stay float32 whatever dtype the folder is opened in."""
 
 
@@ -37,14 +38,13 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
         raise ValueError(
             "unfold(model) first: a standalone folder holds the PIAs themselves, folds are made on loading"
         )
-    if type(model).__name__ not in STANDALONE:
-        raise ValueError(f"{type(model).__name__} has no standalone form; keep its folder and eas.save's adapter")
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())
     config.eas = {"config": state.config.to_dict(), "skip_set": list(skip_set(model))}
-    config.architectures = [type(model).__name__]
-    names = {"mha": "attention", "ffn": "mlp"}
-    skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
-    config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    if state.form == "decoder":
+        names = {"mha": "attention", "ffn": "mlp"}
+        skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
+        config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
     # the family's own key renames do not apply to eas_ types
     model.save_pretrained(folder, variant=VARIANT, save_original_format=False)
     config.save_pretrained(folder)
@@ -53,9 +53,6 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
 def _standalone_class(name: str) -> Any:
     """The class that opens a standalone folder of one family: builds the base, then attaches, selects and prunes."""
     base = model_class(name)
-    config_class = type(
-        f"EAS{base.config_class.__name__}", (base.config_class,), {"model_type": f"eas_{base.config_class.model_type}"}
-    )
 
     def __init__(self: Any, config: Any) -> None:
         base.__init__(self, config)
@@ -85,15 +82,21 @@ def _standalone_class(name: str) -> Any:
         "__init__": __init__,
         "from_pretrained": classmethod(from_pretrained),
         "save_pretrained": save_pretrained,
-        "config_class": config_class,
+        "config_class": _config_class(base.config_class),
         "_keep_in_fp32_modules_strict": [*FLOAT32, *(base._keep_in_fp32_modules_strict or ())],
         "__module__": base.__module__,
     }
     return type(name, (base,), body)
 
 
-STANDALONE: dict[str, Any] = {name: _standalone_class(name) for name in FAMILIES}
+@cache
+def _config_class(base: Any) -> Any:
+    """One for all heads of a family."""
+    return type(f"EAS{base.__name__}", (base,), {"model_type": f"eas_{base.model_type}"})
+
+
+STANDALONE: dict[str, Any] = {name: _standalone_class(name) for name in (*FAMILIES, *COATTENTION)}
 
 for _class in STANDALONE.values():
-    AutoConfig.register(_class.config_class.model_type, _class.config_class)
+    AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
     auto_class(_class.config_class.model_type).register(_class.config_class, _class)

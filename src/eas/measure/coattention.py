@@ -40,30 +40,23 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
     trunk: Any = Anatomy.of(model).text_model
     vision = model.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    texts, tokens = text_tokens, patches + 1
+    tokens = patches + 1
     image = (
         patches * trunk.vision_model.embeddings.patch_embedding.weight.numel()
         + macs_of(trunk.vision_model.encoder, tokens)
         + 2 * vision.hidden_size * tokens**2 * len(trunk.vision_model.encoder.layers)
         + macs_of(trunk.cross_modal_image_transform, tokens)
     )
-    text = macs_of(trunk.text_model.encoder, texts) + macs_of(trunk.cross_modal_text_transform, texts)
-    text += 2 * model.config.text_config.hidden_size * texts**2 * len(trunk.text_model.encoder.layer)
-    more = 0  # keys that prompts add
-    if isinstance(trunk, ShallowPrompted):
-        extra = trunk.prompt.tokens.shape[1]
-        texts, tokens = texts + extra, tokens + extra
-    elif isinstance(trunk, DeepPrompted):
-        more = trunk.prompt.tokens.shape[2]
-    behind = sum(_layer_macs(layer, texts, tokens, more) for layer in trunk.cross_modal_text_layers)
-    behind += sum(_layer_macs(layer, tokens, texts, more) for layer in trunk.cross_modal_image_layers)
-    behind += macs_of(trunk.cross_modal_text_pooler, 1) + macs_of(trunk.cross_modal_image_pooler, 1)
+    text = macs_of(trunk.text_model.encoder, text_tokens) + macs_of(trunk.cross_modal_text_transform, text_tokens)
+    text += 2 * model.config.text_config.hidden_size * text_tokens**2 * len(trunk.text_model.encoder.layer)
+    behind = sum(sum(parts) for parts in layer_macs(model, text_tokens, images))
+    poolers = macs_of(trunk.cross_modal_text_pooler, 1) + macs_of(trunk.cross_modal_image_pooler, 1)
     heads = sum(macs_of(child, 1) for child in model.children() if child is not trunk)
     total = sum(p.numel() for p in model.parameters())
     dead = sum(p.numel() for module in _dead(model) for p in module.parameters())
     embeddings = sum(p.nbytes for m in trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
     return Counts(
-        macs=images * (image + behind) + text + heads,
+        macs=images * (image + poolers) + behind + text + heads,
         params_total=total,
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
@@ -78,8 +71,26 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
     )
 
 
-def _layer_macs(layer: Any, own: int, other: int, more: int) -> int:
-    """One layer of one modality.
+def layer_macs(model: PreTrainedModel, text_tokens: int, images: int) -> list[tuple[int, int, int]]:
+    """MACs of every co-attention layer, the text's first: of its attentions, its FFN, and what stands beside them.
+
+    Arguments are those of `count_coattention`.
+    """
+    trunk: Any = Anatomy.of(model).text_model
+    vision = model.config.vision_config
+    texts, tokens, more = text_tokens, (vision.image_size // vision.patch_size) ** 2 + 1, 0
+    if isinstance(trunk, ShallowPrompted):
+        extra = trunk.prompt.tokens.shape[1]
+        texts, tokens = texts + extra, tokens + extra
+    elif isinstance(trunk, DeepPrompted):
+        more = trunk.prompt.tokens.shape[2]
+    sides = ((trunk.cross_modal_text_layers, texts, tokens), (trunk.cross_modal_image_layers, tokens, texts))
+    each = [_layer_macs(layer, own, other, more) for layers, own, other in sides for layer in layers]
+    return [(images * mha, images * ffn, images * beside) for mha, ffn, beside in each]
+
+
+def _layer_macs(layer: Any, own: int, other: int, more: int) -> tuple[int, int, int]:
+    """One layer of one modality, in one pass.
 
     Args:
         layer: in whatever form.
@@ -88,19 +99,18 @@ def _layer_macs(layer: Any, own: int, other: int, more: int) -> int:
         more: keys and values that a prompt adds to every attention.
     """
     if isinstance(layer, DASLayer) and layer.skip_mha:
-        return sum(macs_of(module, own) for module in layer.stand_ins())
-    macs = macs_of(layer.intermediate, own) + macs_of(layer.output, own)
-    if isinstance(layer, EASLayer):
-        macs += macs_of(layer.adapt_pia, own)
+        return 0, 0, sum(macs_of(module, own) for module in layer.stand_ins())
+    mha, ffn = 0, macs_of(layer.intermediate, own) + macs_of(layer.output, own)
+    beside = macs_of(layer.adapt_pia, own) if isinstance(layer, EASLayer) else 0
     for attention, keys in ((layer.attention, own), (layer.crossattention, other)):
         if isinstance(attention, EASAttention):
-            macs += sum(macs_of(module, own) for module in attention.stand_ins())
+            beside += sum(macs_of(module, own) for module in attention.stand_ins())
             if attention.skip_mha:
                 continue
         core = attention.self
-        macs += macs_of(core.query, own) + macs_of(core.key, keys + more) + macs_of(core.value, keys + more)
-        macs += 2 * core.all_head_size * own * (keys + more) + macs_of(attention.output, own)
-    return macs
+        mha += macs_of(core.query, own) + macs_of(core.key, keys + more) + macs_of(core.value, keys + more)
+        mha += 2 * core.all_head_size * own * (keys + more) + macs_of(attention.output, own)
+    return mha, ffn, beside
 
 
 def _dead(model: PreTrainedModel) -> list[nn.Module]:

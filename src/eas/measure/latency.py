@@ -38,11 +38,12 @@ class Latency:
 
     Args:
         prefill_ms: reading the whole prompt, images included, up to the first token.
-        decode_ms: each token after that, averaged within a repeat; a batch decodes one token of every sequence.
+        decode_ms: each token after that, averaged within a repeat; a batch decodes one token of every sequence. None
+            where the model decodes nothing, and the prefill is its whole pass.
     """
 
     prefill_ms: Spread
-    decode_ms: Spread
+    decode_ms: Spread | None
 
 
 def benchmark(
@@ -55,14 +56,15 @@ def benchmark(
     Args:
         models: variants by name, in evaluation mode, base or attached, folded or not.
         inputs: what the processor returns for one batch of prompts of equal length, on any device.
-        new_tokens: decode steps per repeat; the first token belongs to the prefill.
+        new_tokens: decode steps per repeat; the first token belongs to the prefill. 0 for models that generate
+            nothing: one pass is timed.
         repeats: how often each variant is timed.
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.
     """
-    if new_tokens < 1 or repeats < 1:
-        raise ValueError(f"new_tokens = {new_tokens} and repeats = {repeats} must be at least 1")
+    if new_tokens < 0 or repeats < 1:
+        raise ValueError(f"repeats = {repeats} must be at least 1, and new_tokens = {new_tokens} at least 0")
     if training := [name for name, model in models.items() if model.training]:
         raise ValueError(f"{training} in training mode; call model.eval() before timing")
     if "attention_mask" in inputs and not inputs["attention_mask"].all():
@@ -75,14 +77,17 @@ def benchmark(
             if repeat > 0:  # the first round warms up
                 prefill[name].append(first)
                 decode[name].append(each)
-    return {name: Latency(Spread.of(prefill[name]), Spread.of(decode[name])) for name in models}
+    return {name: Latency(Spread.of(prefill[name]), Spread.of(decode[name]) if new_tokens else None) for name in models}
 
 
 @torch.inference_mode()
 def _time_once(model: PreTrainedModel, inputs: Mapping[str, Tensor], new_tokens: int) -> tuple[float, float]:
-    """Milliseconds of one prefill, and of each of the decode steps that follow."""
+    """Milliseconds of one prefill, and of each of the decode steps that follow, if any."""
     moved = {key: value.to(model.device) for key, value in inputs.items()}
     start = _now(model.device)
+    if new_tokens == 0:
+        model(**moved)
+        return 1000 * (_now(model.device) - start), 0.0
     output = model(**moved, use_cache=True, logits_to_keep=1)
     tokens = output.logits[:, -1:].argmax(-1)
     read = _now(model.device)

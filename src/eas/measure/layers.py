@@ -1,4 +1,4 @@
-"""What each block of a language model costs: the terms of the sums that ``eas.count`` gives."""
+"""What each block costs: the terms of the sums that ``eas.count`` gives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from eas.measure.coattention import layer_macs
 from eas.measure.modules import _block_macs, _macs, _skipped_parts
 from eas.models.anatomy import Anatomy
 
@@ -15,7 +16,8 @@ class BlockCost:
     """One block as it stands: selected, pruned or folded.
 
     Args:
-        mha: MACs of the attention for the prompt, projections and products; 0 if it is skipped.
+        mha: MACs of the attention for the prompt, projections and products; 0 if it is skipped. Of METER's two those
+            that are not.
         ffn: MACs of the FFN; 0 if it is skipped.
         other: MACs of what the method put there and did not fold away.
         kv_bytes: keys and values per token of one sequence.
@@ -27,9 +29,15 @@ class BlockCost:
     kv_bytes: int
 
 
-def block_costs(model: PreTrainedModel, prompt_tokens: int) -> list[BlockCost]:
-    """The cost of every block, first to last, in a prefill of ``prompt_tokens`` tokens."""
+def block_costs(model: PreTrainedModel, prompt_tokens: int, images: int = 0) -> list[BlockCost]:
+    """The cost of every block, first to last, in a prefill of ``prompt_tokens`` tokens, images included.
+
+    Of METER, the text's co-attention layers and then the image's, with a text of ``prompt_tokens`` tokens that meets
+    each of ``images`` images.
+    """
     anatomy, costs = Anatomy.of(model), []
+    if anatomy.form == "coattention":
+        return [BlockCost(*macs, kv_bytes=0) for macs in layer_macs(model, prompt_tokens, images)]
     element = anatomy.text_model.get_input_embeddings().weight.element_size()
     for layer in anatomy.layers:
         skipped, mha, ffn, kv = _skipped_parts(layer), 0, 0, 0

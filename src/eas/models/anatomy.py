@@ -35,6 +35,7 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 }
 
 OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGeneration}
+OWN |= {head.__name__: head for head in METER.values()}
 """Families that transformers does not have."""
 
 # class of the model with its head -> path to its co-attention layers

@@ -8,11 +8,12 @@ not run again for every skip set, nor for every pair of an image and a text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import ModelOutput
 
@@ -218,18 +219,25 @@ TASKS: dict[str, type[MeterWithHead]] = {
 class AutoMeter:
     """Opens METER with the head that its configuration names, as transformers' Auto classes do for one task each."""
 
-    @staticmethod
-    def from_pretrained(id_or_folder: str, **kwargs: Any) -> Any:
-        config = MeterConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"))
-        return AutoMeter._head(config).from_pretrained(id_or_folder, **kwargs)
+    heads: ClassVar[dict[Any, dict[str, Any]]] = {MeterConfig: {head.__name__: head for head in TASKS.values()}}
 
-    @staticmethod
-    def from_config(config: MeterConfig, **kwargs: Any) -> Any:
-        return AutoMeter._head(config)._from_config(config, **kwargs)
+    @classmethod
+    def register(cls, config_class: Any, head: Any) -> None:
+        """Makes a head of another configuration class known."""
+        cls.heads.setdefault(config_class, {})[head.__name__] = head
 
-    @staticmethod
-    def _head(config: MeterConfig) -> Any:
-        heads = {head.__name__: head for head in TASKS.values()}
+    @classmethod
+    def from_pretrained(cls, id_or_folder: str, **kwargs: Any) -> Any:
+        config = AutoConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"))
+        return cls._head(config).from_pretrained(id_or_folder, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: MeterConfig, **kwargs: Any) -> Any:
+        return cls._head(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def _head(cls, config: MeterConfig) -> Any:
+        heads = cls.heads[type(config)]
         for name in config.architectures or ():
             if name in heads:
                 return heads[name]
