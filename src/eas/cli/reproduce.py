@@ -27,6 +27,9 @@ def reproduce(
     train: Annotated[bool, typer.Option("--train", help="Run every row's recipe: search, tune, evaluate.")] = False,
     model: Annotated[str | None, typer.Option(help="Train this model instead; 'tiny' is embedded.")] = None,
     data: Annotated[str | None, typer.Option(help="Train on this data instead, as 'scenes:textures'.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Train with this seed; repeat for mean and standard deviation of several.")
+    ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Measure or train this row only; repeat for several.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any key of the recipes' runs.")
@@ -40,8 +43,8 @@ def reproduce(
     from eas.pipeline.reproduce_runs import add_latency, add_training, check_rows
     from eas.reports.reproduce import reproduction_table, write_reproduction
 
-    if not train and (model or data or option):
-        raise ValueError("--model, --data and -o change what is trained; add --train")
+    if not train and (model or data or option or seed):
+        raise ValueError("--model, --data, --seed and -o change what is trained; add --train")
     if share_blocks and not measure:
         raise ValueError("--share-blocks changes what is timed; add --measure")
     written: dict[str, list[str]] = {}
@@ -52,7 +55,7 @@ def reproduce(
         if measure:
             add_latency(result, row, repeats, new_tokens, share_blocks, console().print)
         if train:
-            add_training(result, row, output_dir, model, data, option or [])
+            add_training(result, row, output_dir, model, data, option or [], seed or ())
         console().print(reproduction_table(result))
         written[name] = [str(path) for path in write_reproduction(result, output_dir)]
         for verdict in (v for r in result["rows"] for v in r["verdict"].values()):

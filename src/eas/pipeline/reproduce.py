@@ -67,6 +67,9 @@ class TableSpec(Config):
     images: int = option(0, "images of the prompt")
     beside: str | None = option(None, f"what is trained beside every method: {', '.join(BESIDE)}")
     accuracy: list[str] = field(default_factory=list, metadata={"help": "the columns that hold accuracies"})
+    scores: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "accuracy column -> folder of its recipes, number of their metric"}
+    )
     notes: list[str] = field(default_factory=list, metadata={"help": "of the whole table"})
     rows: list[Any] = field(default_factory=list, metadata={"help": "its rows"})
 

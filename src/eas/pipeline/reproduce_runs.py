@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -185,39 +186,81 @@ def add_training(
     model: str | None = None,
     data: str | None = None,
     options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> None:
-    """Runs the recipes of every row, or of those named, and keeps their scores; a run that is finished is not repeated.
+    """Runs the recipes of every row, or of those named, and sets their scores beside the paper's.
+
+    What is finished is not repeated, and what was stopped goes on.
+
+    Args:
+        result: of ``reproduce_table``.
+        only: the rows, None for all.
+        output_dir: each run has a folder in its ``runs``.
+        model: another model than the recipes'; "tiny" is embedded.
+        data: other data than the recipes'; its scores are not those of the paper's columns.
+        options: ``key=value`` for all runs.
+        seeds: one run of every recipe for each; by default the recipe's own.
 
     Raises:
         ConfigError: the rows have no recipe; weights or data are missing, and the message says what to get and where to
             put it. Nothing has been trained then.
     """
-    rows = zip(table_spec(result["table"]).rows, result["rows"], strict=True)
+    spec = table_spec(result["table"])
+    rows = zip(spec.rows, result["rows"], strict=True)
     chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
     if not chosen:
         raise ConfigError(
             f"{result['table']} has no recipe for these rows; leave --train out, or name others with --row"
         )
     configs = {
-        name: training_config(name, output_dir, model, data, options) for row, _ in chosen for name in row.recipes
+        name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
+        for row, _ in chosen
+        for name in row.recipes
     }
-    for name, config in configs.items():
-        require_inputs(name, config)
+    for name, of_seeds in configs.items():
+        require_inputs(name, of_seeds[0])
     for row, r in chosen:
         r["trained"] = {}
         for name in row.recipes:
-            run_steps(run := Run.create(configs[name]))
-            scores = run.require("eval")["score"]
-            r["trained"][name] = scores.get("folded", scores["tuned"])
-    first = next(iter(configs.values()))
+            found = [_trained(config) for config in configs[name]]
+            kept = {"seeds": [config.seed for config in configs[name]], "scores": [score for score, _ in found]}
+            r["trained"][name] = kept | {"folders": [config.output_dir for config in configs[name]]}
+            if configs[name][0].metric_name != recipe(name).metric_name:
+                continue  # another task's accuracy is none of the paper's
+            for column, (group, number) in spec.scores.items():
+                values = [numbers[number] for _, numbers in found if number in numbers]
+                if group == name.split("/")[0] and column in row.paper and values:
+                    _compare_score(r, column, values)
+    first = next(iter(configs.values()))[0]
     said = f"scores: {first.model} on {first.data}, {first.metric_name}"
     if model is not None or data is not None:
         said += "; not the paper's model and data: k is the same share of the layers, ranks of the width"
     result["training_notes"] = [said]
 
 
+def _trained(config: RunConfig) -> tuple[float, dict[str, float]]:
+    """Runs what is not done yet; the folded model's score, or the tuned one's, and all its metric's numbers."""
+    run_steps(run := Run.create(config))
+    found = run.require("eval")
+    scores, reports = found["score"], found["report"]
+    kind = "folded" if "folded" in scores else "tuned"
+    return scores[kind], reports[kind]
+
+
+def _compare_score(row: dict[str, Any], column: str, values: Sequence[float]) -> None:
+    mean = statistics.mean(values)
+    row["ours"][column] = mean
+    row.setdefault("spread", {})[column] = statistics.stdev(values) if len(values) > 1 else None
+    row["difference"][column] = mean - row["paper"][column]
+
+
 def training_config(
-    name: str, output_dir: Path, model: str | None = None, data: str | None = None, options: Sequence[str] = ()
+    name: str,
+    output_dir: Path,
+    model: str | None = None,
+    data: str | None = None,
+    options: Sequence[str] = (),
+    seed: int | None = None,
 ) -> RunConfig:
     """A recipe's run, in a folder below ``output_dir``; of the embedded model with the settings of `eas demo`."""
     config = recipe(name)
@@ -225,9 +268,12 @@ def training_config(
         run = RunConfig.from_file(DEMO)
         run.method = scaled(config.method, Run(run).load_config().get_text_config())
         config, data = replace(run, search=replace(run.search, rule=config.search.rule)), data or "scenes:textures"
-    changes = [] if data is None else [f"data={data}", "data_options={}"]
+    folder = output_dir / "runs" / (name if seed is None else f"{name}-s{seed}")
+    changes = [f"output_dir={folder}"]
+    changes += [] if data is None else [f"data={data}", "data_options={}"]
     changes += [] if model is None else [f"model={model}"]
-    return config.with_overrides([f"output_dir={output_dir / 'runs' / name}", *changes, *options])
+    changes += [] if seed is None else [f"seed={seed}", f"search.seed={seed}"]
+    return config.with_overrides([*changes, *options])
 
 
 def require_inputs(name: str, config: RunConfig) -> None:

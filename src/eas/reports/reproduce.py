@@ -41,9 +41,9 @@ def reproduction_table(result: Mapping[str, Any]) -> Table:
             if paper is None and column in row["ours"]:
                 continue  # counted, but not in the paper's table
             digits = places(column)
-            gap = "" if difference is None else _signed(difference, digits) + MARKS[verdict]
-            unit = UNITS.get(column, "G" if column in row["ours"] else "")
-            shown = _figure(row["ours"].get(column, ours), digits)
+            gap = "" if difference is None else _signed(difference, digits) + MARKS.get(verdict, "")
+            unit = UNITS.get(column, "G" if column in row["ours"] and column not in result["accuracy"] else "")
+            shown = _ours(row, column) or _figure(ours, digits)
             table.add_row(*map(Text, ("" if named else row["name"], f"{column} {unit}", _figure(paper), shown, gap)))
             named = True
     return table
@@ -65,7 +65,10 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
     printed = [c for c in columns if c not in both and (c in result["accuracy"] or c == "time")]
     timed = any("latency" in row for row in result["rows"])
     scored = any(row.get("trained") for row in result["rows"])
-    head = [""] + [f"{c} {UNITS.get(c, 'G')} {who}".strip() for c in both for who in ("paper", "ours", "difference")]
+    units = {**UNITS, **dict.fromkeys(result["accuracy"], "")}
+    head = [""] + [
+        f"{c} {units.get(c, 'G')} {w}".replace("  ", " ") for c in both for w in ("paper", "ours", "difference")
+    ]
     head += [f"{c}{' s' if c == 'time' else ''} paper" for c in printed]
     head += ["prefill ms", "decode ms", "prefill x", "decode x"] * timed + ["score of ours"] * scored
     rows = []
@@ -74,13 +77,13 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
         for column in both:
             mark = MARKS[row["verdict"][column]] if column in row["verdict"] else ""
             difference = row["difference"].get(column)
-            line += [_figure(row["paper"].get(column)), _figure(row["ours"].get(column), places(column))]
+            line += [_figure(row["paper"].get(column)), _ours(row, column)]
             line.append("" if difference is None else _signed(difference, places(column)) + mark)
         line += [_figure(row["paper"].get(column)) for column in printed]
         if timed:
             line += _times(row.get("latency"))
         if scored:
-            line.append("; ".join(f"{name}: {100 * s:.1f}" for name, s in (row.get("trained") or {}).items()))
+            line.append("; ".join(f"{name}: {_scores(found)}" for name, found in (row.get("trained") or {}).items()))
         rows.append(line)
     return [head, *rows]
 
@@ -117,7 +120,8 @@ def _lines(table: str, row: Mapping[str, Any]) -> list[list[Any]]:
         compared = [row[key].get(column) for key in ("difference", "verdict", "unexplained")]
         lines.append([table, row["name"], column, row["paper"].get(column), shown, *compared])
     found = {column: spread["median"] for column, spread in (row.get("latency") or {}).items()}
-    found |= {f"score {name}": score for name, score in (row.get("trained") or {}).items()}
+    for name, trained in (row.get("trained") or {}).items():
+        found |= {f"score {name} seed {s}": v for s, v in zip(trained["seeds"], trained["scores"], strict=True)}
     return lines + [[table, row["name"], column, None, value, None, None, None] for column, value in found.items()]
 
 
@@ -132,6 +136,18 @@ def _figure(value: Any, digits: int | None = None) -> str:
     if isinstance(value, list):
         return " to ".join(_figure(v, digits) for v in value)
     return f"{value}" if digits is None else f"{value:.{digits}f}"
+
+
+def _ours(row: Mapping[str, Any], column: str) -> str:
+    """Ours, with the standard deviation of its seeds."""
+    sd, shown = at(row, "spread", column), _figure(row["ours"].get(column), places(column))
+    return shown if sd is None else f"{shown} ± {sd:.2f}"
+
+
+def _scores(trained: Mapping[str, Any]) -> str:
+    """Every seed's score in percent."""
+    seeds = zip(trained["seeds"], trained["scores"], strict=True)
+    return ", ".join(f"{100 * score:.1f} (seed {seed})" for seed, score in seeds)
 
 
 def _signed(value: float, digits: int) -> str:
