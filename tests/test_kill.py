@@ -32,6 +32,8 @@ SETTINGS = [
     "search.warmup_steps=2",
     "search.interval=2",
     "search.batch_size=4",
+    "search.finalists=4",
+    "search.finalist_steps=3",
     "train.search_steps=8",
     "train.tune_steps=5",
     "train.batch_size=2",
@@ -76,8 +78,9 @@ def outcome(folder: Path) -> dict[str, object]:
     search, tune = (json.loads((folder / f"{step}.json").read_text()) for step in ("search", "tune"))
     for record in (search, tune):
         record.pop("seconds")
-    search.pop("round_seconds")
-    tensors = {name: load_file(folder / name / "adapter.safetensors") for name in ("adapter", "search/adapter")}
+    search.pop("round_seconds"), search.pop("finals_seconds")
+    adapters = ("adapter", "search/adapter", "search/finalist")
+    tensors = {name: load_file(folder / name / "adapter.safetensors") for name in adapters}
     return {"search": search, "tune": tune} | {
         f"{name}/{key}": tensor.tolist() for name, found in tensors.items() for key, tensor in found.items()
     }

@@ -28,7 +28,7 @@ from eas.config import ConfigError
 from eas.evaluation import Evaluation, evaluate
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
-from eas.pipeline import steps
+from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import prompt, time_rows
 from eas.pipeline.config import RunConfig
@@ -122,7 +122,7 @@ def choose_rate(config: CompareConfig, label: str) -> float | None:
 
 def run_job(job: Job) -> str | None:
     """Does one run in its folder; returns None, or the error, whose traceback is in ``error.txt`` then."""
-    quiet, steps.console.quiet = steps.console.quiet, True
+    quiet, phases.console.quiet = phases.console.quiet, True
     try:
         run = Run.create(job.config)
         (job.folder / ERROR_FILE).unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def run_job(job: Job) -> str | None:
     except Exception as error:  # whatever it is, the other runs go on
         return _failed(job, error)
     finally:
-        steps.console.quiet = quiet
+        phases.console.quiet = quiet
 
 
 def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:

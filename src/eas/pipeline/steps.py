@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
-from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments
 
 from eas.checkpoint import library_versions, load, load_into, save
 from eas.config import ConfigError, SkipConfig
-from eas.data.collate import Collator
 from eas.demo.larger import larger_pair
 from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
-from eas.evaluation import evaluate
 from eas.files import writing
 from eas.measure.count import Counts, count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
-from eas.methods import METHODS
+from eas.methods import method_of
 from eas.methods.eas import EASConfig
-from eas.pipeline.progress import ProgressBar
+from eas.pipeline.finals import FOLDER as FINALS
+from eas.pipeline.finals import WINNER, finals
+from eas.pipeline.phases import attached, console, logged_losses, make_trainer, train
 from eas.pipeline.run import Run
 from eas.reports.card import write_card
 from eas.reports.page import write_report
@@ -36,10 +33,7 @@ from eas.reports.sources import is_of_comparison
 from eas.search import FIXED, similarity_ranking
 from eas.search.similarity import cosines
 from eas.standalone import merge_and_save
-from eas.surgery import attach, candidates, fold, prune, select, skip_set
-from eas.training import EASTrainer, last_checkpoint
-
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
+from eas.surgery import candidates, fold, prune, select, skip_set
 
 
 def alone(step: Callable[[Run], None]) -> Callable[[Run], None]:
@@ -59,34 +53,45 @@ def search(run: Run) -> None:
     The PIAs that were trained on the way are left for ``tune`` to go on with.
     """
     config, _ = run.config, run.processor
+    run.task.check(run)
     for split in ("train", "validation", "test"):
         run.data(split)  # bad data is refused before anything is loaded or computed
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
-    model = _attach(run)
+    model = attached(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
         return
-    trainer = _trainer(run, model, "search", config.train.search_steps)
+    trainer = make_trainer(run, model, "search", config.train.search_steps)
     if config.search.train:
-        _train(trainer)
+        train(trainer)
     else:
         assert trainer.search_phase is not None
         trainer.search_phase.run(config.train.search_steps, run.folder / "search")
     found = trainer.search_result()
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
-    run.finish("search", {**found.to_dict(), "searched": True, "log": _losses(trainer)})
+    record = {**found.to_dict(), "searched": True, "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
+    if config.search.finalists:
+        assert trainer.search_phase is not None
+        rule = trainer.search_phase.rule
+        del model, trainer
+        record |= finals(run, rule, found.skip_set)
+        record["seconds"] += record["finals_seconds"]
+        console.print(f"skip set {list(record['skip_set'])} of {config.search.finalists} finalists")
+    run.finish("search", record)
+    if is_main():
+        shutil.rmtree(run.folder / "search" / FINALS, ignore_errors=True)
 
 
 def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
     """All candidates, the first to go first, where the rule needs no losses; None where it does."""
     settings, k = run.config.search, run.config.num_skip
     if settings.rule == "similarity":
-        collate, examples = _collator(run), run.data("train")
+        collate, examples = run.task.collator(run), run.data("train")
         batch = collate([examples[i] for i in range(min(settings.batch_size, len(examples)))])
         return similarity_ranking(cosines(model.eval(), [{key: t.to(model.device) for key, t in batch.items()}]))
     if settings.rule in FIXED:
@@ -97,16 +102,16 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
-    model = _attach(run)
+    model = attached(run)
     select(model, found["skip_set"])
     if run.config.train.continue_pias and found["searched"]:
-        load_into(model, run.folder / "search" / "adapter")
+        load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
     if isinstance(run.config.method, SkipConfig):
         prune(model)
-    trainer = _trainer(run, model, "tune", run.config.train.tune_steps)
-    seconds = _train(trainer)
+    trainer = make_trainer(run, model, "tune", run.config.train.tune_steps)
+    seconds = train(trainer)
     save(model, run.folder / "adapter")
-    run.finish("tune", {"log": _losses(trainer), "seconds": seconds})
+    run.finish("tune", {"log": logged_losses(trainer), "seconds": seconds})
 
 
 @alone
@@ -123,8 +128,8 @@ def fold_step(run: Run) -> None:
     if mode is None:
         run.finish("fold", {"mode": None})
         return
-    collate, examples = Collator(run.processor, training=False), run.data("validation")
-    batches = [collate([examples[i]]) for i in range(min(4, len(examples)))]
+    examples = run.data("validation")
+    batches = [run.task.inputs(run, [examples[i]]) for i in range(min(4, len(examples)))]
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
     with torch.inference_mode():
         unfolded = [model(**inputs).logits for inputs in batches]
@@ -137,7 +142,7 @@ def fold_step(run: Run) -> None:
 
 def fold_mode(run: Run) -> str | None:
     """The mode in which the run's method is folded, None if it cannot be."""
-    modes = METHODS[run.config.method.name].fold_modes
+    modes = method_of(run.task.form, run.config.method.name).fold_modes
     return run.config.fold_mode or ("auto" if modes else None)
 
 
@@ -150,16 +155,7 @@ def evaluate_step(run: Run) -> None:
     record["report"] = {}
 
     def score(name: str, model: Any, batch_size: int) -> None:
-        result = evaluate(
-            model,
-            run.processor,
-            examples,
-            metric=config.metric_name,
-            batch_size=batch_size,
-            max_new_tokens=config.max_new_tokens,
-            title=f"evaluating {name}",
-            options=config.data_options,
-        )
+        result = run.task.evaluate(run, model, "test", name, batch_size, f"evaluating {name}")
         record["score"][name], record["answers"][name] = result.score, result.answers
         record["report"][name] = result.report.numbers
         console.print(f"{name}: {100 * result.score:.1f} % of {len(examples)}")
@@ -178,22 +174,21 @@ def measure(run: Run) -> None:
     """Counts and times base and folded model, alternated in one run."""
     run.require("tune")
     config = run.config
-    example = run.data("test")[0]
-    inputs = Collator(run.processor, training=False)([example])
-    prompt_tokens, images = inputs["input_ids"].shape[1], len(example.images)
+    inputs, size = run.task.first(run, "test")
+    prompt_tokens, images, _ = size
     base, tuned = run.load_base(), load(run.load_base(), run.folder / "adapter")
     mode = fold_mode(run)
     if mode is not None:
         fold(tuned, mode)
-    grid = tuple(inputs["image_grid_thw"][0, 1:].tolist()) if "image_grid_thw" in inputs else None
-    counts = {"base": count(base, prompt_tokens, images, grid), "tuned": count(tuned, prompt_tokens, images, grid)}
-    blocks = {
-        name: [asdict(b) for b in block_costs(m, prompt_tokens)] for name, m in (("base", base), ("tuned", tuned))
-    }
-    timing = {"new_tokens": config.benchmark_new_tokens, "repeats": config.benchmark_repeats}
-    inputs = {key: value.to(base.device) for key, value in inputs.items() if key != "prompt_mask"}
+    models = {"base": base, "tuned": tuned}
+    counts = {name: count(model, *size) for name, model in models.items()}
+    blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
+    timing = {"new_tokens": run.task.new_tokens(run), "repeats": config.benchmark_repeats}
+    inputs = {key: value.to(base.device) for key, value in inputs.items()}
     latency = _time({"base": base, "folded" if mode else "tuned": tuned}, inputs, **timing)
     latency["bounds"] = _bounds(counts["base"], counts["tuned"], prompt_tokens)
+    if not latency["new_tokens"]:
+        del latency["bounds"]["decode_ms"]
     if config.model == "tiny" and isinstance(config.method, EASConfig) and config.num_skip:
         # at the tiny model's width overhead rules; the same skip set in a wider one shows what its matrices cost
         wide_base, wide_folded, wide_inputs, name = larger_pair(skip_set(tuned), config.method, mode)
@@ -228,7 +223,8 @@ def gather(run: Run) -> None:
         "model": {
             "id": config.model,
             "class": model_config.architectures[0],
-            "layers": model_config.get_text_config().num_hidden_layers,
+            "layers": run.task.layers(model_config),
+            "candidates": run.task.candidates(model_config, run.config.method),
             "skip_set": found.get("skip_set"),
             "k": config.num_skip,
             "method": config.method.name,
@@ -292,67 +288,6 @@ def run_steps(run: Run) -> None:
             report(run)
 
 
-def _attach(run: Run) -> Any:
-    model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
-    torch.manual_seed(run.config.seed)  # of the PIAs
-    return attach(model, run.config.method)
-
-
-def _trainer(run: Run, model: Any, phase: Any, steps: int) -> EASTrainer:
-    train, cuda = run.config.train, torch.cuda.is_available()
-    args = TrainingArguments(
-        output_dir=str(run.folder / phase),
-        max_steps=steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(train.warmup_ratio * steps),
-        weight_decay=train.weight_decay,
-        bf16=train.precision == "bfloat16",
-        save_steps=train.save_steps,
-        save_total_limit=2,
-        logging_steps=train.logging_steps,
-        report_to=train.report_to,
-        seed=run.config.seed,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        disable_tqdm=True,
-    )
-    if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainer = EASTrainer(
-        model,
-        args,
-        phase=phase,
-        search=run.config.search,
-        held_out=run.data("validation") if phase == "search" else (),
-        train_dataset=run.data("train"),
-        data_collator=_collator(run),
-        callbacks=[ProgressBar(phase, console)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _collator(run: Run) -> Collator:
-    train = run.config.train
-    return Collator(run.processor, training=True, max_length=train.max_length, cut=train.cut)
-
-
-def _train(trainer: EASTrainer) -> float:
-    start = time.perf_counter()
-    checkpoint = from_main(last_checkpoint(trainer.args.output_dir) if is_main() else None)
-    if checkpoint is not None:
-        console.print(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return time.perf_counter() - start
-
-
-def _losses(trainer: EASTrainer) -> list[dict[str, float]]:
-    return [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
-
-
 def _bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
     """The speed-up that fewer MACs (prefill) and fewer bytes read (decode) allow; more than that is saved overhead."""
 
@@ -365,7 +300,7 @@ def _bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]
 def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repeats: int) -> dict[str, Any]:
     timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=repeats)
     return {
-        "prompt_tokens": inputs["input_ids"].shape[1],
+        "prompt_tokens": inputs["input_ids"].shape[-1],
         "new_tokens": new_tokens,
         "repeats": repeats,
         "variants": {name: asdict(latency) for name, latency in timed.items()},

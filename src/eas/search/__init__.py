@@ -1,6 +1,7 @@
 """Which attentions does the task not need? Rules that learn it from losses, and the phase that feeds them."""
 
 from eas.search.fixed import FIXED, similarity_ranking
+from eas.search.halving import Rung, successive_halving
 from eas.search.phase import Round, SearchConfig, SearchPhase, SearchResult
 from eas.search.rules import RULES, Rule, make_rule, random_skip_set
 
@@ -9,10 +10,12 @@ __all__ = [
     "RULES",
     "Round",
     "Rule",
+    "Rung",
     "SearchConfig",
     "SearchPhase",
     "SearchResult",
     "make_rule",
     "random_skip_set",
     "similarity_ranking",
+    "successive_halving",
 ]

@@ -38,6 +38,11 @@ class SearchConfig(Config):
     )
     train: bool = option(True, "false: the rounds alone, at the weights at the start; no warm-up, no training steps")
     stop_when_settled: bool = option(False, "end the search once further rounds are unlikely to change the skip set")
+    finalists: int = option(
+        0, "after the rounds, so many sets are tuned a little, the better half on, till one is left"
+    )
+    finalist_steps: int = option(20, "training steps of a finalist before each halving")
+    finalist_batches: int = option(8, "held-out batches that a finalist is scored on")
     score_dtype: str | None = option(None, "rounds' computation: 'bfloat16' (autocast); null: as the training computes")
     seed: int = option(0, "of the random skip sets and of the rule")
 
@@ -52,6 +57,11 @@ class SearchConfig(Config):
         sizes = self.num_skip_range
         fits = sizes is None or (len(sizes) == 2 and 0 <= sizes[0] <= sizes[1] > 0)
         self._require("num_skip_range", fits, "must be null or [low, high], 0 <= low <= high, high at least 1")
+        self._require("finalists", self.finalists == 0 or self.finalists >= 2, "must be 0, for none, or at least 2")
+        proposes = self.finalists == 0 or self.rule in RULES
+        self._require("finalists", proposes, f"rule {self.rule!r} proposes one set; use another rule, or 0")
+        self._require("finalist_steps", self.finalist_steps >= 1, "must be at least 1")
+        self._require("finalist_batches", self.finalist_batches >= 1, "must be at least 1")
         self._require("score_dtype", self.score_dtype in (None, "bfloat16"), "must be null or 'bfloat16'")
 
     def round_after(self, step: int) -> bool:

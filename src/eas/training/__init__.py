@@ -1,6 +1,6 @@
 """Training: the search and tune phases."""
 
 from eas.training.prompt_mask import WithPromptMask
-from eas.training.trainer import EASTrainer, last_checkpoint
+from eas.training.trainer import EASTrainer, Phase, last_checkpoint
 
-__all__ = ["EASTrainer", "WithPromptMask", "last_checkpoint"]
+__all__ = ["EASTrainer", "Phase", "WithPromptMask", "last_checkpoint"]

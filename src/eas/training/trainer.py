@@ -84,10 +84,11 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO 3 is not supported, it hides the weights; use FSDP2, or ZeRO 2")
         self.search_phase: SearchPhase | None = None
+        self.score_dtype = search.score_dtype if search is not None else None
         if phase == "search":
-            if search is not None and search.score_dtype is not None and args.fp16:
+            if self.score_dtype is not None and args.fp16:
                 raise ValueError("fp16 training scores in fp16; leave search.score_dtype = null")
-            self.search_phase = SearchPhase(model, search or SearchConfig(), held_out, self._score)
+            self.search_phase = SearchPhase(model, search or SearchConfig(), held_out, self.score)
             self.add_callback(self.search_phase)
 
     def search_result(self) -> SearchResult:
@@ -115,14 +116,17 @@ class EASTrainer(Trainer):  # type: ignore[misc]
             logs = {**logs, "held_out_loss": sum(losses) / len(losses)}
         super().log(logs, *args, **kwargs)
 
-    def _score(self, skip_sets: list[SkipSet], examples: list[Any]) -> list[float]:
+    def score(self, skip_sets: list[SkipSet], examples: list[Any]) -> list[float]:
+        """Mean loss of each skip set over these examples, which the processes share; the model is left under the last.
+
+        Of several processes all must call it.
+        """
         was_training = self.model.training
         self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
         inputs = self._prepare_inputs(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
         weight = answers(self.model, inputs) if share else 0
-        assert self.search_phase is not None  # it is what calls
-        own = self.search_phase.config.score_dtype is None
+        own = self.score_dtype is None
         with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
             losses = score_sets(self.model, inputs, skip_sets)
         self.model.train(was_training)

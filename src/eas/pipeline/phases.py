@@ -1,0 +1,81 @@
+"""The trained phases of a run: its model attached, its data collated, its trainer, and going on after a stop."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from rich.console import Console
+from transformers import PrinterCallback, TrainingArguments
+
+from eas.distributed import from_main, is_main
+from eas.pipeline.progress import ProgressBar
+from eas.pipeline.run import Run
+from eas.surgery import attach
+from eas.training import EASTrainer, Phase, last_checkpoint
+
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
+
+
+def attached(run: Run) -> Any:
+    """The base with the run's method, its PIAs as they are drawn from the run's seed."""
+    model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
+    torch.manual_seed(run.config.seed)  # of the PIAs
+    return attach(model, run.task.method(run))
+
+
+def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | None = None) -> EASTrainer:
+    """What trains for so many steps in all and leaves its checkpoints in the folder, the phase's if none is named."""
+    settings, cuda = run.config.train, torch.cuda.is_available()
+    args = TrainingArguments(
+        output_dir=str(folder or run.folder / phase),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        bf16=settings.precision == "bfloat16",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=settings.logging_steps,
+        report_to=settings.report_to,
+        seed=run.config.seed,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+    )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer = EASTrainer(
+        model,
+        args,
+        phase=phase,
+        search=run.config.search,
+        held_out=run.data("validation") if phase == "search" else (),
+        train_dataset=run.data("train"),
+        data_collator=run.task.collator(run),
+        callbacks=[ProgressBar(phase, console)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(trainer: EASTrainer) -> float:
+    """Trains from the last checkpoint on; the seconds it took."""
+    start = time.perf_counter()
+    checkpoint = from_main(last_checkpoint(trainer.args.output_dir) if is_main() else None)
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return time.perf_counter() - start
+
+
+def logged_losses(trainer: EASTrainer) -> list[dict[str, float]]:
+    """Training losses by step, those before a resumption included."""
+    return [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
