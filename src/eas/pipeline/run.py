@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from eas.checkpoint import load_base
 from eas.config import ConfigError
@@ -20,6 +20,7 @@ from eas.distributed import is_main, join
 from eas.files import write_text
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import RunConfig
+from eas.pipeline.tasks import Task, task_of
 
 CONFIG_FILE = "run.yaml"
 
@@ -92,8 +93,13 @@ class Run:
     @cached_property
     def processor(self) -> Any:
         """The base's processor, or its tokenizer if it reads text only."""
-        sees = auto_class(self.load_config().model_type) is AutoModelForImageTextToText
+        sees = auto_class(self.load_config().model_type) is not AutoModelForCausalLM
         return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, revision=self.config.revision)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model does with examples."""
+        return task_of(self.load_config())
 
     def data(self, split: str) -> Sequence[Example]:
         """The examples of "train", "validation" or "test", within the configured limit."""
@@ -102,7 +108,8 @@ class Run:
             "validation": self.config.validation_limit,
             "test": self.config.test_limit,
         }
-        return load_data(self.config.data, split, limits[split], self.config.data_options)
+        options = {**self.task.data_options, **self.config.data_options}
+        return load_data(self.config.data, split, limits[split], options)
 
     def record(self, step: str) -> dict[str, Any] | None:
         """What a step left, None if it has not finished.
