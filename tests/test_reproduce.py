@@ -22,6 +22,8 @@ from eas.pipeline import RunConfig
 from eas.pipeline import reproduce as tables
 from eas.pipeline import reproduce_runs as runs
 from eas.pipeline.reproduce import RECIPES, TABLES, agrees, recipe, reproduce_table, table_spec
+from eas.reports.fig4 import fig4
+from eas.reports.reproduce import write_reproduction
 
 torch.set_num_threads(1)
 ALL_RECIPES = sorted(
@@ -302,6 +304,25 @@ def test_accuracy_stands_beside_the_paper_s_with_the_spread_of_the_seeds(tmp_pat
     _, again, _ = train_lavin(tmp_path / "out", *words)
     assert again["trained"] == row["trained"]
     assert [record.stat().st_mtime_ns for record in records] == before
+
+
+def test_figure_4_is_drawn_with_what_was_measured(tmp_path: Path) -> None:
+    result = reproduce_table("fig4")
+    assert {path.name for path in write_reproduction(result, tmp_path)} >= {"fig4.png", "fig4.svg"}
+    svg = (tmp_path / "fig4.svg").read_text()
+    assert all(row["name"] in svg for row in result["rows"])
+    assert "prefill of" not in svg
+    (panel,) = fig4(result).axes
+    assert panel.get_legend_handles_labels()[1] == ["DAS, the paper's accuracy", "EAS, the paper's accuracy"]
+    result["timing"] = {"prompt_tokens": 262, "new_tokens": 4}
+    row = next(row for row in result["rows"] if row["name"] == "EAS_4")
+    row["latency"] = {"prefill_ms": {"median": 50.0}, "decode_ms": {"median": 10.0}}
+    row["ours"]["avg"], row["spread"] = 80.0, {"avg": 1.5}
+    paper, ours = fig4(result).axes
+    assert len(paper.get_legend_handles_labels()[1]) == 3
+    points = {tuple(map(float, xy)) for line in ours.lines if line.get_marker() == "o" for xy in line.get_xydata()}
+    assert points == {(90.0, row["paper"]["avg"]), (90.0, 80.0)}
+    assert ours.get_xlabel() == "ours: prefill of 262 and 4 tokens, ms"
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.files import write_text
+from eas.reports.fig4 import write_fig4
 from eas.reports.summary import at, size
 
 MARKS = {"reproduced": "", "differs": " (!)", "unexplained": " (*)"}
@@ -21,13 +22,13 @@ UNITS = {"params": "%", "params_M": "M", "time": "s"}
 
 
 def write_reproduction(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes ``TABLE.json``, ``.md`` and ``.csv`` into a folder, and returns their paths."""
+    """Writes ``TABLE.json``, ``.md`` and ``.csv`` into a folder, of Fig. 4 the figure too, and returns their paths."""
     paths = [folder / f"{result['table']}.{suffix}" for suffix in ("json", "md", "csv")]
     write_text(paths[0], json.dumps(result, indent=1) + "\n")
     write_text(paths[1], markdown(result))
     with paths[2].open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(values(result))
-    return paths
+    return paths + (write_fig4(result, folder) if result["table"] == "fig4" else [])
 
 
 def reproduction_table(result: Mapping[str, Any]) -> Table:
