@@ -132,6 +132,7 @@ def generate(
     from eas.surgery import fold as fold_model
 
     opened = Run.open(folder)
+    opened.task.check_generation(opened)
     opened.require("tune")
     model = load(opened.load_base(), opened.folder / "adapter")
     if (mode := fold_mode(opened)) is not None:

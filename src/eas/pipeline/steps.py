@@ -52,8 +52,8 @@ def search(run: Run) -> None:
 
     The PIAs that were trained on the way are left for ``tune`` to go on with.
     """
-    config, _ = run.config, run.processor
     run.task.check(run)
+    config, _ = run.config, run.processor
     for split in ("train", "validation", "test"):
         run.data(split)  # bad data is refused before anything is loaded or computed
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):

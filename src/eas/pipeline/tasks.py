@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -114,13 +114,14 @@ class MeterTask(Task):
     Args:
         name: of the task, as ``MeterCollator`` names it.
         benchmark: the data that it is about; empty for a head that has none.
+        data_options: how METER reads it, where the run does not say otherwise.
     """
 
     name: str
     benchmark: str
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
     form = "coattention"
-    data_options = {"prompt": "question"}  # noqa: RUF012
 
     def check(self, run: Run) -> None:
         config, benchmark = run.config, benchmark_of(run.config.data)
@@ -197,7 +198,7 @@ class MeterTask(Task):
 
 
 METER = {
-    "MeterForVisualQuestionAnswering": MeterTask("vqa", "vqa2"),
+    "MeterForVisualQuestionAnswering": MeterTask("vqa", "vqa2", {"prompt": "question"}),
     "MeterForNLVR2": MeterTask("nlvr2", "nlvr2"),
     "MeterForImageTextRetrieval": MeterTask("retrieval", "flickr30k"),
     "MeterForPreTraining": MeterTask("pretraining", ""),

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eas.reports.summary import at, milliseconds, number, percent, size
+from eas.reports.summary import at, decodes, milliseconds, number, percent, size
 
 INK, GREY, BLUE, ORANGE, GREEN = "#24292f", "#8c96a0", "#0072b2", "#d55e00", "#009e73"  # colours of Okabe and Ito
 WIDTH = 3.8  # inches; 365 CSS pixels
@@ -104,6 +104,7 @@ def latency(result: Mapping[str, Any]) -> Plot | None:
         for prefix, values in settings.items()
         if at(values, "variants")
         for title, key in (("prefill", "prefill_ms"), ("decode, per token", "decode_ms"))
+        if key == "prefill_ms" or at(values, "new_tokens") != 0
     ]
     if not panels:
         return None
@@ -126,7 +127,7 @@ def decode(result: Mapping[str, Any]) -> Plot | None:
         for key, title in titles.items()
     }
     panels = {title: values for title, values in panels.items() if values}
-    if not panels:
+    if not panels or not decodes(result):
         return None
     figure, rows = _canvas(1.0 * len(panels), len(panels))
     for axes, (title, values) in zip(rows, panels.items(), strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 NOT_MEASURED = "not measured"
+KINDS = {"mha": "attentions", "ffn": "FFNs", "either": "attentions and FFNs", "layer": "layers"}
 
 
 class Row(NamedTuple):
@@ -26,7 +27,7 @@ def at(values: Any, *keys: str) -> Any:
 
 def headline(result: Mapping[str, Any]) -> str:
     """One sentence with what was measured, and nothing that was not."""
-    skipped, layers = at(result, "model", "skip_set"), at(result, "model", "layers")
+    skipped, (total, kind) = at(result, "model", "skip_set"), _candidates(result)
     parts = []
     before, after = at(result, "accuracy", "zero_shot"), final_accuracy(result)
     if after is not None:
@@ -36,7 +37,7 @@ def headline(result: Mapping[str, Any]) -> str:
         speed = speed_up(at(result, "latency", "variants"), key)
         if speed is not None:
             parts.append(f"{verb} {speed}")
-    start = f"Without {len(skipped)} of its {layers} attentions, " if skipped and layers else ""
+    start = f"Without {len(skipped)} of its {total} {kind}, " if skipped and total else ""
     who = at(result, "model", "id") or "the model"
     if not parts:
         return f"{start}{who}: {NOT_MEASURED} yet."
@@ -51,25 +52,36 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
     """The table: accuracy, what is skipped, what was trained, operations, bytes, times."""
     accuracy, model = at(result, "accuracy"), at(result, "model")
     zero, tuned, folded = (at(accuracy, key) for key in ("zero_shot", "tuned", "folded"))
-    skip_set, layers = at(model, "skip_set"), at(model, "layers")
+    skip_set, (layers, kind) = at(model, "skip_set"), _candidates(result)
     k = at(model, "k") if skip_set is None else len(skip_set)
     trained, total = at(result, "counts", "tuned", "params_trained"), at(result, "counts", "base", "params_total")
     return [
         Row("Accuracy, tuned", _or(percent, zero), _or(percent, tuned), _points(zero, tuned, "")),
         Row("Accuracy, folded", _or(percent, zero), _or(percent, folded), _points(tuned, folded, " from tuned")),
         Row(
-            "Attentions",
+            kind[:1].upper() + kind[1:],
             _or(str, layers),
             NOT_MEASURED if layers is None or k is None else str(layers - k),
             "" if not skip_set else f"k = {k}, skipped {' '.join(map(str, skip_set))}",
         ),
         Row("Trained parameters", "", _or(number, trained), _share(trained, total)),
-        _count(result, "MACs of a prefill", "macs", number),
-        _count(result, "KV cache per token", "kv_bytes_per_token", size),
-        _count(result, "Weights read per token", "weight_bytes", size),
+        _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}", "macs", number),
+        *([_count(result, "KV cache per token", "kv_bytes_per_token", size)] if decodes(result) else []),
+        _count(result, f"Weights read per {'token' if decodes(result) else 'pass'}", "weight_bytes", size),
         *_times(at(result, "latency"), ""),
         *(_times(at(result, "latency", "larger"), ", larger model") if at(result, "latency", "larger") else []),
     ]
+
+
+def decodes(result: Mapping[str, Any]) -> bool:
+    """Whether the model generates; where nothing was counted, it is taken for one that does."""
+    return bool(at(result, "counts", "base", "kv_bytes_per_token") != 0)
+
+
+def _candidates(result: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Of how many some are skipped, and what they are."""
+    total, kind = at(result, "model", "candidates"), at(result, "config", "method", "candidates")
+    return at(result, "model", "layers") if total is None else total, KINDS.get(kind, KINDS["mha"])
 
 
 def percent(fraction: float) -> str:
@@ -93,8 +105,8 @@ def milliseconds(spread: Mapping[str, float]) -> str:
 
 
 def speed_up(variants: Mapping[str, Any] | None, key: str) -> str | None:
-    """How the folded model's median compares with the base's; says where the two spreads overlap."""
-    base, folded = at(variants, "base", key), at(variants, "folded", key)
+    """How the folded (or unfoldable) model's median compares with the base's; says where the two spreads overlap."""
+    base, folded = at(variants, "base", key), final_times(variants, key)
     if base is None or folded is None:
         return None
     ratio = base["median"] / folded["median"]
@@ -132,13 +144,23 @@ def _count(result: Mapping[str, Any], name: str, key: str, form: Any) -> Row:
 
 def _times(latency: Mapping[str, Any] | None, suffix: str) -> list[Row]:
     rows = []
-    for name, key in (("Prefill", "prefill_ms"), ("Decode, per token", "decode_ms")):
-        base, folded = (at(latency, "variants", variant, key) for variant in ("base", "folded"))
-        change = speed_up(at(latency, "variants"), key) or ""
+    only = at(latency, "new_tokens") == 0  # a model that decodes nothing
+    for name, key in (("Pass" if only else "Prefill", "prefill_ms"), ("Decode, per token", "decode_ms")):
+        variants = at(latency, "variants")
+        base, folded = at(variants, "base", key), final_times(variants, key)
+        if only and key == "decode_ms":
+            continue
+        change = speed_up(variants, key) or ""
         if bound := at(latency, "bounds", key):
             change += f"; bound {bound:.2f}x"
         rows.append(Row(f"{name}{suffix}", _or(milliseconds, base), _or(milliseconds, folded), change))
     return rows
+
+
+def final_times(variants: Mapping[str, Any] | None, key: str) -> Any:
+    """Of the folded model, or of the tuned one where it does not fold."""
+    folded = at(variants, "folded", key)
+    return at(variants, "tuned", key) if folded is None else folded
 
 
 def final_accuracy(result: Mapping[str, Any]) -> float | None:
