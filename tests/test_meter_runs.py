@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from meter_original import checkpoint
 from PIL import Image
 from test_meter import tokenizer
 from test_meter_methods import build
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import eas
@@ -188,6 +190,29 @@ def test_a_run_that_was_stopped_goes_on(models, tmp_path, monkeypatch):
     assert rounds == [1, 2, 3]
     assert stopped.require("search")["rounds"] == whole.require("search")["rounds"]
     assert stopped.require("tune")["log"] == whole.require("tune")["log"]
+
+
+def test_a_checkpoint_is_converted_with_the_names_of_its_answers(tmp_path):
+    (tmp_path / "data").mkdir()
+    data, words = vqa(tmp_path / "data"), tmp_path / "words"
+    tokenizer().save_pretrained(words)
+
+    def convert(task, *more):
+        torch.save({"state_dict": checkpoint(task)}, tmp_path / f"{task}.ckpt")
+        args = [tmp_path / f"{task}.ckpt", tmp_path / "out", "--tokenizer", words, "--answers", tmp_path / "data"]
+        return CliRunner().invoke(cli.app, ["convert", "meter", *map(str, args), *more])
+
+    assert convert("pretraining", "--task", "vqa").exit_code == 0
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.label2id == {"red": 0, "left": 1, "blue": 2, "right": 3, "dog": 4}
+    assert config.num_answers == 5
+    given = RunConfig().with_overrides([f"model={tmp_path / 'out'}", f"data={data}", f"output_dir={tmp_path / 'run'}"])
+    (began := Run.create(given)).task.check(began)
+    labels = began.task.collator(began)(began.data("train")[:2])["labels"]
+    assert labels.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    assert "7 classes, and 5 answers are to name them" in str(convert("vqa").exception)
+    refused = convert("pretraining", "--task", "nlvr2").exception
+    assert "--answers names the classes of the VQA head; this is a MeterForNLVR2" in str(refused)
 
 
 @pytest.mark.parametrize("method", ["das", "lora"])

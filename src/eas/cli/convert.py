@@ -28,12 +28,16 @@ def meter(
         str | None, typer.Option(help="pretraining, vqa, nlvr2 or retrieval: the head to give it; default: its own.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels, as 384; default: the checkpoint's.")] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="VQA v2.0's folder: names the classes of the VQA head, as `eas run` wants them.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of a new head.")] = 0,
 ) -> None:
     """METER: prints what matched, fails on what did not. The last line is JSON; see docs/meter.md."""
     import torch
     from transformers import AutoTokenizer
 
+    from eas.data.meter import answer_classes
     from eas.models.meter import TASKS, MeterProcessor
     from eas.models.meter.conversion import convert, read_checkpoint
 
@@ -41,8 +45,13 @@ def meter(
         raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
     state = read_checkpoint(checkpoint)
     words = AutoTokenizer.from_pretrained(tokenizer)  # before the work: it may not be there
+    classes = {} if answers is None else answer_classes(answers)
     torch.manual_seed(seed)
-    model, conversion = convert(state, task, image_size)
+    model, conversion = convert(state, task, image_size, len(classes) or None)
+    if classes:
+        if not isinstance(model, TASKS["vqa"]):
+            raise ValueError(f"--answers names the classes of the VQA head; this is a {type(model).__name__}")
+        model.config.label2id, model.config.id2label = classes, {i: answer for answer, i in classes.items()}
     size = model.config.vision_config.image_size
     model.save_pretrained(folder)
     MeterProcessor.of_size(words, size, max_text_length=40 if task == "retrieval" else 50).save_pretrained(folder)

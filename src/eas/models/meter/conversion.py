@@ -105,7 +105,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def convert(
-    state: Mapping[str, Tensor], task: str | None = None, image_size: int | None = None
+    state: Mapping[str, Tensor],
+    task: str | None = None,
+    image_size: int | None = None,
+    num_answers: int | None = None,
 ) -> tuple[MeterWithHead, Conversion]:
     """A model from an original state dict, at the sizes that its tensors have.
 
@@ -114,12 +117,13 @@ def convert(
         task: one of `TASKS`, whose head the model gets, new where the checkpoint has none: retrieval's starts from
             the matching head, as METER's does. None: the task the checkpoint is of.
         image_size: of the model, in pixels; None: the checkpoint's.
+        num_answers: classes of the VQA head; None: the checkpoint's, or 3,129 of a new one.
 
     Returns:
         The model in evaluation mode, and what was matched.
 
     Raises:
-        ConversionError: a key is unknown or has the wrong shape, or one is missing.
+        ConversionError: a key is unknown or has the wrong shape, or one is missing; or the VQA head has other classes.
     """
     found = {key.partition(".")[0] for key in state} & KNOWN_HEADS
     task = task or next((name for name, heads in HEADS.items() if found.issuperset(heads)), None)
@@ -127,6 +131,13 @@ def convert(
         raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task that it is for")
     renamed, left_out = _rename(state, HEADS[task])
     config = _config(renamed, task)
+    if num_answers not in (None, config.num_answers):
+        if "vqa_classifier" in found:
+            raise ConversionError(
+                f"the checkpoint's head has {config.num_answers} classes, and {num_answers} answers are to name them; "
+                "take those of the data it was trained on, METER's own of all of VQA v2.0"
+            )
+        config.num_answers = num_answers
     new: dict[str, str] = {}
     types = renamed["meter.token_type_embeddings.weight"]
     if len(types) == 2 and task == "nlvr2":  # as METER: the second image starts as the first
