@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from families import build
 from huggingface_hub import ModelCard
 
+import eas
+from eas.card import MARK, on_hub
 from eas.reports.card import card, write_card
 
 BASE = {"id": "llava-hf/llava-1.5-7b-hf", "revision": "abc123", "class": "LlavaForConditionalGeneration"}
@@ -70,3 +73,59 @@ def test_it_lies_beside_the_adapter(tmp_path: Path) -> None:
     path = write_card(tmp_path)
     assert path == tmp_path / "adapter" / "README.md"
     assert ModelCard.load(path).data.base_model == BASE["id"]
+
+
+def test_every_saved_adapter_has_one(tmp_path: Path) -> None:
+    model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(num_skip=1, skip_rank=6, adapt_rank=4))
+    eas.select(model, [2])
+    eas.save(model, tmp_path)
+    made = ModelCard.load(tmp_path / "README.md")
+    assert (made.data.library_name, made.data.tags, made.data.base_model) == ("eas", ["eas"], None)
+    for fact in (
+        "Base: LlamaForCausalLM",
+        "Skip set: [2] (k = 1)",
+        'base = "BASE"',
+        '"skip_rank": 6',
+        "Nothing was measured",
+    ):
+        assert fact in made.text, fact
+    assert "Accuracy" not in made.text
+    eas.select(model, [0])
+    eas.save(model, tmp_path)
+    assert "Skip set: [0] (k = 1)" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("my own words")
+    eas.save(model, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+    model.config.name_or_path = "owner/base"
+    eas.save(model, tmp_path / "named")
+    named = ModelCard.load(tmp_path / "named" / "README.md")
+    assert (named.data.base_model, named.data.base_model_relation) == ("owner/base", "adapter")
+    assert 'base = "owner/base"' in named.text
+
+
+def test_folders_are_not_taken_for_names_on_the_hub(tmp_path: Path) -> None:
+    assert on_hub("owner/base") == "owner/base"
+    assert [on_hub(name) for name in (None, "", "tiny", "/base", "./base", str(tmp_path), "a/b/c")] == [None] * 7
+
+
+def test_a_run_of_a_comparison_has_one(tmp_path: Path) -> None:
+    config = {"model": "tiny", "data": "scenes:odd", "method": {"name": "eas"}}
+    record = {"row": "EAS_2", "trial": False, "label": "EAS", "metric": "exact", "k": 2, "seed": 4, "config": config}
+    record |= {"score": {"validation": 0.9, "test": 0.625}, "skip_set": [1, 5], "fold_mode": "shared"}
+    record |= {"counts": RESULT["counts"]["tuned"], "versions": RESULT["versions"], "hardware": RESULT["hardware"]}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    kept = {"id": "tiny", "revision": None, "class": "LlavaForConditionalGeneration", "num_hidden_layers": 12}
+    (tmp_path / "adapter" / "eas_config.json").write_text(json.dumps({"base": kept}))
+    path = write_card(tmp_path)
+    assert path is not None
+    text = path.read_text()
+    for fact in (
+        MARK,
+        "Without 2 of its 12 attentions, tiny reaches 62.5 % on scenes:odd (exact).",
+        "[1, 5]",
+        "Seed: 4",
+    ):
+        assert fact in text, fact
+    for word in ("Times:", "faster", "None", "90"):
+        assert word not in text.split("## Configuration")[0], word

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from eas.card import adapter_card, write
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import writing
@@ -37,13 +38,13 @@ class CheckpointError(ValueError):
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:
-    """Writes the adapter of an attached model; it is complete or not there.
+    """Writes the adapter of an attached model, complete or not at all, and a model card (``README.md``) beside it.
 
     Of several processes all must call it, as FSDP2 may have sharded the model; the main one writes.
 
     Args:
         model: an attached model, searched or not, pruned or not.
-        folder: is created; an adapter in it is replaced.
+        folder: is created; an adapter in it is replaced, and its card, if it is not one of your own.
 
     Raises:
         ValueError: the model is not attached.
@@ -76,6 +77,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         (folder / f"{CONFIG_FILE}.partial").write_text(text)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(folder / f"{name}.partial", folder / name)
+        write(folder, adapter_card(record))
 
 
 def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, **from_pretrained: Any) -> Any:

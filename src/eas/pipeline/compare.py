@@ -33,6 +33,7 @@ from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import prompt, time_rows
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
 from eas.surgery import fold
 
@@ -130,6 +131,8 @@ def run_job(job: Job) -> str | None:
         for phase in ("search", "tune"):  # checkpoints: several hundred runs share one disk
             shutil.rmtree(job.folder / phase, ignore_errors=True)
         run.finish("result", record)
+        if not job.trial:
+            write_card(job.folder)
         return None
     except Exception as error:  # whatever it is, the other runs go on
         return _failed(job, error)
@@ -143,6 +146,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         "label": job.entry,
         "row": job.row,
         "trial": job.trial,
+        "metric": config.metric_name,
         "k": config.num_skip,
         "seed": config.seed,
         "learning_rate": None if job.evaluate_only else config.train.learning_rate,

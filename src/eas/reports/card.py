@@ -8,24 +8,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
-from eas.files import write_text
+from eas.card import as_json, card_metadata, compose, on_hub, use, write
 from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
 
 ADAPTER = "adapter"
 
 
 def write_card(folder: Path) -> Path | None:
-    """Writes ``README.md`` into a run's ``adapter`` folder, and returns its path; None where nothing was saved."""
+    """Writes ``README.md`` into the ``adapter`` folder of a run, or of a comparison's run, and returns its path; None
+    where nothing was saved, or the card there is not one of eas."""
     if not (folder / ADAPTER).is_dir():
         return None
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     record = folder / ADAPTER / "eas_config.json"
     base = json.loads(record.read_text(encoding="utf-8"))["base"] if record.is_file() else {}
-    path = folder / ADAPTER / "README.md"
-    write_text(path, str(card(result, base)))
-    return path
+    result = _of_comparison(result, base) if {"row", "trial"} <= result.keys() else result
+    return write(folder / ADAPTER, card(result, base))
+
+
+def _of_comparison(record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What `eas compare` leaves of one run, in the sections of a run's own result; it is not timed by itself."""
+    config = record["config"]
+    model = {"id": config["model"], "class": base.get("class"), "layers": base.get("num_hidden_layers")}
+    model |= {"skip_set": record["skip_set"], "k": record["k"], "method": config["method"]["name"]}
+    kind = "tuned" if record["fold_mode"] is None else "folded"
+    task = {"data": config["data"], "metric": record["metric"], "split": "test"}
+    return {**record, "model": model, "task": task} | {
+        "accuracy": {kind: at(record, "score", "test")},
+        "counts": {"tuned": record["counts"]},
+    }
 
 
 def card(result: Mapping[str, Any], base: Mapping[str, Any]) -> ModelCard:
@@ -36,21 +49,13 @@ def card(result: Mapping[str, Any], base: Mapping[str, Any]) -> ModelCard:
         base: what the adapter's record says of its base: ``id``, ``revision``, ``class``.
     """
     model_id, method, data = at(result, "model", "id"), at(result, "model", "method"), at(result, "task", "data")
-    # only what names something on the Hub: a folder of this machine or the embedded model names nothing there
-    on_hub = model_id if model_id and model_id.count("/") == 1 and not Path(model_id).exists() else None
     hub = re.fullmatch(r"(?:(.+):)?hub:(.+)", data or "")
     dataset = hub[2] if hub else None
     title = f"{model_id} with {method} on {data}"
-    metadata = ModelCardData(
-        base_model=on_hub,
-        base_model_relation="adapter" if on_hub else None,
-        datasets=[dataset] if dataset else None,
-        library_name="eas",
-        tags=sorted({"eas", method or "eas"}),
-        model_name=title,
-        eval_results=_scores(result, dataset, (hub[1] or hub[2]) if hub else str(data)),
-    )
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {title}\n\n" + "\n\n".join(_sections(result, base)) + "\n")
+    scores = _scores(result, dataset, (hub[1] or hub[2]) if hub else str(data))
+    datasets = [dataset] if dataset else None
+    metadata = card_metadata(on_hub(model_id), method or "eas", title, datasets=datasets, eval_results=scores)
+    return compose(metadata, title, _sections(result, base))
 
 
 def _scores(result: Mapping[str, Any], dataset: str | None, name: str) -> list[EvalResult] | None:
@@ -88,10 +93,5 @@ def _sections(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         "Revision of eas": at(result, "git_revision"),
     }
     said.append("\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None and value != ""))
-    known = at(result, "model", "id")
-    said.append(
-        f'## Use\n\n```python\nimport eas\n\nbase = "{known or "BASE"}"  # folder or Hub id\n'
-        'model = eas.load(base, "FOLDER")  # this folder\n```'
-    )
-    said.append(f"## Configuration\n\n```json\n{json.dumps(at(result, 'config'), indent=1)}\n```")
+    said += [use(at(result, "model", "id")), f"## Configuration\n\n{as_json(at(result, 'config'))}"]
     return said
