@@ -210,9 +210,10 @@ class PIA(Costed):
 class SharedFold(nn.Module):
     """A PIA in its form for any batch: one set of weights for all sequences, two thin products per token.
 
-    ``z = scale * n + [alpha_1 h, alpha_1, alpha_2 h, alpha_2] up`` with ``h = n down + bias + s c``: the output scale,
-    the up-biases and the hidden scale s are folded in, to leave few operations. Correcting the input of the linear maps
-    costs 3 d r MACs per token; correcting the outputs of a gate and an up projection would cost (d + 4 ff) r.
+    ``z = scale * n + up [alpha_1 h, alpha_1, alpha_2 h, alpha_2]`` with ``h = down n + bias + s c``: the output scale,
+    the up-biases and the hidden scale s are folded in, to leave few operations. Both products have the form of linear
+    maps, whose weights a compiler can pack. Correcting the input of the linear maps that follow costs 3 d r MACs per
+    token; correcting the outputs of a gate and an up projection would cost (d + 4 ff) r.
 
     Args:
         pia: the PIA, left untouched.
@@ -220,9 +221,9 @@ class SharedFold(nn.Module):
         dtype: of the maps that follow.
     """
 
-    down: Tensor  # (r + 1, d); its last row is zero and its bias one, so that the up-biases are a row of up
+    down: Tensor  # (r + 1, d); its last row is zero and its bias one, so that the up-biases are columns of up
     bias: Tensor  # (r + 1,)
-    up: Tensor  # (2 (r + 1), d)
+    up: Tensor  # (d, 2 (r + 1))
     scale: Tensor | None  # (d,)
 
     @torch.no_grad()
@@ -233,7 +234,7 @@ class SharedFold(nn.Module):
         tensors = {
             "down": F.pad(pia.hidden_scale * pia.down1.weight, (0, 0, 0, 1)).to(dtype),
             "bias": F.pad(pia.hidden_scale * pia.down1.bias, (0, 1), value=1.0).to(dtype),
-            "up": (up if scale is None else up * scale).to(dtype),
+            "up": (up if scale is None else up * scale).T.to(dtype).contiguous(),
             "scale": scale,
         }
         for name, tensor in tensors.items():
@@ -254,7 +255,7 @@ class SharedFold(nn.Module):
         h = F.linear(n, self.down).add_(kept[..., 2:]) if self.rank else F.linear(n, self.down, self.bias)
         mixed = (kept[..., :2, None] * h[:, :, None]).flatten(2)
         plain = n if self.scale is None else self.scale * n
-        return torch.addmm(plain.flatten(0, 1), mixed.flatten(0, 1), self.up).view_as(n)
+        return plain + F.linear(mixed, self.up)
 
 
 class FoldedWeights(NamedTuple):
