@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ import eas
 from eas import cli
 from eas.models.meter import TASKS, MeterProcessor
 from eas.pipeline import Run, RunConfig, run_steps, steps
+from eas.pipeline.compare import compare_runs
+from eas.pipeline.compare_config import CompareConfig
 
 torch.set_num_threads(1)
 COLOURS = {"red": (220, 30, 20), "blue": (20, 40, 210), "dog": (30, 200, 40)}
@@ -162,6 +166,26 @@ def test_a_run_of_every_task(models, tmp_path, task):
     assert "generates no text; `eas eval` scores it" in str(refused.exception)
 
 
+def test_a_comparison_of_methods(models, tmp_path):
+    (tmp_path / "data").mkdir()
+    shared = {"model": str(models / "nlvr2"), "data": nlvr2(tmp_path / "data"), "eval_batch_size": 4}
+    shared |= {"train": {"tune_steps": 2, "batch_size": 2}, "test_limit": 2, "validation_limit": 2}
+    entries = [
+        {"label": "base", "evaluate_only": True},
+        {"label": "LoRA", "run": {"method": {"name": "lora", "rank": 2, "targets": ["q_proj"]}}},
+    ]
+    timing = {"repeats": 1}
+    config = {"seeds": [0], "jobs": 1, "benchmark": timing, "run": shared, "entries": entries}
+    result = compare_runs(CompareConfig.from_dict({**config, "output_dir": str(tmp_path / "compared")}))
+    assert result["failed"] == []
+    assert [row["test"]["mean"] in (0.0, 0.5, 1.0) for row in result["rows"]] == [True, True]
+    assert result["latency"]["variants"]["LoRA"]["prefill_ms"]["median"] > 0
+    table = (tmp_path / "compared" / "comparison.md").read_text()
+    assert "prefill" in table
+    assert "decode" not in table
+    assert (tmp_path / "compared" / "comparison.png").stat().st_size > 1000
+
+
 def test_a_run_that_was_stopped_goes_on(models, tmp_path, monkeypatch):
     """Killed in the search, after a checkpoint and a round: the same end as of an undisturbed run."""
     for name in ("whole", "stopped"):
@@ -213,6 +237,28 @@ def test_a_checkpoint_is_converted_with_the_names_of_its_answers(tmp_path):
     assert "7 classes, and 5 answers are to name them" in str(convert("vqa").exception)
     refused = convert("pretraining", "--task", "nlvr2").exception
     assert "--answers names the classes of the VQA head; this is a MeterForNLVR2" in str(refused)
+
+
+def test_a_row_of_table_4_trains_as_it_is_once_weights_and_data_are_in_place(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["reproduce", "table4", "--train", "--row", "LoRA", "--output-dir", "out", "-o", "train.tune_steps=2"]
+    words += ["-o", "train.batch_size=4", "-o", "train.accumulation=1", "-o", "benchmark_repeats=1"]
+    places = {"vqa": ("VQA", "meter-vqa"), "nlvr2": ("NLVR2", "meter-nlvr2"), "retrieval": ("Flickr30K", "meter-f30k")}
+    for data, _ in places.values():
+        (tmp_path / "data" / data).mkdir(parents=True)
+    missing = CliRunner().invoke(cli.app, words)
+    assert re.search("the model models/meter-vqa is not there.*--answers data/VQA", str(missing.exception))
+    assert not (tmp_path / "out" / "runs").exists()
+    for task, (data, model) in places.items():
+        DATA[task](tmp_path / "data" / data)
+        shutil.copytree(models / task, tmp_path / "models" / model)
+    shown = CliRunner().invoke(cli.app, words, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    result = json.loads((tmp_path / "out" / "table4.json").read_text())
+    row = next(row for row in result["rows"] if row["name"] == "LoRA")
+    assert row["trained"].keys() == {"meter-vqa/lora", "meter-nlvr2/lora", "meter-f30k/lora"}
+    assert {"nlvr2_testP", "f30k_IR1", "f30k_TR1"} <= row["difference"].keys()
+    assert "vqa_testdev" not in row["difference"]  # ours is of val2014
 
 
 @pytest.mark.parametrize("method", ["das", "lora"])

@@ -39,7 +39,7 @@ UNEXPLAINED = {
     "table4": {
         *((row, column) for row in ("DeepPrompt", "ScaledPA") for column in ("vqa_delta_flops", "f30k_delta_flops")),
         *((row, "nlvr2_delta_flops") for row in ("DeepPrompt", "Adapter", "ScaledPA", "DAS_4", "EAS_8", "EAS_10")),
-        *((row, "params_M") for row in ("ScaledPA", "DAS_4", "EAS_8", "EAS_10")),
+        *((row, "params_M") for row in ("Full", "ScaledPA", "DAS_4", "EAS_8", "EAS_10")),
         ("EAS_10", "vqa_delta_flops"),
     },
     "table5": {("FFN, k = 8", "params")},
@@ -176,7 +176,8 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
         (["table4", "--shape", "llava-7b"], "METER"),
         (["table4", "--measure"], "cannot be timed"),
         (["table1", "--share-blocks"], "add --measure"),
-        (["table4", "--train"], "no recipe"),
+        (["table4", "--train"], r"data data/VQA is not there\. v2_OpenEnded_mscoco"),
+        (["table4", "--train", "--model", "tiny"], "METER, which has another form than the embedded model"),
         (["table2", "--shape", "llava-8b"], "there is llava-7b"),
         (["table4", "--row", "EAS_9"], "no row 'EAS_9'; its rows are Full"),
     ],

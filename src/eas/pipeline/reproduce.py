@@ -43,7 +43,7 @@ class RowSpec(Config):
     recipes: list[str] = field(default_factory=list, metadata={"help": "runs that give its accuracies, by column"})
     method: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "keys that differ from the recipe's where FLOPs are counted; METER: the whole method"},
+        metadata={"help": "keys that differ from the recipe's where FLOPs are counted"},
     )
     halves: bool = option(False, "half of what is skipped are attentions, half FFNs")
     fold_mode: str | None = option(None, "'none' where the row is measured unfolded")
@@ -180,17 +180,15 @@ def _meter_row(spec: TableSpec, row: RowSpec) -> dict[str, Any]:
     choices, without the adapters that take their place."""
     ours: dict[str, Any] = {}
     honest: dict[str, dict[str, int]] = {}
+    method = row_method(row)
     for column, size in spec.meter.items():
         base = count(_meter(size), TEXT_TOKENS, 1)
         if row.choices is not None:
             least, most = Meter((size // 16) ** 2 + 1, TEXT_TOKENS).savings(row.choices)
             ours[column] = [-most / GIGA, -least / GIGA]
-        counts = base
-        if row.method:
-            counts = count(_meter(size), TEXT_TOKENS, 1, method=row.method, skip_set=row.skip_set, convention="paper")
-            ours["params_M"] = counts.params_trained / 1e6
-        else:
-            ours[column.replace("delta_flops", "base")] = base.macs / GIGA
+        counts = count(_meter(size), TEXT_TOKENS, 1, method=method, skip_set=row.skip_set, convention="paper")
+        ours["params_M"] = counts.params_trained / 1e6
+        ours[column.replace("delta_flops", "base")] = base.macs / GIGA
         if row.choices is None:
             ours[column] = (counts.macs - base.macs) / GIGA
         honest[column] = _honest(counts)

@@ -212,6 +212,10 @@ def add_training(
         raise ConfigError(
             f"{result['table']} has no recipe for these rows; leave --train out, or name others with --row"
         )
+    if spec.shape is None and model == "tiny":
+        raise ConfigError(
+            f"{result['table']} is about METER, which has another form than the embedded model; leave it out"
+        )
     configs = {
         name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
         for row, _ in chosen
