@@ -1,8 +1,8 @@
 """LaVIN as its authors define it: names and shapes of its checkpoints, and its forward pass written out plainly.
 
 From github.com/luogen1996/LaVIN: lavin/model.py, lavin/eval_model.py, lavin/mm_adapter.py, clip/model.py,
-util/datasets.py, and LLaMA's own model.py. Everything is float32 here and without dropout. The tower's weights bear the
-names they have in transformers' CLIP, where they come from.
+util/datasets.py, and LLaMA's own model.py. Nothing is
+halved in precision here. The tower's weights bear the names they have in transformers' CLIP, where they come from.
 """
 
 import torch
@@ -134,8 +134,8 @@ def random_state(shapes, seed):
     return state
 
 
-def route_and_adapt(state, name, x, routed_on, temperature=10.0, groups=2, scale=1.0):
-    """RepAdapter_Router: ``x`` is ``(tokens, d)``, ``routed_on`` ``(tokens or 1, d)``."""
+def route_and_adapt(state, name, x, routed_on, temperature=10.0, groups=2, scale=1.0, keep=1.0):
+    """RepAdapter_Router: ``x`` is ``(tokens, d)``, ``routed_on`` ``(tokens or 1, d)``; ``keep`` stands for dropout."""
 
     def conv(part, y):
         weight, bias = state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"]
@@ -143,7 +143,7 @@ def route_and_adapt(state, name, x, routed_on, temperature=10.0, groups=2, scale
 
     logits = F.linear(routed_on, state[f"{name}.expert_weights.weight"], state[f"{name}.expert_weights.bias"])
     weights = torch.softmax(logits / temperature, -1)
-    h = conv("conv_A", x)
+    h = conv("conv_A", x) * keep
     return conv("conv_B", h) * scale * weights[:, :1] + conv("conv_D", h) * scale * weights[:, 1:] + x
 
 
@@ -192,7 +192,7 @@ def logits(llama, lavin, tokens, prefix, visual, size, **adapter):
         prefix: ids of "Image: " or "Image: N/A".
         visual: ``(visual tokens, dim)``, or None without an image.
         size: as `TINY_LLAMA`.
-        adapter: ``temperature`` and ``scale``.
+        adapter: ``temperature``, ``scale`` and ``keep``.
     """
     embed = llama["tok_embeddings.weight"]
     modality = lavin["module.adapter_modality_embedding.weight"][1 if visual is not None else 0]

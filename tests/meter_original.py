@@ -99,14 +99,14 @@ def _split(x):
     return x.unflatten(-1, (-1, HEAD)).transpose(1, 2)
 
 
-def _mha(q, k, v, mask):
+def _mha(q, k, v, mask, keep=1.0):
     scores = _split(q) @ _split(k).transpose(-1, -2) / HEAD**0.5
     scores = scores if mask is None else scores + (1.0 - mask.float())[:, None, None] * -10000.0
-    return (scores.softmax(-1) @ _split(v)).transpose(1, 2).flatten(2)
+    return ((scores.softmax(-1) * keep) @ _split(v)).transpose(1, 2).flatten(2)
 
 
-def _layer(w, name, x, mask, eps, other=None, other_mask=None):
-    """A RoBERTa layer, or with ``other`` METER's BertCrossLayer."""
+def _layer(w, name, x, mask, eps, keep, other=None, other_mask=None):
+    """A RoBERTa layer, or with ``other`` METER's BertCrossLayer; ``keep`` stands where dropout does."""
 
     def lin(part, x):
         return F.linear(x, w[f"{name}.{part}.weight"], w[f"{name}.{part}.bias"])
@@ -116,14 +116,15 @@ def _layer(w, name, x, mask, eps, other=None, other_mask=None):
 
     def attend(part, x, keys, mask):
         q, k, v = lin(f"{part}.self.query", x), lin(f"{part}.self.key", keys), lin(f"{part}.self.value", keys)
-        return ln(f"{part}.output.LayerNorm", x + lin(f"{part}.output.dense", _mha(q, k, v, mask)))
+        seen = lin(f"{part}.output.dense", _mha(q, k, v, mask, keep))
+        return ln(f"{part}.output.LayerNorm", x + seen * keep)
 
     x = attend("attention", x, x, mask)
     if other is not None:
         x = attend("crossattention", x, other, other_mask)
     hidden = lin("intermediate.dense", x)
     hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))  # GELU, not its tanh form
-    return ln("output.LayerNorm", x + lin("output.dense", hidden))
+    return ln("output.LayerNorm", x + lin("output.dense", hidden) * keep)
 
 
 def encode_image(w, pixels):
@@ -150,33 +151,33 @@ def encode_image(w, pixels):
     return ln(f"{name}.ln_post", x)
 
 
-def encode_text(w, ids, mask):
+def encode_text(w, ids, mask, keep=1.0):
     """RoBERTa's tokens; positions count from 2, padding (id 1) has position 1."""
     name = "text_transformer.embeddings"
     words = (ids != 1).long()
     positions = words.cumsum(1) * words + 1
     x = w[f"{name}.word_embeddings.weight"][ids] + w[f"{name}.position_embeddings.weight"][positions]
     x = x + w[f"{name}.token_type_embeddings.weight"][0]
-    x = F.layer_norm(x, x.shape[-1:], w[f"{name}.LayerNorm.weight"], w[f"{name}.LayerNorm.bias"], 1e-5)
+    x = F.layer_norm(x, x.shape[-1:], w[f"{name}.LayerNorm.weight"], w[f"{name}.LayerNorm.bias"], 1e-5) * keep
     for i in range(TINY["towers"][0]):
-        x = _layer(w, f"text_transformer.encoder.layer.{i}", x, mask, 1e-5)
+        x = _layer(w, f"text_transformer.encoder.layer.{i}", x, mask, 1e-5, keep)
     return x
 
 
-def infer(w, ids, mask, pixels, image_type=1):
-    """METER's ``infer``: text tokens, image tokens, pooled features."""
+def infer(w, ids, mask, pixels, image_type=1, keep=1.0):
+    """METER's ``infer``: text tokens, image tokens, pooled features. There is no dropout in its image tower."""
 
     def lin(name, x):
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
     types = w["token_type_embeddings.weight"]
-    x = lin("cross_modal_text_transform", encode_text(w, ids, mask)) + types[0]
+    x = lin("cross_modal_text_transform", encode_text(w, ids, mask, keep)) + types[0]
     y = lin("cross_modal_image_transform", encode_image(w, pixels)) + types[image_type]
     whole = torch.ones(y.shape[:2])
     for i in range(TINY["layers"]):
         x, y = (  # both read what came in
-            _layer(w, f"cross_modal_text_layers.{i}", x, mask, 1e-12, y, whole),
-            _layer(w, f"cross_modal_image_layers.{i}", y, whole, 1e-12, x, mask),
+            _layer(w, f"cross_modal_text_layers.{i}", x, mask, 1e-12, keep, y, whole),
+            _layer(w, f"cross_modal_image_layers.{i}", y, whole, 1e-12, keep, x, mask),
         )
     pools = [lin("cross_modal_text_pooler.dense", x[:, 0]), lin("cross_modal_image_pooler.dense", y[:, 0])]
     return x, y, torch.cat(pools, -1).tanh()

@@ -1,6 +1,7 @@
 """LaVIN's original checkpoints: every name and shape at full size, and the original's numbers after conversion."""
 
 import argparse
+import copy
 import json
 from functools import partial
 
@@ -140,7 +141,7 @@ def examples():
     return [Example.ask("seen", QUESTION, ANSWER, image), Example.ask("text", QUESTION + " Or?", ANSWER)], image
 
 
-def by_the_original(weights, processor, prompt, answer, image):
+def by_the_original(weights, processor, prompt, answer, image, keep=1.0):
     """Logits and loss of one row: tokens as in its data set (prompt and answer as one text), then its forward."""
     llama, clip, checkpoint = weights
 
@@ -149,10 +150,11 @@ def by_the_original(weights, processor, prompt, answer, image):
 
     tokens = torch.tensor([1, *encode(prompt + answer), 2])
     labels = torch.cat([torch.zeros(1 + len(encode(prompt)), dtype=torch.long), tokens[1 + len(encode(prompt)) :]])
-    prefix, visual, options = torch.tensor(encode("Image: N/A")), None, {"temperature": TEMPERATURE, "scale": SCALE}
+    options = {"temperature": TEMPERATURE, "scale": SCALE, "keep": keep}
+    prefix, visual = torch.tensor(encode("Image: N/A")), None
     if image is not None:
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        pixels = (torch.from_numpy(np.array(image)) / 255 - mean) / std
+        pixels = ((torch.from_numpy(np.array(image)) / 255 - mean) / std).to(clip["visual_projection.weight"])
         prefix, size = torch.tensor(encode("Image: ")), {**original.TINY_VIT, "heads": 4}
         visual = original.visual_tokens(clip, checkpoint, pixels.permute(2, 0, 1), size, **options)
     logits = original.logits(llama, checkpoint, tokens, prefix, visual, original.TINY_LLAMA, **options)
@@ -176,6 +178,38 @@ def test_the_numbers_are_the_originals(weights, lavin):
     token.weight.data = kept.flip(0)  # the routers do show
     assert (model(**batch).logits - got).abs().max() > 0.01
     token.weight.data = kept
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("keep", [1.0, 0.7])
+def test_gradients_are_the_originals(weights, lavin, row, keep, monkeypatch):
+    """Of the loss, for every weight, in double precision; dropout is where it is there, a constant here."""
+    model, processor = copy.deepcopy(lavin[0]).double().requires_grad_(True), lavin[1]
+    rows, image = examples()
+    states = [{k: w.double().requires_grad_() for k, w in part.items() if w.is_floating_point()} for part in weights]
+    shown = image if row == 0 else None
+    logits, loss = by_the_original(states, processor, rows[row].question, ANSWER, shown, keep)
+    loss.backward()
+    if keep < 1:
+        monkeypatch.setattr(F, "dropout", lambda x, p, training, _: x * keep if training and p else x)
+        model.train()
+    batch = Collator(processor, training=True)([rows[row]])
+    found = model(**{k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
+    found.loss.backward()
+    close(found.logits[0], logits, rtol=1e-5, atol=1e-5)
+    close(found.loss.double(), loss, rtol=1e-6, atol=0)
+    llama, clip, checkpoint = ({k: w.grad for k, w in part.items() if w.grad is not None} for part in states)
+    report = Conversion()
+    expected = dict(llama_weights([llama], 4, 4, report)) | dict(clip_weights(clip, report))
+    expected |= dict(lavin_weights(checkpoint, 2, 1 / SCALE, report))
+    expected = {name: gradient.double() for name, gradient in expected.items() if gradient.any()}
+    own = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert own.keys() == expected.keys()
+    assert (len(own) > 250) == (row == 0)  # no image, no gradient for tower and projector
+    largest = {name: float(gradient.abs().max()) for name, gradient in expected.items()}
+    floor = 1e-8 * max(largest.values())  # norms and positions are float32 in transformers
+    for name, gradient in own.items():
+        close(gradient, expected[name], rtol=0, atol=1e-5 * largest[name] + floor)
 
 
 def test_greedy_answers_are_those_of_recomputing_the_original(weights, lavin):
