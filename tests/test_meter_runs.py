@@ -177,7 +177,7 @@ def test_a_comparison_of_methods(models, tmp_path):
     timing = {"repeats": 1}
     config = {"seeds": [0], "jobs": 1, "benchmark": timing, "run": shared, "entries": entries}
     result = compare_runs(CompareConfig.from_dict({**config, "output_dir": str(tmp_path / "compared")}))
-    assert result["failed"] == []
+    assert result["failed"] == 0
     assert [row["test"]["mean"] in (0.0, 0.5, 1.0) for row in result["rows"]] == [True, True]
     assert result["latency"]["variants"]["LoRA"]["prefill_ms"]["median"] > 0
     table = (tmp_path / "compared" / "comparison.md").read_text()
@@ -284,7 +284,7 @@ def test_what_skips_layers_and_what_merges(models, tmp_path, method):
         ("vqa", ["metric=exact"], "METER's vqa is scored officially; leave metric out"),
         ("nlvr2", ["fold_mode=shared"], "on METER eas stands before a norm and cannot be folded; leave fold_mode out"),
         ("nlvr2", ["train.max_length=40"], "cuts texts itself, at its max_text_length; leave it out"),
-        ("nlvr2", ["method={name: llama_adapter}"], "'llama_adapter' does not exist for this model; there is eas"),
+        ("nlvr2", ["method={name: llama_adapter}"], "'llama_adapter' does not exist for this model: its gated prompts"),
         (
             "nlvr2",
             ["model=PRETRAINING"],

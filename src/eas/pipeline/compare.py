@@ -25,12 +25,11 @@ from transformers.utils import logging
 
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
-from eas.evaluation import Evaluation, evaluate
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
-from eas.pipeline.compare_timing import prompt, time_rows
+from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.reports.card import write_card
@@ -164,18 +163,21 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         if not job.trial:
             raise
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
-    start, sizes = time.perf_counter(), prompt(run)[1]
+    start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
     model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
-    mode = None if job.evaluate_only else steps.fold_mode(run)
-    costs, validation = count(model.eval(), *sizes), _score(run, model, "validation", config.eval_batch_size)
+    name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", steps.fold_mode(run))
+    costs, validation = (
+        count(model.eval(), *sizes),
+        run.task.evaluate(run, model, "validation", name, config.eval_batch_size),
+    )
     trained, unfolded = 0 if job.evaluate_only else costs.params_trained, validation.answers
     batch_size = 1 if mode == "per_example" else config.eval_batch_size
     if mode is not None:
         mode = fold(model, mode).mode
-        costs, validation = count(model, *sizes), _score(run, model, "validation", batch_size)
+        costs, validation = count(model, *sizes), run.task.evaluate(run, model, "validation", name, batch_size)
     scores = {"validation": validation.score}
     if not job.trial:
-        scores["test"] = _score(run, model, "test", batch_size).score
+        scores["test"] = run.task.evaluate(run, model, "test", name, batch_size).score
     searched, tuned = run.record("search") or {}, run.record("tune") or {}
     return record | {
         "score": scores,
@@ -190,19 +192,6 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
             "evaluate": time.perf_counter() - start,
         },
     }
-
-
-def _score(run: Run, model: Any, split: str, batch_size: int) -> Evaluation:
-    config = run.config
-    return evaluate(
-        model,
-        run.processor,
-        run.data(split),
-        metric=config.metric_name,
-        batch_size=batch_size,
-        max_new_tokens=config.max_new_tokens,
-        options=config.data_options,
-    )
 
 
 def _failed(job: Job, error: BaseException) -> str:

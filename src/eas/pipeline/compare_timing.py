@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from eas.checkpoint import load
-from eas.data.collate import Collator
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
 from eas.methods import method_config
@@ -18,15 +17,6 @@ from eas.surgery import fold
 
 BASE = "base"
 RANKS = ("skip_rank", "adapt_rank", "rank")  # what grows with the width
-
-
-def prompt(run: Run) -> tuple[dict[str, Any], tuple[int, int, Any]]:
-    """Inputs of the first test example, and what ``count`` asks of it: tokens, images, the grid of patches."""
-    example = run.data("test")[0]
-    inputs = Collator(run.processor, training=False)([example])
-    grid = tuple(inputs["image_grid_thw"][0, 1:].tolist()) if "image_grid_thw" in inputs else None
-    inputs = {key: value for key, value in inputs.items() if key != "prompt_mask"}
-    return inputs, (inputs["input_ids"].shape[1], len(example.images), grid)
 
 
 def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -47,13 +37,14 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
         return None
     if before is not None and all(before[key] == value for key, value in timed.items()):
         return dict(before)
-    inputs, (tokens, _, _) = prompt(run := Run(jobs[0].config))
+    run = Run(jobs[0].config)
+    inputs, (tokens, _, _) = run.task.first(run, "test")
     models = {BASE: run.load_base().eval(), **{row: _folded(job) for row, job in first.items()}}
     return {
         **timed,
         "hardware": hardware(),
         "prompt_tokens": tokens,
-        "variants": _variants(config, models, inputs),
+        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0),
         "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets),
     }
 
@@ -76,12 +67,15 @@ def _time_wide(
             models[row] = larger_tuned(base, skip_sets[row], method, steps.fold_mode(Run(job.config)))
         except ValueError as error:
             left_out[row] = str(error)
-    return {"name": name, "left_out": left_out, "variants": _variants(config, models, inputs)}
+    return {"name": name, "left_out": left_out, "variants": _variants(config, models, inputs, True)}
 
 
-def _variants(config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _variants(
+    config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any], decodes: bool
+) -> dict[str, Any]:
     settings = config.benchmark
-    timed = benchmark(models, inputs, new_tokens=settings.new_tokens, repeats=settings.repeats)
+    new_tokens = settings.new_tokens if decodes else 0
+    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=settings.repeats)
     return {row: asdict(latency) for row, latency in timed.items()}
 
 

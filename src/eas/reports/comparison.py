@@ -69,7 +69,7 @@ def cells(result: Mapping[str, Any], time: Callable[[Mapping[str, float]], str])
             shown.append(form(counts[key]) if key in counts else "")
         for variants in times.values():
             timed = at(variants, variant(row))
-            shown += [time(timed[key]) if timed else "" for key in ("prefill_ms", "decode_ms")]
+            shown += [time(timed[key]) if timed and timed[key] else "" for key in ("prefill_ms", "decode_ms")]
         rate = row.get("learning_rate")
         rows.append([*shown, "" if rate is None else f"{rate:g}", _remarks(row)])
     kept = [i for i, name in enumerate(columns) if not name or any(row[i] for row in rows)]

@@ -40,8 +40,9 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
     figure = Figure(figsize=(9, 4.4), dpi=DPI, facecolor="white")
     canvas, labels = FigureCanvasAgg(figure), list(dict.fromkeys(row["label"] for row in drawn))
     base = next((row["test"]["mean"] for row in rows if row["method"] is None and row.get("test")), None)
-    panels: list[Axes] = list(figure.subplots(1, 2, sharey=True))
-    for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+    shown = {key: title for key, title in PANELS.items() if all(variants[row["row"]][key] for row in drawn)}
+    panels: list[Axes] = list(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0])
+    for axes, (key, title) in zip(panels, shown.items(), strict=True):
         axes.grid(color=INK, alpha=0.1, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.margins(x=0.18, y=0.14)
@@ -70,7 +71,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
     if timing.get("name"):
         figure.supxlabel(f"timed in: {timing['name']}", fontsize=8.5)
     canvas.draw()  # lays out, so that names can be placed by pixels
-    for axes, key in zip(panels, PANELS, strict=True):
+    for axes, key in zip(panels, shown, strict=True):
         write_names(
             axes,
             [
