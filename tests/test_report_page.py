@@ -29,6 +29,7 @@ from eas.reports.together import together
 ROOT = Path(__file__).parents[1]
 SLOW = 180_000  # milliseconds, on a busy machine
 COSTS = ("prefill", "decode", "macs", "kv_bytes_per_token")
+OF_SEVERAL = ("pattern", "losses", "importances")
 OF_A_RUN = {"accuracy", "latency", "decode", "importance", "loss", "categories", "layers"}
 
 
@@ -113,7 +114,7 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(several: Page) -> None:
 
 def test_every_figure_is_there(several: Page) -> None:
     wanted = {f"run{i}-{name}" for i in (1, 2, 3) for name in OF_A_RUN}
-    wanted |= {f"task1-{name}" for name in (*COSTS, "pattern")}
+    wanted |= {f"task1-{name}" for name in (*COSTS, *OF_SEVERAL)}
     wanted |= {f"comparison1-{name}" for name in ("macs", "kv_bytes_per_token", "pattern")}  # it has no times
     assert {path.stem for path in (several.path.parent / "figures").glob("*.svg")} == wanted
     assert {path.stem for path in (several.path.parent / "figures").glob("*.png")} == wanted
@@ -246,7 +247,7 @@ def test_the_page_in_a_browser(several: Page, browser: Any, width: int, scheme: 
     drawn = page.eval_on_selector_all(
         "figure svg", "all => all.map(svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().right])"
     )
-    assert len(drawn) == 3 * len(OF_A_RUN) + len(COSTS) + 1 + 3
+    assert len(drawn) == 3 * len(OF_A_RUN) + len(COSTS) + len(OF_SEVERAL) + 3
     assert all(wide > 250 and right <= width for wide, right in drawn)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")

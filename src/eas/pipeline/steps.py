@@ -23,6 +23,7 @@ from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods import method_of
 from eas.methods.eas import EASConfig
+from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.finals import FOLDER as FINALS
 from eas.pipeline.finals import WINNER, finals
 from eas.pipeline.phases import attached, console, logged_losses, make_trainer, train
@@ -120,7 +121,9 @@ def fold_step(run: Run) -> None:
     run.require("tune")
     model = load(run.load_base(), run.folder / "adapter")
     mode = fold_mode(run)
-    if run.config.num_skip:
+    if run.config.bits is not None:
+        console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
+    elif run.config.num_skip:
         with writing(run.folder / "model"):
             merge_and_save(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
@@ -143,6 +146,8 @@ def fold_step(run: Run) -> None:
 def fold_mode(run: Run) -> str | None:
     """The mode in which the run's method is folded, None if it cannot be."""
     modes = method_of(run.task.form, run.config.method.name).fold_modes
+    if run.config.bits is not None:
+        return next((mode for mode in modes if mode not in INTO_WEIGHTS), None)
     return run.config.fold_mode or ("auto" if modes else None)
 
 
@@ -158,6 +163,7 @@ def evaluate_step(run: Run) -> None:
         result = run.task.evaluate(run, model, "test", name, batch_size, f"evaluating {name}")
         record["score"][name], record["answers"][name] = result.score, result.answers
         record["report"][name] = result.report.numbers
+        record["examples_of"] = dict(result.report.counts)
         console.print(f"{name}: {100 * result.score:.1f} % of {len(examples)}")
 
     score("zero_shot", run.load_base(), config.eval_batch_size)
@@ -237,7 +243,7 @@ def gather(run: Run) -> None:
             "metric": config.metric_name,
         },
         "accuracy": score,
-        "categories": records["eval"].get("report"),
+        "categories": {**(records["eval"].get("report") or {}), "examples": records["eval"].get("examples_of")},
         "counts": records["measure"].get("counts"),
         "layers": records["measure"].get("layers"),
         "latency": records["measure"].get("latency"),

@@ -15,6 +15,7 @@ from eas.reports.figures import INK, STYLE, Plot, svg
 from eas.reports.sections import Section, comparison_section, frontier_plots, run_section, together_section
 from eas.reports.sources import (
     COMPARISON_FILE,
+    DAMAGE,
     FRONTIER_FILE,
     RESULT_FILE,
     ReportError,
@@ -24,8 +25,6 @@ from eas.reports.sources import (
 )
 from eas.reports.summary import BOUND, NOT_MEASURED, at, number
 from eas.reports.together import together
-
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
 
 
 class Page(NamedTuple):
@@ -89,7 +88,7 @@ def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ())
         groups: list[Section] = []
         try:
             for i, group in enumerate(together(results), 1):
-                groups.append(together_section(group, list(results), f"task{i}-"))
+                groups.append(together_section(group, results, f"task{i}-"))
         except DAMAGE as error:
             problems.append(f"the runs {', '.join(results)} cannot be set side by side ({error!r})")
         sections = [*groups, *comparisons, *runs]

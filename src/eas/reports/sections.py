@@ -10,11 +10,12 @@ from typing import Any
 
 from eas.metrics.exact import exact_match
 from eas.reports.comparison import cells, notes
+from eas.reports.curves import Curve, curve, importances_plot, losses_plot
 from eas.reports.figures import Plot, plots
 from eas.reports.front import COSTS, front_plot
 from eas.reports.frontier import frontier_figure
 from eas.reports.pattern import of_comparison, of_frontier
-from eas.reports.sources import RESULT_FILE, ReportError, image_uri, read_json
+from eas.reports.sources import DAMAGE, RESULT_FILE, ReportError, image_uri, read_json
 from eas.reports.summary import at, headline, percent, summary_rows
 
 ANSWERS = (("before", "base"), ("after", "tuned"))
@@ -40,11 +41,12 @@ def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], 
 
 def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix: str) -> Section:
     """One comparison: its table, whose cells lead to configuration and seed, and its figures."""
-    runs, problems = [], []
+    runs, curves, problems = [], list[Curve](), list[str]()
     for i, row in enumerate(result["rows"]):
         for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False):
             folder, problem = _folder(row, seed, path)
             problems += [problem] if problem else []
+            curves += [] if folder is None else _curve(row["row"], seed, folder, problems)
             sets = dict(zip(row["seeds"], row.get("skip_sets") or (), strict=False))
             runs.append(
                 {
@@ -67,7 +69,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
         "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
         "table": _table(result, lambda i, j: f"#{prefix}row{i}-seed{result['rows'][i]['seeds'][j]}"),
         "notes": notes(result),
-        "plots": _comparison_plots(result, prefix),
+        "plots": _comparison_plots(result, curves, prefix),
         "runs": runs,
         "gone": sum(run["folder"] is None for run in runs),
         "shared": json.dumps(at(result, "config", "run") or {}, indent=2),
@@ -76,14 +78,20 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
     }
 
 
-def together_section(group: Mapping[str, Any], folders: Sequence[str], prefix: str) -> Section:
+def together_section(group: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], prefix: str) -> Section:
     """The runs of one task, in the form of a comparison; cells lead to the runs' own sections.
 
     Args:
         group: what `together` made of them.
-        folders: of all runs of the page, in its order.
+        results: of all runs of the page by folder, in its order.
         prefix: of ids.
     """
+    folders = list(results)
+    curves = [
+        curve(row["row"], seed, results[folder]["search"], results[folder]["training"])
+        for row in group["rows"]
+        for seed, folder in zip(row["seeds"], row["folders"], strict=True)
+    ]
 
     def link(i: int, j: int) -> str:
         return f"#run{folders.index(group['rows'][i]['folders'][j]) + 1}-settings"
@@ -95,14 +103,27 @@ def together_section(group: Mapping[str, Any], folders: Sequence[str], prefix: s
         "title": f"All runs on {group['task']['data']}",
         "table": _table(group, link),
         "notes": notes(group),
-        "plots": _comparison_plots(group, prefix),
+        "plots": _comparison_plots(group, curves, prefix),
         "result": group,
     }
 
 
-def _comparison_plots(result: Mapping[str, Any], prefix: str) -> dict[str, Plot | None]:
-    drawn = {f"{prefix}{key.removesuffix('_ms')}": front_plot(result, key) for key in COSTS}
-    return drawn | {f"{prefix}pattern": of_comparison(result)}
+def _comparison_plots(result: Mapping[str, Any], curves: Sequence[Curve], prefix: str) -> dict[str, Plot | None]:
+    drawn = {key.removesuffix("_ms"): front_plot(result, key) for key in COSTS}
+    drawn |= {"pattern": of_comparison(result), "losses": losses_plot(curves)}
+    return {f"{prefix}{name}": plot for name, plot in {**drawn, "importances": importances_plot(curves)}.items()}
+
+
+def _curve(row: str, seed: Any, folder: Path, problems: list[str]) -> list[Curve]:
+    """What the steps of a comparison's run left, none of it where a file is broken."""
+    try:
+        search, tune = (read_json(p) if (p := folder / f"{name}.json").is_file() else {} for name in ("search", "tune"))
+        return [curve(row, seed, search, {"search": search.get("log"), "tune": tune.get("log")})]
+    except ReportError as error:
+        problems.append(str(error))
+    except DAMAGE as error:
+        problems.append(f"{folder}: search.json or tune.json is damaged ({error!r})")
+    return []
 
 
 def _table(result: Mapping[str, Any], link: Callable[[int, int], str]) -> Section:
@@ -150,11 +171,15 @@ def frontier_plots(frontier: Mapping[str, Any]) -> dict[str, Plot | None]:
     return {"frontier": loss, "pattern": of_frontier(frontier)}
 
 
-def _categories(result: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """Every number of the metric before and after, where there is more than one."""
+def _categories(result: Mapping[str, Any]) -> list[tuple[str, int | None, list[float | None]]]:
+    """Every number of the metric, how many examples it is of, and it before and after, where there is more than one."""
     reports = [result["categories"].get(key) or {} for key in ("zero_shot", "tuned", "folded")]
-    names = list(dict.fromkeys(name for numbers in reports for name in numbers))
-    return [(name, [numbers.get(name) for numbers in reports]) for name in names] if len(names) > 1 else []
+    names, of = (
+        list(dict.fromkeys(name for numbers in reports for name in numbers)),
+        at(result, "categories", "examples"),
+    )
+    rows = [(name, at(of, name), [numbers.get(name) for numbers in reports]) for name in names]
+    return rows if len(rows) > 1 else []
 
 
 def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:

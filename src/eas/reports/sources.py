@@ -25,6 +25,9 @@ SECTIONS: dict[str, type] = {
     "samples": list,
 }
 
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+"""What a file raises that holds something else than it should."""
+
 
 class ReportError(ValueError):
     """A result file that is missing or damaged; the message names it."""
