@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from test_meter import close
 from transformers import TrainingArguments
 
@@ -14,12 +15,13 @@ from eas.checkpoint import adapter_state
 from eas.config import SkipConfig
 from eas.measure.latency import benchmark
 from eas.measure.layers import block_costs
-from eas.methods import COATTENTION
+from eas.methods import COATTENTION, NOT_ON_METER
 from eas.models.anatomy import Anatomy
 from eas.models.meter import TASKS, MeterConfig
-from eas.models.meter.modeling import Stream
+from eas.models.meter.modeling import Stream, attend
 from eas.search import SearchConfig
 from eas.search.scoring import score_sets
+from eas.search.similarity import cosines
 from eas.surgery import candidates, disabled
 from eas.training import EASTrainer
 
@@ -29,6 +31,8 @@ CONFIGS = {
     "eas": {"num_skip": 3, **PIA},
     "eas, constant": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
     "das": {"num_skip": 2, **PIA},
+    "drop": {"num_skip": 3, "rank": 2},
+    "drop, layers": {"num_skip": 2, "candidates": "layer", "rank": 2},
     "full": {},
     "head": {},
     "lora": {"rank": 2, "targets": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]},
@@ -36,9 +40,11 @@ CONFIGS = {
     "parallel_adapter": {"rank": 16, "placement": "attention"},
     "shallow_prompt": {"num_tokens": 3},
     "deep_prompt": {"num_tokens": 3},
+    "prefix": {"num_tokens": 3},
+    "mam": {"num_tokens": 2, "rank": 16, "scale": 2.0},
 }
 SETS = {"mha": (1, 2, 5, 6), "layer": (0, 3)}
-CHANGES_UNTRAINED = {"shallow_prompt", "deep_prompt"}
+CHANGES_UNTRAINED = {"shallow_prompt", "deep_prompt", "prefix", "mam"}
 exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
@@ -95,6 +101,7 @@ def logits(model, inputs=None):
 def test_every_method_of_meter_has_signed():
     assert {method(label) for label in CONFIGS} == set(COATTENTION) <= set(METHODS)
     assert all(entry.config is METHODS[name].config for name, entry in COATTENTION.items())
+    assert set(METHODS) - set(COATTENTION) == set(NOT_ON_METER)
 
 
 @pytest.mark.parametrize("label", CONFIGS)
@@ -306,6 +313,96 @@ def test_prompts_are_tokens_beside_those_of_each_modality():
     close(found.image_states, image.tokens)
 
 
+def test_what_is_dropped_hands_on_what_came_in():
+    model, base = tuned("drop"), build()
+    text, image = torch.randn(2, 5, 32), torch.randn(2, 4, 32)
+    eas.select(model, (0, 2))
+    layer, plain = model.meter.cross_modal_text_layers[0], base.meter.cross_modal_text_layers[0]
+    with disabled(model):
+        close(layer(text, image), plain(text, image))
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(False)  # what is left is the base without its attentions
+    close(layer(text, image), plain.output(plain.intermediate(text), text))
+    eas.select(model, (0,))
+    close(layer(text, image), plain.output(plain.intermediate(z := plain.crossattention(text, None, image)[0]), z))
+    whole = tuned("drop, layers")
+    assert torch.equal(whole.meter.cross_modal_text_layers[0](text, image), text)
+
+
+def test_a_prefix_is_keys_and_values_in_front():
+    model = tuned("prefix")
+    text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
+    mask = torch.arange(5)[None] < 3
+    bias = Stream(text, mask).bias()
+    for layers, candidate in ((model.meter.cross_modal_text_layers, 1), (model.meter.cross_modal_image_layers, 0)):
+        for attention, queries, keys, padding in (
+            (layers[candidate].attention, text, text[:, :3], (bias,)),
+            (layers[candidate].crossattention, image, text[:, :3], (None, text, bias)),
+        ):
+            core, (first_keys, first_values) = attention.get_submodule("self"), attention.prefix.table
+            q, k, v = (
+                part.view(part.shape[0], 2, 16).transpose(0, 1)
+                for part in (
+                    core.query(queries)[0],
+                    torch.cat([first_keys, core.key(keys)[0]]),
+                    torch.cat([first_values, core.value(keys)[0]]),
+                )
+            )
+            seen = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+            expected = attention.output(seen.transpose(0, 1).flatten(1)[None], queries)
+            close(attention(queries, *padding)[0], expected)
+
+
+def test_mam_is_a_prefix_and_adapters_beside_the_ffns():
+    assert eas.count(tuned("mam"), 7, 1).params_trained == 4 * 2 * (2 * 2 * 32) + 4 * (2 * 32 * 16 + 16 + 32)
+    extra = eas.count(tuned("prefix"), 7, 1).macs - eas.count(build(), 7, 1).macs
+    assert extra == 2 * 2 * 32 * 3 * 2 * (7 + 5)  # two attentions of two layers meet three more keys and values
+    without = METHODS["mam"].config(num_tokens=0, rank=4)
+    exactly(logits(eas.attach(build(), without)), logits(build()))
+
+
+@pytest.mark.parametrize("label", ["eas", "drop, layers"])
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
+def test_similarity_is_the_cosine_of_what_comes_in_and_what_goes_on(label, task):
+    model, inputs = tuned(label, task=task), batch(task)
+    if task == "retrieval":
+        inputs |= {key: torch.stack([inputs[key], inputs[key].flip(0)], 1) for key in ("input_ids", "attention_mask")}
+    found = cosines(model, [inputs])
+    eas.select(model, [])
+    trunk, streams = model.meter, []
+    with torch.no_grad():
+        text, images = model.encode(*(inputs[key] for key in ("input_ids", "pixel_values", "attention_mask")))
+        for image in images:
+            copies = len(text.tokens) // len(image.tokens)
+            streams.append([text, Stream(image.tokens.repeat_interleave(copies, 0), None)])
+        totals = torch.zeros(len(found)), torch.zeros(len(found))
+        for text, image in streams:
+            for i in range(2):
+                sides = (
+                    (trunk.cross_modal_text_layers[i], text, image),
+                    (trunk.cross_modal_image_layers[i], image, text),
+                )
+                after = []
+                for s, (layer, own, other) in enumerate(sides):
+                    x, there = own.tokens, slice(None) if own.mask is None else own.mask
+                    out = layer(x, other.tokens, own.mask, other.mask)
+                    pairs = {2 * s + i: (x, out)}
+                    if label == "eas":
+                        adapted = x + layer.attention.adapt_pia(x, layer.attention.adapt_pia.prompt_state(x, own.mask))
+                        y = attend(layer.attention, adapted, own.with_tokens(adapted), x)
+                        pia = layer.crossattention.adapt_pia
+                        z = attend(layer.crossattention, y + pia(y, pia.prompt_state(y, own.mask)), other, y)
+                        pairs = {4 * s + i: (x, y), 4 * s + 2 + i: (y, z)}
+                    for c, (a, b) in pairs.items():
+                        cosine = F.cosine_similarity(a, b, dim=-1)[there]
+                        totals[0][c] += cosine.sum()
+                        totals[1][c] += cosine.numel()
+                    after.append(own.with_tokens(out))
+                text, image = after
+    close(torch.tensor(found), totals[0] / totals[1])
+
+
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "pretraining"])
 def test_scoring_sets_is_scoring_them_one_by_one(task):
     model, inputs = tuned("eas", task=task), batch(task)
@@ -478,7 +575,10 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
         ("eas", {**PIA, "num_skip": 8}, "num_skip = 8: the model has 8 attentions"),
         ("das", {**PIA, "num_skip": 4}, "num_skip = 4: the model has 4 attentions"),
         ("das", {"preset": "lavin"}, "routed = True: on METER the adapters are plain"),
-        ("prefix", {}, "method 'prefix' does not exist for this model; there is eas, das"),
+        ("drop", {"candidates": "ffn"}, "on METER it must be 'mha' or 'layer'"),
+        ("prefix", {"reparameterise": 8}, "on METER keys and values are trained directly; leave it out"),
+        ("llama_adapter", {}, "does not exist for this model: its gated prompts .* use 'deep_prompt' or 'prefix'"),
+        ("lavin_adapter", {}, "does not exist for this model: its routers .* use 'adapter'"),
         ("lora", {"targets": ["gate_proj"]}, "the model's blocks have no such maps"),
         ("lora", {"train_projector": True}, "the model has no vision-language projector"),
     ):

@@ -22,6 +22,7 @@ from eas.models.meter import TASKS, MeterProcessor
 from eas.pipeline import Run, RunConfig, run_steps, steps
 from eas.pipeline.compare import compare_runs
 from eas.pipeline.compare_config import CompareConfig
+from eas.pipeline.frontier import frontier
 
 torch.set_num_threads(1)
 COLOURS = {"red": (220, 30, 20), "blue": (20, 40, 210), "dog": (30, 200, 40)}
@@ -154,6 +155,11 @@ def test_a_run_of_every_task(models, tmp_path, task):
         assert np.load(tmp_path / "run" / "scores" / "test-tuned.npy").shape == (3, 6)
     else:
         assert result["samples"][0]["tuned"] in (ANSWERS if task == "vqa" else ("True", "False"))
+
+    curve = frontier(began, measure=[1])
+    assert [row["k"] for row in curve["rows"]] == list(range(4))
+    assert all(row["measured"] > 0 for row in curve["rows"][:3])
+    assert (tmp_path / "run" / "frontier.png").is_file()
 
     tuned = eas.load(began.load_base(), tmp_path / "run" / "adapter")
     assert tuned.eas.config.train_head  # a run tunes the head along, as it does the projector elsewhere

@@ -16,8 +16,11 @@ from eas.checkpoint import adapter_state
 from eas.measure.modules import Counts
 from eas.measure.modules import _macs as macs_of
 from eas.methods.meter_adapters import DeepPrompted, ShallowPrompted
+from eas.methods.meter_drop import DropAttention, DropLayer
 from eas.methods.meter_eas import DASLayer, EASAttention, EASLayer
+from eas.methods.meter_prefix import PrefixedAttention
 from eas.models.anatomy import Anatomy
+from eas.models.skipping import SkippableBlock
 from eas.surgery import attached
 
 
@@ -98,18 +101,19 @@ def _layer_macs(layer: Any, own: int, other: int, more: int) -> tuple[int, int, 
         other: tokens of the other one.
         more: keys and values that a prompt adds to every attention.
     """
-    if isinstance(layer, DASLayer) and layer.skip_mha:
+    if isinstance(layer, SkippableBlock) and layer.skip_mha:
         return 0, 0, sum(macs_of(module, own) for module in layer.stand_ins())
     mha, ffn = 0, macs_of(layer.intermediate, own) + macs_of(layer.output, own)
     beside = macs_of(layer.adapt_pia, own) if isinstance(layer, EASLayer) else 0
     for attention, keys in ((layer.attention, own), (layer.crossattention, other)):
-        if isinstance(attention, EASAttention):
+        if isinstance(attention, SkippableBlock):
             beside += sum(macs_of(module, own) for module in attention.stand_ins())
             if attention.skip_mha:
                 continue
         core = attention.self
         mha += macs_of(core.query, own) + macs_of(core.key, keys + more) + macs_of(core.value, keys + more)
-        mha += 2 * core.all_head_size * own * (keys + more) + macs_of(attention.output, own)
+        prefix = attention.prefix.table.shape[1] if isinstance(attention, PrefixedAttention) else 0
+        mha += 2 * core.all_head_size * own * (keys + more + prefix) + macs_of(attention.output, own)
     return mha, ffn, beside
 
 
@@ -124,6 +128,9 @@ def _dead(model: PreTrainedModel) -> list[nn.Module]:
                 dead += [attention._modules.get("self"), output._modules.get("dense"), attention.adapt_pia]
             else:
                 dead.append(attention.skip_pia)
+    for block in (*anatomy.attentions, *anatomy.layers):
+        if isinstance(block, DropAttention | DropLayer) and block.skip_mha:
+            dead += block.children()
     for layer in anatomy.layers:
         if isinstance(layer, DASLayer):
             names = ("attention", "crossattention", "intermediate", "output") if layer.skip_mha else ("skip_adapter",)

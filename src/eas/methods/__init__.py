@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from eas.config import ConfigError, MethodConfig
 from eas.methods import adapter, das, drop, eas, full, lavin_adapter, llama_adapter, lora, mam, prefix, prompts
 from eas.methods import meter_adapters as meter
+from eas.methods.meter_drop import attach_drop, prune_drop
 from eas.methods.meter_eas import attach_das, attach_eas, prune_das, prune_eas
+from eas.methods.meter_prefix import attach_mam, attach_prefix
 from eas.models import prompt_attention
 
 
@@ -77,6 +79,7 @@ METHODS: dict[str, Method] = {
 COATTENTION: dict[str, Method] = {
     "eas": Method(eas.EASConfig, attach_eas, prune_eas),
     "das": Method(das.DASConfig, attach_das, prune_das),
+    "drop": Method(drop.DropConfig, attach_drop, prune_drop, **MERGE),
     "full": Method(full.FullConfig, meter.attach_full),
     "head": Method(full.HeadConfig, meter.attach_head),
     "lora": Method(lora.LoRAConfig, meter.attach_lora, **MERGE),
@@ -84,8 +87,15 @@ COATTENTION: dict[str, Method] = {
     "parallel_adapter": Method(adapter.ParallelAdapterConfig, meter.attach_parallel),
     "shallow_prompt": Method(prompts.ShallowPromptConfig, meter.attach_shallow),
     "deep_prompt": Method(prompts.DeepPromptConfig, meter.attach_deep),
+    "prefix": Method(prefix.PrefixConfig, attach_prefix),
+    "mam": Method(mam.MAMConfig, attach_mam),
 }
 """The methods in the form they have on METER."""
+NOT_ON_METER = {
+    "llama_adapter": "its gated prompts are for the topmost blocks of a decoder; use 'deep_prompt' or 'prefix'",
+    "lavin_adapter": "its routers read LaVIN's modality token or a decoder's prompt; use 'adapter' or 'eas'",
+}
+"""Why the others are not there, and what to use instead."""
 FORMS = {"decoder": METHODS, "coattention": COATTENTION}
 
 
@@ -96,7 +106,8 @@ def method_of(form: str, name: str) -> Method:
         ConfigError: there is none.
     """
     if name not in FORMS[form]:
-        raise ConfigError(f"method {name!r} does not exist for this model; there is {', '.join(FORMS[form])}")
+        why = NOT_ON_METER.get(name, f"there is {', '.join(FORMS[form])}")
+        raise ConfigError(f"method {name!r} does not exist for this model: {why}")
     return FORMS[form][name]
 
 

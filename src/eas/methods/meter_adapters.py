@@ -81,10 +81,15 @@ def attach_parallel(model: PreTrainedModel, config: ParallelAdapterConfig) -> No
 
 def attach_lora(model: PreTrainedModel, config: LoRAConfig) -> None:
     """Updates of the co-attention layers' maps; the paper's row has rank 4 at queries and values."""
+    inject(model, config.targets, config.rank, config.alpha, config.dropout)
+
+
+def inject(model: PreTrainedModel, targets: list[str], rank: int, alpha: float | None, dropout: float) -> None:
+    """Puts LoRA at every map of the co-attention layers that is a target."""
     layers = {id(layer) for layer in Anatomy.of(model).layers}
     paths = [name for name, module in model.named_modules() if id(module) in layers]
-    maps = [f"{path}.{name}" for path in paths for target in config.targets for name in MAPS[target]]
-    inject_at(model, maps, config.rank, config.alpha, config.dropout)
+    maps = [f"{path}.{name}" for path in paths for target in targets for name in MAPS[target]]
+    inject_at(model, maps, rank, alpha, dropout)
 
 
 def attach_full(model: PreTrainedModel, config: FullConfig) -> None:
