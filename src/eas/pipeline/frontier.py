@@ -13,16 +13,16 @@ import torch
 
 from eas.checkpoint import load_into
 from eas.config import ConfigError
-from eas.data.collate import Collator
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.models.anatomy import Anatomy
 from eas.pipeline.run import Run
 from eas.pipeline.steps import fold_mode
+from eas.pipeline.tasks import Size
 from eas.reports.frontier import write_frontier
 from eas.search.base import Array, SkipSet
 from eas.search.linear import RegressionRule
-from eas.search.scoring import score_sets
+from eas.search.scoring import answers, score_sets
 from eas.surgery import attach, candidates, fold, select, unfold
 
 POINTS = 5  # sets measured where none are named
@@ -88,9 +88,9 @@ def frontier(
     if not record["searched"] or not record["rounds"]:
         raise ConfigError(f"{run.folder} holds no rounds to learn from; its skip set was not searched by losses")
     base = run.load_base()
-    prompt = _prompt(run)
+    prompt = run.task.first(run, "validation")[1]
     base_counts = count(base, *prompt)
-    model = attach(base, run.config.method)
+    model = attach(base, run.task.method(run))
     load_into(model, run.folder / "search" / "adapter")
     model.eval()
     most = len(Anatomy.of(model).layers) - 1  # at least one attention is kept
@@ -120,7 +120,7 @@ def frontier(
                 "kv_bytes_per_token": costs.kv_bytes_per_token,
                 "weight_bytes": costs.weight_bytes,
                 "macs_share": costs.macs / base_counts.macs,
-                "kv_share": costs.kv_bytes_per_token / base_counts.kv_bytes_per_token,
+                "kv_share": costs.kv_bytes_per_token / (base_counts.kv_bytes_per_token or 1),  # METER has no cache
                 "decode_bound": base_reads / (costs.weight_bytes + prompt[0] * costs.kv_bytes_per_token),
             }
         )
@@ -154,17 +154,18 @@ def fit_rounds(rounds: Sequence[dict[str, Any]], num_candidates: int, num_skip: 
 
 
 def held_out_losses(run: Run, model: Any, skip_sets: Sequence[SkipSet], examples: int) -> list[float]:
-    """Mean loss per answer token of each set over the validation split, in the precision of the run's training."""
-    collate, data, size = Collator(run.processor, training=True), run.data("validation"), run.config.search.batch_size
+    """Mean loss of each set over the answers of the validation split, in the precision of the run's training."""
+    collate, data, size = run.task.collator(run), run.data("validation"), run.config.search.batch_size
     low = "bfloat16" in (run.config.train.precision, run.config.search.score_dtype)
-    total, tokens, end = np.zeros(len(skip_sets)), 0, min(examples, len(data))
+    total, weights, end = np.zeros(len(skip_sets)), 0, min(examples, len(data))
     for at in range(0, end, size):
         batch = collate([data[i] for i in range(at, min(at + size, end))])
-        inputs, answers = {key: t.to(model.device) for key, t in batch.items()}, int((batch["labels"] != -100).sum())
+        inputs = {key: t.to(model.device) for key, t in batch.items()}
+        weight = answers(model, inputs)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
-            total += answers * np.array(score_sets(model, inputs, skip_sets))
-        tokens += answers
-    return [float(loss) for loss in total / tokens]
+            total += weight * np.array(score_sets(model, inputs, skip_sets))
+        weights += weight
+    return [float(loss) for loss in total / weights]
 
 
 def _loss(row: dict[str, Any]) -> float:
@@ -175,15 +176,7 @@ def _indicator(fit: RegressionRule, skip_set: SkipSet) -> Array:
     return np.isin(np.arange(fit.num_candidates), skip_set).astype(float)
 
 
-def _prompt(run: Run) -> tuple[int, int, tuple[int, int] | None]:
-    """Tokens, images and patch grid of the first validation example."""
-    example = run.data("validation")[0]
-    inputs = Collator(run.processor, training=False)([example])
-    grid = tuple(inputs["image_grid_thw"][0, 1:].tolist()) if "image_grid_thw" in inputs else None
-    return inputs["input_ids"].shape[1], len(example.images), grid
-
-
-def _costs(run: Run, model: Any, skip_set: SkipSet, prompt: tuple[int, int, tuple[int, int] | None]) -> Counts:
+def _costs(run: Run, model: Any, skip_set: SkipSet, prompt: Size) -> Counts:
     """Of the model as it would be served: folded, where its method can be."""
     select(model, skip_set)
     if (mode := fold_mode(run)) is None:

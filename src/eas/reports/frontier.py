@@ -41,6 +41,8 @@ def frontier_figure(result: Mapping[str, Any]) -> Figure:
         ("kv_share", "KV cache", BLUE, "--"),
         ("read_share", "bytes, decode", ORANGE, ":"),
     ):
+        if key == "kv_share" and not result["base"]["kv_bytes_per_token"]:
+            continue
         shares = [1 / row["decode_bound"] if key == "read_share" else row[key] for row in rows]
         cost.plot(ks, [100 * share for share in shares], color=colour, linestyle=style, linewidth=1.8, label=label)
     cost.set_ylabel("of the base, %")
