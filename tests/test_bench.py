@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from eas.measure import bench as bench_module
 from eas.measure import rates, shapes
 from eas.measure.bench import BenchConfig, bench, decode_macs
 from eas.measure.count import count
-from eas.measure.variants import VARIANTS, build_variant, fold_variant
+from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.decode_attention import NAME, attend_one
-from eas.reports.bench import HEAD, bench_tables, cells, markdown, notes, write_bench
+from eas.reports.bench import HEAD, bench_tables, cells, heading, markdown, notes, write_bench
 
 torch.set_num_threads(1)
 PROMPT, NEW, SKIP = 12, 6, (0, 2)
@@ -115,6 +116,56 @@ def test_bounds_and_ratios_follow_from_counts_and_rates(result: dict[str, Any]) 
     assert folds == {**merged, "eas_shared": False, "eas_per_example": True, "eas_constant": False}
 
 
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is missing")
+
+
+@needs_torchao
+def test_int8_weights_are_read_as_such(result: dict[str, Any]) -> None:
+    settings = {"model": "tiny", "dtype": "float32", "prompt_tokens": PROMPT, "new_tokens": NEW, "skip_set": list(SKIP)}
+    variants = ["base", "drop", "eas_shared", "eas_per_example", "eas_constant"]
+    got = bench(BenchConfig(**settings, variants=variants, repeats=1, decode="eager", quantise="int8"))
+    assert list(got["left_out"]) == ["eas_per_example"]
+    head = 64 * (32 + 4 + 1)  # int8, and a scale and a zero of every output
+    attention, ffn, norms = 4 * 32 * (32 + 5), 2 * 64 * (32 + 5) + 32 * (64 + 5), 2 * 4 * 32
+    assert rows(got)["base"]["weight_bytes"] == 4 * (attention + ffn + norms) + head + 4 * 32
+    plain = rows(result)
+    for name, row in rows(got).items():
+        assert row["macs"] == plain[name]["macs"]
+        assert row["decode_bytes"] - row["weight_bytes"] == plain[name]["decode_bytes"] - plain[name]["weight_bytes"]
+        read = row["decode_bytes"] / got["rates"]["bytes_per_second"]
+        assert row["decode_bound_ms"] == pytest.approx(
+            1000 * max(read, row["decode_macs"] / got["rates"]["macs_per_second"])
+        )
+    pia = {name: plain[name]["weight_bytes"] - plain["drop"]["weight_bytes"] for name in ("eas_shared", "eas_constant")}
+    for name, added in pia.items():  # which is not quantised
+        assert rows(got)[name]["weight_bytes"] - rows(got)["drop"]["weight_bytes"] == added
+    assert "int8 weights" in heading(got)
+
+
+@needs_torchao
+@pytest.mark.parametrize("name", ["base", "lora", "eas_shared", "eas_constant"])
+def test_int8_variants_decode_fast(name: str) -> None:
+    base = shapes.build("two layers", "cpu")
+    base.generation_config.eos_token_id = None
+    models = [build_variant(base, n, (0,), PROMPT) for n in ("eas_shared", name)]
+    fold_variant(models[0], "eas_shared")
+    fold_variant(models[1], name)
+    inputs = {"input_ids": torch.arange(6, 12)[None]}
+    plain = models[1](**inputs).logits
+    quantise_variants(base, models)
+    assert models[0].lm_head is models[1].lm_head  # one copy for all
+    error = (models[1](**inputs).logits - plain).norm() / plain.norm()
+    assert 0 < error < 0.02
+    generate = eas.fast_decode(models[1], backend="eager")
+    assert torch.equal(tokens(generate, inputs), tokens(models[1].generate, inputs))
+
+
+def test_int8_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"torchao is missing; pip install 'eas\[quantised\]'"):
+        BenchConfig(quantise="int8")
+
+
 @pytest.mark.parametrize(("decode", "prefill", "pays"), [(9.0, 30.0, 10), (9.0, 15.0, 0), (10.0, 30.0, None)])
 def test_a_fold_per_example_pays_when_its_time_is_regained(decode: float, prefill: float, pays: int | None) -> None:
     fold, other = [
@@ -157,6 +208,7 @@ def test_the_command_ends_with_json(tmp_path: Path) -> None:
         ({"variants": ["base", "mamba"]}, "'mamba'.* unknown; there is base, lora"),
         ({"variants": ["drop"]}, "must name 'base'"),
         ({"decode": "magic"}, "compiled"),
+        ({"quantise": "int3"}, "must be 'int8'"),
         ({"num_skip": 4, "model": "tiny"}, "at least one is kept"),
         ({"num_skip": 2, "skip_set": [1]}, "not both"),
         ({"new_tokens": 3}, "more than 3"),

@@ -102,9 +102,19 @@ def dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, frozenset[str]
     return copied, frozenset(names)
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Stops bitsandbytes from packing 4-bit weights anew in evaluation on a CPU: no gradient goes through those again."""
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes.") and type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+            module.state_dict()  # unpacks what is packed
+
+
 def _is_quantised(module: nn.Module) -> bool:
-    weight_of = type(module).__module__, type(getattr(module, "weight", None)).__module__
-    return isinstance(module, nn.Linear) and any(m.startswith(("torchao.", "bitsandbytes.")) for m in weight_of)
+    if not isinstance(module, nn.Linear):
+        return False
+    origins = type(module).__module__, type(module.weight).__module__
+    return any(origin.startswith(("torchao.", "bitsandbytes.")) for origin in origins)
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:

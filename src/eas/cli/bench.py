@@ -25,6 +25,7 @@ def bench(
     variants: Annotated[str | None, typer.Option(help="As in base,drop,eas_shared; all by default.")] = None,
     repeats: Annotated[int, typer.Option(help="How often each variant is timed.")] = 5,
     decode: Annotated[str, typer.Option(help="'compiled' (eas.fast_decode) or 'eager' (plain generate).")] = "compiled",
+    quantise: Annotated[str | None, typer.Option(help="'int8': int8 weights of the language model (torchao).")] = None,
     output: Annotated[Path, typer.Option(help="The JSON file; .png and .svg go beside it.")] = Path("runs/bench.json"),
 ) -> None:
     """Time base, LoRA, Adapter, DAS, dropped attentions and EAS in all its folds, beside what the machine allows.
@@ -48,6 +49,7 @@ def bench(
         "variants": None if variants is None else variants.split(","),
         "repeats": repeats,
         "decode": decode,
+        "quantise": quantise,
     }
     with Console(stderr=True).status("starting") as status:
         result = measure(BenchConfig.from_dict(values), say=status.update)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ from eas.config import Config, ConfigError, option
 from eas.decoding import fast_decode
 from eas.measure.count import count
 from eas.measure.latency import Spread, git_revision, hardware
+from eas.measure.modules import stored_bytes
 from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
-from eas.measure.variants import VARIANTS, build_variant, fold_variant
+from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.prompt_cache import kv_cache_bytes, prompt_states
 from eas.surgery import skip_set
@@ -46,6 +48,7 @@ class BenchConfig(Config):
     variants: list[str] = option(None, f"some of {', '.join(VARIANTS)}; all by default")
     repeats: int = option(5, "how often each variant is timed")
     decode: str = option("compiled", "'compiled' (eas.fast_decode) or 'eager' (generate as it is)")
+    quantise: str | None = option(None, "'int8': weights of the language model in int8, through torchao")
 
     def __post_init__(self) -> None:
         self.batch_sizes = [1] if self.batch_sizes is None else self.batch_sizes
@@ -62,6 +65,9 @@ class BenchConfig(Config):
         cuda = self.device == "cpu" or torch.cuda.is_available()
         self._require("device", cuda, "torch finds no GPU here; use 'cpu'")
         self._require("decode", self.decode in ("compiled", "eager"), "must be 'compiled' or 'eager'")
+        self._require("quantise", self.quantise in (None, "int8"), "must be 'int8', or not given")
+        there = self.quantise is None or importlib.util.find_spec("torchao") is not None
+        self._require("quantise", there, "torchao is missing; pip install 'eas[quantised]'")
         self._require("batch_sizes", bool(self.batch_sizes) and min(self.batch_sizes) >= 1, "must be at least 1 each")
         self._require("prompt_tokens", self.prompt_tokens >= 2, "must be at least 2")
         self._require("new_tokens", self.new_tokens > UNTIMED + 1, f"must be more than {UNTIMED + 1}")
@@ -100,6 +106,9 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> d
     models: dict[str, PreTrainedModel] = {}
     folds: dict[str, float] = {}
     for name in config.variants:
+        if VARIANTS[name].fold == "per_example" and config.quantise is not None:
+            left_out[name] = "a prompt's PIAs cannot be folded into int8 weights; leave --quantise out"
+            continue
         if config.decode == "compiled" and not VARIANTS[name].compiles:
             left_out[name] = "weights that are new with every prompt cannot be compiled; use --decode eager"
             continue
@@ -108,6 +117,9 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> d
         start = now(device)
         fold_variant(models[name], name)
         folds[name] = now(device) - start
+    if config.quantise is not None:
+        say("quantising")
+        quantise_variants(base, models.values())
     rows = []
     for batch in config.batch_sizes:
         alike = {name: model for name, model in models.items() if batch == 1 or name != "eas_per_example"}
@@ -232,7 +244,7 @@ def _describe(
     """One row, without what needs the others."""
     model, got, prompt = models[name], measured[name], config.prompt_tokens
     counts, context = count(model, prompt), prompt + config.new_tokens // 2
-    held = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    held = {id(t): stored_bytes(t) for t in (*model.parameters(), *model.buffers())}
     per_example = got["fold_seconds"] is not None
     fold = got["fold_seconds"] if per_example else folds[name] if VARIANTS[name].fold else None
     return {

@@ -12,6 +12,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from eas.checkpoint import adapter_state
@@ -126,8 +127,16 @@ def _bytes(module: nn.Module) -> int:
         return module.decode_bytes()
     if isinstance(module, BaseTunerLayer) and module.merged:
         return _bytes(module.get_base_layer())
-    own = sum(p.nbytes for p in module.parameters(recurse=False))
+    own = sum(stored_bytes(p) for p in module.parameters(recurse=False))
     return own + sum(_bytes(child) for child in module.children())
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor; of torchao's those of the parts that are stored: ``nbytes`` is of what they stand for."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
 def _live(layer: Any) -> list[nn.Module]:
@@ -226,7 +235,7 @@ def _fold_macs(linear: nn.Linear, pia: PIA) -> int:
 
 
 def _folded_bytes(linear: nn.Linear) -> int:
-    return (linear.in_features + 1) * linear.out_features * linear.weight.element_size()
+    return stored_bytes(linear.weight) + linear.out_features * linear.weight.element_size()
 
 
 def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:

@@ -7,15 +7,19 @@ scaled by the width. What is measured depends on none of the trained values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from eas.measure.count import count
 from eas.methods import method_config
+from eas.methods.eas_fold import FoldedLinear
+from eas.models.anatomy import Anatomy
+from eas.quantised import torchao_int8
 from eas.surgery import attach, fold, prune, select
 
 
@@ -88,6 +92,32 @@ def fold_variant(model: PreTrainedModel, name: str) -> None:
     if mode == "merged":
         for path, layer in [(path, m) for path, m in model.named_modules() if isinstance(m, LoraLayer)]:
             model.set_submodule(path, layer.get_base_layer())
+
+
+def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]) -> None:
+    """Gives int8 weights, in place, to the linear maps of language model and head: the base's own, and those folded.
+
+    What a method adds (PIAs, LoRA, adapters) stays as it is, and what is shared stays shared.
+
+    Args:
+        base: what the variants were built from.
+        variants: all of them, folded; the base may be one.
+
+    Raises:
+        ImportError: torchao is missing.
+    """
+    own = {id(parameter): parameter for parameter in base.parameters()}  # held, so that no new one gets an old id
+    done: dict[int, nn.Module] = {}
+    for model in variants:
+        inside = {*Anatomy.of(model).text_model.modules(), model.get_output_embeddings()}
+        for path, module in list(model.named_modules(remove_duplicate=False)):
+            if module not in inside or not isinstance(module, nn.Linear):
+                continue
+            if isinstance(module, FoldedLinear) or id(module.weight) in own:
+                key = id(module.weight)
+                if key not in done:
+                    done[key] = torchao_int8(module)
+                model.set_submodule(path, done[key])
 
 
 def _attached(base: PreTrainedModel, variant: Variant) -> PreTrainedModel:

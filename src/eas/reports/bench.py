@@ -44,6 +44,8 @@ def heading(result: Mapping[str, Any]) -> str:
     """What was measured."""
     config = result["config"]
     what = f"{config['model']}, {config['dtype']}, {config['device']}, {config['decode']} decoding"
+    if config.get("quantise"):  # files written before there was the option do not have it
+        what += f", {config['quantise']} weights"
     return f"{what}, prompt {config['prompt_tokens']}, {config['new_tokens']} new tokens"
 
 
