@@ -90,6 +90,16 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
     assert answered.exit_code == 0, answered.output
     assert answered.output.strip()
 
+    folded = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "shared"])
+    assert folded.exit_code == 0, folded.output
+    assert "eval.json and measure.json may be of another mode" in folded.output
+    refused = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "constant"])
+    assert "use mode 'shared', or eas.freeze_router" in str(refused.exception)
+    assert "must be null or one of ('auto', 'shared'" in str(
+        CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "best"]).exception
+    )
+    assert json.loads((out / "fold.json").read_text())["mode"] == Run.open(out).config.fold_mode == "shared"
+
 
 def test_a_failing_step_leaves_the_report_on_those_before_it(tmp_path, monkeypatch):
     def stop(run: Run) -> None:

@@ -77,9 +77,31 @@ def tune(folder: Folder) -> None:
 
 
 @app.command()
-def fold(folder: Folder) -> None:
-    """Step 3: check that folding changes nothing, write the standalone model (model/)."""
-    _step(folder, "fold")
+def fold(
+    folder: Folder,
+    mode: Annotated[
+        str | None, typer.Option(help="auto, shared, per_example, constant, ...; by default the run's fold_mode.")
+    ] = None,
+) -> None:
+    """Step 3: check that folding changes nothing, write the standalone model (model/).
+
+    A mode given here becomes the run's fold_mode, in which `eas eval`, `eas measure` and `eas generate` fold from then
+    on. The folders keep the PIAs, whatever the mode: folds are made on loading.
+    """
+    from eas.pipeline import STEPS, Run
+    from eas.pipeline.run import CONFIG_FILE
+
+    opened = Run.open(folder)
+    if mode is not None:
+        opened = Run(opened.config.with_overrides([f"fold_mode={mode}"]))
+    STEPS["fold"](opened)
+    if mode is None:
+        return
+    opened.config.to_file(folder / CONFIG_FILE)  # not where the mode was refused
+    if old := [step for step in ("eval", "measure") if opened.record(step) is not None]:
+        print(
+            f"{' and '.join(f'{step}.json' for step in old)} may be of another mode; run `eas {old[0]} {folder}` again"
+        )
 
 
 @app.command(name="eval")
