@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from typer.testing import CliRunner
 
 import eas
@@ -233,6 +234,49 @@ def test_config_errors_name_the_label(tmp_path, entry, words):
 def test_a_bad_comparison_is_refused(tmp_path, values, words):
     with pytest.raises(eas.ConfigError, match=words):
         CompareConfig.from_dict({"output_dir": str(tmp_path), "entries": [EAS], **values})
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"skips": [3, 12]}, "'X': EASConfig.num_skip = 12: the model has 12 attentions"),
+        (
+            {"run": {"skip_set": [1, 12]}, "skips": [2]},
+            r"'X': skip set names \[12\]; the model's candidates are 0 to 11",
+        ),
+        ({"run": {"method": {"name": "llama_adapter", "num_layers": 13}}}, "'X': .*num_layers = 13: the model has 12"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_computed(tmp_path, entry, words):
+    settings = config(tmp_path, BASE, {"label": "X", **entry}, learning_rates=[0.001, 0.003])
+    with pytest.raises(eas.ConfigError, match=words):
+        compare_runs(settings)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_damaged_files_are_named(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    settings = CompareConfig.from_dict(
+        {**json.loads((folder / "comparison.json").read_text())["config"], "output_dir": str(folder)}
+    )
+    one = folder / "runs" / "EAS-k3-s1"
+    for path, text, words in (
+        (folder / "comparison.json", "{", r"comparison\.json is damaged .*; remove it, the runs are kept"),
+        (one / "result.json", "{", r"EAS-k3-s1/result\.json is damaged"),
+        (one / "result.json", "{}", r"EAS-k3-s1/result\.json is not what a comparison leaves there; remove "),
+        (one / "run.yaml", None, r"'EAS': .*EAS-k3-s1 holds results but no run\.yaml; remove it"),
+    ):
+        whole = path.read_text()
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(eas.ConfigError, match=words):
+            compare_runs(settings)
+        path.write_text(whole)
+
+
+def test_one_comparison_at_a_time_works_in_a_folder(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(eas.ConfigError, match="another eas compare works in it"):
+        compare_runs(config(tmp_path, BASE))
 
 
 def test_another_method_takes_the_place_of_the_shared_one_and_the_same_is_merged(tmp_path):

@@ -20,13 +20,16 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
+from eas.models.anatomy import auto_class
 from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
@@ -34,9 +37,9 @@ from eas.pipeline.config import RunConfig
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
-from eas.surgery import fold
+from eas.surgery import attach, fold, select
 
-COMPARISON_FILE, ERROR_FILE = "comparison.json", "error.txt"
+COMPARISON_FILE, ERROR_FILE, LOCK_FILE = "comparison.json", "error.txt", ".lock"
 WORKER_BYTES = 1.5 * 2**30  # torch, transformers and the tiny model in training
 console = Console()
 
@@ -53,13 +56,27 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
         What ``comparison.json`` holds.
 
     Raises:
-        ConfigError: the folder holds runs with other settings.
+        ConfigError: a method does not fit the model; the folder holds runs with other settings, or damaged files; or
+            another process compares in it.
         DataError: the data cannot be loaded.
     """
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / LOCK_FILE, timeout=0).acquire()  # the system frees it, however the process ends
+    except Timeout as error:
+        raise ConfigError(f"{folder}: another eas compare works in it; wait, or use another output_dir") from error
+    with held:
+        return _compare(config, command)
+
+
+def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
     trials, path = config.trials(), Path(config.output_dir) / COMPARISON_FILE
     tried, jobs = [job for group in trials.values() for job in group], _all_jobs(config, {})
     _refuse_changes(tried)
     _refuse_changes(jobs, "train.learning_rate")  # which the trials may have yet to tell
+    _refuse_misfits(config.jobs_of_seed(config.seeds[0], {}))
+    old = _read(path)
     for split in ("train", "validation", "test"):
         Run(jobs[0].config).data(split)  # bad data is refused before anything is computed
     with _pool(config, max(len(tried), len(jobs))) as pool:
@@ -73,7 +90,6 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
         _do(ready, pool)
     for label in sorted(waiting):
         console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged", markup=False)
-    old = json.loads(path.read_text()) if path.is_file() else {}
     done = [job for job in ready if _result(job) is not None]
     rows = _aggregate(jobs)
     result = {
@@ -91,6 +107,17 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
     _write(path, result)  # before the timing, which may fail
     result["latency"] = time_rows(config, done, old.get("latency"))
     _write(path, result)
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An earlier comparison, of which the timing is kept."""
+    if not path.is_file():
+        return {}
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove it, the runs are kept") from error
     return result
 
 
@@ -278,6 +305,8 @@ def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
         path = job.folder / CONFIG_FILE
         if not any(job.folder.glob("*.json")):
             continue
+        if not path.is_file():
+            raise ConfigError(f"entry {job.entry!r}: {job.folder} holds results but no {CONFIG_FILE}; remove it")
         changed = changes(RunConfig.from_file(path), job.config, "output_dir", *but)
         if changed:
             raise ConfigError(
@@ -286,8 +315,27 @@ def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
             )
 
 
+def _refuse_misfits(jobs: Sequence[Job]) -> None:
+    """Attaches every row's method to the base, without storage, so that nothing is computed before it is refused."""
+    for job in jobs:
+        run = Run(job.config)
+        try:
+            run.task.check(run)
+            if job.evaluate_only:
+                continue
+            base = run.load_config()
+            with torch.device("meta"), no_init_weights():
+                model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
+            select(model, job.config.skip_set or ())
+        except ValueError as error:
+            raise ConfigError(f"entry {job.entry!r}: {error}") from error
+
+
 def _result(job: Job) -> dict[str, Any] | None:
-    return Run(job.config).record("result")
+    result = Run(job.config).record("result")
+    if result is not None and not result.keys() >= {"seed", "score"}:
+        raise ConfigError(f"{job.folder / 'result.json'} is not what a comparison leaves there; remove {job.folder}")
+    return result
 
 
 def _aggregate(jobs: Sequence[Job]) -> list[dict[str, Any]]:
