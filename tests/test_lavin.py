@@ -19,6 +19,7 @@ from eas.data.example import Example
 from eas.evaluation import evaluate
 from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor, quantisation
 from eas.pipeline import Run, RunConfig, run_steps
+from eas.quantised import keep_gradients
 from eas.training import EASTrainer
 
 LAVIN = "LavinForConditionalGeneration"
@@ -211,22 +212,30 @@ def test_scienceqa_trains_and_is_scored(folder, scienceqa, tmp_path):
     assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize("method", [{"name": "eas", **EAS}, {"name": "das", **DAS}])
-def test_a_run_of_the_pipeline(folder, scienceqa, tmp_path, method):
+def run(folder, scienceqa, path, method, **more):
+    """A whole run of a few steps; what its result says."""
     config = {
         "model": str(folder),
         "data": f"scienceqa:{scienceqa}",
         "data_options": OPTIONS,
-        "output_dir": str(tmp_path),
-        "method": {**method, "skip_rank": 4, "adapt_rank": 2, "num_skip": 2, "train_projector": True},
+        "output_dir": str(path),
+        "method": {"train_projector": True, **method},
         "search": {"warmup_steps": 1, "interval": 1, "batch_size": 2},
         "train": {"search_steps": 2, "tune_steps": 1, "batch_size": 4},
         "max_new_tokens": 2,
         "benchmark_repeats": 1,
         "benchmark_new_tokens": 2,
     }
-    run_steps(Run.create(RunConfig.from_dict(config)))
-    result = json.loads((tmp_path / "result.json").read_text())
+    run_steps(Run.create(RunConfig.from_dict(config | more)))
+    return json.loads((path / "result.json").read_text())
+
+
+SMALL = {"skip_rank": 4, "adapt_rank": 2, "num_skip": 2}
+
+
+@pytest.mark.parametrize("method", [{"name": "eas", **EAS}, {"name": "das", **DAS}])
+def test_a_run_of_the_pipeline(folder, scienceqa, tmp_path, method):
+    result = run(folder, scienceqa, tmp_path, method | SMALL)
     assert (result["model"]["class"], len(result["model"]["skip_set"])) == (LAVIN, 2)
     assert result["task"]["metric"] == "scienceqa"
     alone = eas.load(tmp_path / "model")  # its processor lies beside it
@@ -237,12 +246,18 @@ def test_a_run_of_the_pipeline(folder, scienceqa, tmp_path, method):
     torch.testing.assert_close(alone(**batch).logits, tuned(**batch).logits)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is missing: pip install 'eas[quantised]'")
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is missing: pip install 'eas[quantised]'"
+)
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize(("bits", "kind", "error"), [(4, "Linear4bit", 0.5), (8, "Linear8bitLt", 0.1)])
 def test_a_quantised_language_model(folder, tmp_path, bits, kind, error):
     base, inputs = load_base(str(folder)), prompts(LAVIN)
     given = {"quantization_config": quantisation(bits, torch.float32)}
     model = load_base(str(folder), **given)
+    keep_gradients(model)  # as the trainer would: on some CPUs evaluation repacks weights, and rounds their scales
     maps = {
         name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
     }
@@ -260,9 +275,40 @@ def test_a_quantised_language_model(folder, tmp_path, bits, kind, error):
     trainer.train()
     eas.save(model, tmp_path / "adapter")
     again = eas.load(folder, tmp_path / "adapter", **given)
+    keep_gradients(again)
     tuned = logits(model.eval(), inputs)
     assert torch.equal(logits(again, inputs), tuned)
     eas.fold(again, "shared")
     torch.testing.assert_close(logits(again, inputs), tuned, rtol=1e-3, atol=2e-3 if bits == 4 else 3e-2)
     with pytest.raises(ValueError, match="bits = 2"):
         quantisation(2)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(
+    ("method", "bits", "fold"),
+    [
+        ({"name": "eas", **EAS, **SMALL}, 4, "shared"),
+        ({"name": "lora", "rank": 2}, 8, None),  # which merges into plain weights
+    ],
+)
+def test_a_quantised_run(folder, scienceqa, tmp_path, method, bits, fold):
+    result = run(folder, scienceqa, tmp_path, method, bits=bits, dtype="float32")
+    assert json.loads((tmp_path / "fold.json").read_text())["mode"] == fold
+    assert not (tmp_path / "model").exists()
+    assert result["counts"]["base"]["weight_bytes"] < eas.count(load_base(str(folder)), 8).weight_bytes
+    given = {"quantization_config": quantisation(bits, torch.float32)}
+    tuned = eas.load(folder, tmp_path / "adapter", **given)
+    assert type(tuned.model.language_model.layers[1].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def test_quantised_runs_that_cannot_work_are_refused(folder, scienceqa, tmp_path, monkeypatch):
+    with pytest.raises(eas.ConfigError, match="bits = 5: must be 4 or 8, or null"):
+        RunConfig.from_dict({"bits": 5})
+    with pytest.raises(eas.ConfigError, match="fold_mode = 'constant': needs plain weights, not bits = 4"):
+        RunConfig.from_dict({"bits": 4, "fold_mode": "constant"})
+    with pytest.raises(eas.ConfigError, match="bits = 4: only LaVIN is quantised on loading, this is a llava"):
+        run_steps(Run.create(RunConfig(bits=4, output_dir=str(tmp_path / "llava"))))
+    monkeypatch.setattr("eas.pipeline.tasks.find_spec", lambda name: None)
+    with pytest.raises(eas.ConfigError, match=r"bits = 8: bitsandbytes is missing; pip install 'eas\[quantised\]'"):
+        run(folder, scienceqa, tmp_path / "missing", {"name": "lavin_adapter"}, bits=8)

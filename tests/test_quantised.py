@@ -8,9 +8,11 @@ import torch
 from families import attached, blocks, build, logits, prompts
 from test_generation import answered, answers, decode
 from torch import nn
+from transformers import TrainingArguments
 
 import eas
 from eas.quantised import QUANTISERS, dequantised
+from eas.training import EASTrainer
 
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
@@ -107,6 +109,27 @@ def test_dequantised_is_what_was_computed(name):
     assert len(names) == 3 * 7
     assert {type(plain.get_submodule(path)) for path in names} == {nn.Linear}
     assert (logits(plain, prompts(LLAVA)).float() - before).norm() < 0.05 * before.norm()
+
+
+@every_quantiser
+def test_gradients_are_the_same_after_an_evaluation(name, tmp_path):
+    """As between the rounds of a search; on CPUs with AVX512-BF16 bitsandbytes packs weights when it evaluates."""
+    model, (batch, _) = tuned(name, {}), answered(prompts(LLAMA), answers(2))
+    EASTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=[0])
+
+    def gradients():
+        model.train().zero_grad()
+        model(**batch, use_cache=False).loss.backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    assert len(before) > 10
+    with torch.no_grad():
+        model.eval()(**batch)
+    after = gradients()
+    assert after.keys() == before.keys()
+    for key, gradient in before.items():
+        torch.testing.assert_close(after[key], gradient)
 
 
 def test_refusals():

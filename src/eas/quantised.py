@@ -103,11 +103,12 @@ def dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, frozenset[str]
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Stops bitsandbytes from packing 4-bit weights anew in evaluation on a CPU: no gradient goes through those again."""
-    for module in model.modules():
-        if type(module).__module__.startswith("bitsandbytes.") and type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
-            module.state_dict()  # unpacks what is packed
+    """Stops bitsandbytes on a CPU from packing 4-bit weights anew in evaluation: no gradient passes those again."""
+    layer: Any
+    for layer in model.modules():
+        if type(layer).__module__.startswith("bitsandbytes.") and type(layer).__name__ == "Linear4bit":
+            layer.support_avx512bf16_for_cpu = False
+            layer.state_dict()  # unpacks what is packed
 
 
 def _is_quantised(module: nn.Module) -> bool:

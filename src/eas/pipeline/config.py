@@ -15,6 +15,8 @@ from eas.metrics import LOSS_ONLY, METRICS
 from eas.search import SearchConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+INTO_WEIGHTS = ("per_example", "constant", "merged")
+"""Folds that need plain weights to fold into."""
 
 
 @dataclass
@@ -63,6 +65,7 @@ class RunConfig(Config):
     dtype: str = option(
         "auto", "how the base's weights are loaded: 'auto' (as saved), 'float32', 'bfloat16', 'float16'"
     )
+    bits: int | None = option(None, "4 or 8: the blocks of LaVIN's language model are quantised; null: they are not")
     data: str = option(
         "scenes:textures",
         "'scenes:TASK', 'nlvr:FOLDER', a benchmark's 'NAME:FOLDER' or 'NAME:hub:ID' "
@@ -98,6 +101,7 @@ class RunConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}")
+        self._require("bits", self.bits in (None, 4, 8), "must be 4 or 8, or null")
         data_options(self.data, self.data_options)  # refuses unknown keys and values
         benchmark = benchmark_of(self.data)
         metrics = (*METRICS, LOSS_ONLY, *([benchmark.name] if benchmark else []))
@@ -105,6 +109,8 @@ class RunConfig(Config):
         modes = METHODS[self.method.name].fold_modes
         modes = ("auto", *modes) if modes else ()
         self._require("fold_mode", self.fold_mode in (None, *modes), f"must be null or one of {modes}")
+        plain = self.bits is None or self.fold_mode not in INTO_WEIGHTS
+        self._require("fold_mode", plain, f"needs plain weights, not bits = {self.bits}; leave one of them out")
         for name in ("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("train_limit", "validation_limit", "test_limit"):

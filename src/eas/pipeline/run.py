@@ -19,10 +19,13 @@ from eas.data.example import Example
 from eas.distributed import is_main, join
 from eas.files import write_text
 from eas.models.anatomy import auto_class
+from eas.models.lavin import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.tasks import Task, task_of
 
 CONFIG_FILE = "run.yaml"
+COMPUTE = {"float32": torch.float32, "float16": torch.float16}
+"""What quantised maps compute in, by ``dtype``; bfloat16 otherwise."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,12 @@ class Run:
 
     def load_base(self, on_host: bool = False) -> Any:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""
-        model = load_base(self.base_id, revision=self.config.revision, dtype=self.config.dtype)
+        given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.config.dtype}
+        if self.config.bits is not None:
+            given["quantization_config"] = quantisation(
+                self.config.bits, COMPUTE.get(self.config.dtype, torch.bfloat16)
+            )
+        model = load_base(self.base_id, **given)
         return model.to("cuda" if torch.cuda.is_available() and not on_host else "cpu")
 
     def load_config(self) -> Any:

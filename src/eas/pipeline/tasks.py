@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from eas.data.meter import MeterCollator
 from eas.evaluation import Evaluation, evaluate
 from eas.evaluation_meter import evaluate_meter, score_retrieval
 from eas.methods import method_of
+from eas.models.lavin import LavinConfig
 
 if TYPE_CHECKING:
     from eas.pipeline.run import Run
@@ -40,6 +42,13 @@ class Task:
         Raises:
             ConfigError: the message names the key.
         """
+        bits, kind = run.config.bits, run.load_config().model_type
+        if bits is not None and kind != LavinConfig.model_type:
+            raise ConfigError(f"bits = {bits}: only LaVIN is quantised on loading, this is a {kind}; leave bits out")
+        if bits is not None and find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"bits = {bits}: bitsandbytes is missing; pip install 'eas[quantised]', or leave bits out"
+            )
 
     def check_generation(self, run: Run) -> None:
         """Refuses to answer a prompt.
@@ -124,6 +133,7 @@ class MeterTask(Task):
     form = "coattention"
 
     def check(self, run: Run) -> None:
+        super().check(run)
         config, benchmark = run.config, benchmark_of(run.config.data)
         if not self.benchmark:
             raise ConfigError(

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from eas.checkpoint import load_into, save
 from eas.distributed import from_all, is_main
 from eas.files import writing
+from eas.quantised import keep_gradients
 from eas.search import SearchConfig, SearchPhase, SearchResult
 from eas.search.base import SkipSet
 from eas.search.scoring import answers, score_sets
@@ -77,6 +78,7 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
         super().__init__(model=model, args=args, **kwargs)
         model._hf_peft_config_loaded = known
+        keep_gradients(model)
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
