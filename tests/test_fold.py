@@ -2,11 +2,13 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
 from families import IMAGE, attached, blocks, build, logits, prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_generation import answers, decode
 from transformers.cache_utils import DynamicCache, StaticCache
 
@@ -117,27 +119,36 @@ def test_unfolding_gives_everything_back_bit_for_bit(case):
     assert not any(b.shared_fold or b.constant_fold or b.fold_per_example for b in blocks(model))
 
 
-@pytest.mark.parametrize("case", ["constant", "constant, causal", "constant, running", "constant, none"])
-def test_every_way_of_generating_gives_the_same(case):
-    model, mode = of(case, LLAVA)
-    inputs = prompts(LLAVA, (6, 9, 4), (True, False, True))
+@pytest.mark.parametrize(
+    ("case", "family"),
+    [*((case, LLAVA) for case in CASES), ("shared", QWEN), ("per_example", QWEN), ("constant", QWEN)],
+)
+def test_every_way_of_generating_gives_the_same(case, family):
+    model, mode = of(case, family)
+    one_by_one = mode == "per_example"
+    rows, shown = ((6,), (True,)) if one_by_one else ((6, 9, 4), (True, False, True))  # padded, one without an image
     ways = {
         "greedy": {},
         "static": {"cache_implementation": "static"},
         "sampled": {"do_sample": True},
-        "beams": {"num_beams": 3},
-        "static beams": {"num_beams": 3, "cache_implementation": "static"},
+        "static, sampled": {"do_sample": True, "cache_implementation": "static"},
         "without a cache": {"use_cache": False},
     }
+    if not one_by_one:
+        ways |= {"beams": {"num_beams": 3}, "static beams": {"num_beams": 3, "cache_implementation": "static"}}
 
     def run(**more):
         torch.manual_seed(0)
-        return model.generate(**inputs, max_new_tokens=6, suppress_tokens=[IMAGE], **{"do_sample": False} | more)
+        greedy = {"do_sample": False, "max_new_tokens": 6, "suppress_tokens": [IMAGE]}
+        return model.generate(**prompts(family, rows, shown), **greedy | more)
 
     expected = {way: run(**more) for way, more in ways.items()}
-    assert torch.equal(expected["static"], expected["greedy"])
-    assert torch.equal(expected["without a cache"], expected["greedy"])
-    assert torch.equal(expected["static beams"], expected["beams"])
+    for way in ("static", "without a cache"):
+        assert torch.equal(expected[way], expected["greedy"]), way
+    assert torch.equal(expected["static, sampled"], expected["sampled"])
+    assert not torch.equal(expected["sampled"], expected["greedy"])
+    if not one_by_one:
+        assert torch.equal(expected["static beams"], expected["beams"])
     fold(model, mode)
     for way, more in ways.items():
         assert torch.equal(run(**more), expected[way]), way
@@ -164,6 +175,36 @@ def test_requests_do_not_see_each_other(case):
     alone = [run(0), run(1)]
     with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(out, alone[i % 2]) for i, out in enumerate(pool.map(run, range(4))))
+
+
+@cache
+def with_requests(mode):
+    """A model in a mode, two prompts and the answers that are forced on them, and the logits of each alone."""
+    model = attached(LLAMA, (0, 2), CONSTANT if mode == "constant" else {}, num_hidden_layers=3)
+    if mode is not None:
+        fold(model, mode)
+    pieces = []
+    for inputs, answer in zip((prompts(LLAMA, (6,)), prompts(LLAMA, (9,))), answers(2, 4), strict=True):
+        expected = forced(model, inputs, answer[None])
+        pieces.append(([inputs, *({"input_ids": token.view(1, 1)} for token in answer)], expected))
+    return model, pieces
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mode=st.sampled_from([None, "shared", "per_example", "constant"]),
+    order=st.permutations([0] * 5 + [1] * 5),
+    static=st.tuples(st.booleans(), st.booleans()),
+)
+def test_however_requests_take_turns_each_gets_what_it_gets_alone(mode, order, static):
+    model, requests = with_requests(mode)
+    caches = [StaticCache(model.config, max_cache_len=32) if s else DynamicCache(config=model.config) for s in static]
+    steps = [iter(pieces) for pieces, _ in requests]
+    seen = [[], []]
+    for i in order:
+        seen[i].append(logits(model, next(steps[i]), past_key_values=caches[i]))
+    for mine, (_, expected) in zip(seen, requests, strict=True):
+        torch.testing.assert_close(torch.cat(mine, 1), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_request_may_go_on_in_another_mode():

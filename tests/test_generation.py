@@ -283,7 +283,7 @@ def test_requests_do_not_see_each_other():
 @pytest.mark.parametrize("mode", [None, "shared", "per_example", "constant"])
 def test_assisted_decoding_keeps_candidates_out_of_the_statistics(family, mode):
     config = {"router": "constant"} if mode == "constant" else {}
-    model, inputs = attached(family, config=config), prompts(family, (6,))
+    model, inputs = attached(family, (0, 3), config), prompts(family, (6,))
     inputs["input_ids"][0, -3:] = inputs["input_ids"][0, -6:-3]  # something for the lookup to find in the first step
     if mode is not None:
         fold(model, mode)
