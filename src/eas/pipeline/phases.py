@@ -60,7 +60,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         held_out=run.data("validation") if phase == "search" else (),
         train_dataset=run.data("train"),
         data_collator=run.task.collator(run),
-        callbacks=[ProgressBar(phase, console)],
+        callbacks=[ProgressBar("finalist" if folder else phase, console)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
