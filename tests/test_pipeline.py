@@ -68,7 +68,15 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path):
     assert again.require("search")["rounds"] == run.require("search")["rounds"]  # nothing but the seed decides
 
     written = {step: (tmp_path / f"{step}.json").stat().st_mtime_ns for step in STEPS}
+    record = json.loads((tmp_path / "measure.json").read_text())
+    record["made"]["hardware"]["cpu"] = "another machine"
+    record["made"]["git_revision"] = "older"
+    (tmp_path / "measure.json").write_text(json.dumps(record))
+    written["measure"] = (tmp_path / "measure.json").stat().st_mtime_ns
     run_steps(Run.open(tmp_path))
+    gathered = json.loads((tmp_path / "result.json").read_text())
+    assert gathered["versions"]["eas"] == eas.__version__
+    assert (gathered["hardware"]["cpu"], gathered["git_revision"]) == ("another machine", "older")  # where it was timed
     assert written == {step: (tmp_path / f"{step}.json").stat().st_mtime_ns for step in STEPS}
     with pytest.raises(eas.ConfigError, match=r"train\.tune_steps = 3 \(now 4\)"):
         short_run(tmp_path, "data=scenes:relation", "train.tune_steps=4")

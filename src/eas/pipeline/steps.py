@@ -112,7 +112,7 @@ def tune(run: Run) -> None:
     trainer = make_trainer(run, model, "tune", run.config.train.tune_steps)
     seconds = train(trainer)
     save(model, run.folder / "adapter")
-    run.finish("tune", {"log": logged_losses(trainer), "seconds": seconds})
+    run.finish("tune", {"log": logged_losses(trainer), "seconds": seconds, "made": _made()})
 
 
 @alone
@@ -204,7 +204,12 @@ def measure(run: Run) -> None:
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
         latency["larger"] = {"name": name, "bounds": bounds, **timed}
     totals = {name: asdict(c) for name, c in counts.items()}
-    run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency})
+    run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency, "made": _made()})
+
+
+def _made() -> dict[str, Any]:
+    """By what, and on what machine, a step was done."""
+    return {"versions": library_versions(), "git_revision": git_revision(), "hardware": hardware()}
 
 
 @alone
@@ -219,11 +224,12 @@ def gather(run: Run) -> None:
     config, records = run.config, {step: run.record(step) or {} for step in ("search", "tune", "eval", "measure")}
     found, score = records["search"], records["eval"].get("score")
     model_config = run.load_config()
+    made = records["measure"].get("made") or records["tune"].get("made") or {}  # not where it is gathered
     result = {
-        "versions": library_versions(),
-        "git_revision": git_revision(),
+        "versions": made.get("versions"),
+        "git_revision": made.get("git_revision"),
         "command": f"eas run --output-dir {config.output_dir}",
-        "hardware": hardware(),
+        "hardware": made.get("hardware"),
         "config": config.to_dict(),
         "seed": config.seed,
         "model": {
