@@ -2,9 +2,9 @@
 
 As in the authors' code for LLaVA, kept layers have an adapter before their attention, and the adapter in place of a
 skipped layer reads the normalised stream. Theirs adds that input to its output, so that an untrained skipped layer adds
-the normalised stream to the stream; here it adds nothing. For LaVIN the authors have LaVIN's routed adapters in both
-places (preset "lavin"); here they route on the prompt's mean, as EAS does, so that rounds can share what skip sets have
-in common. The search is DAS's own: ``SearchConfig(rule="das")``.
+the normalised stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
+LaVIN the authors have LaVIN's routed adapters in both places (preset "lavin"); here they route on the prompt's mean, as
+EAS does, so that rounds can share what skip sets have in common. The search is DAS's own: ``SearchConfig(rule="das")``.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own."""
+    """The values are LaVIN's own, but for the dropout, which is off."""
 
     name: str = method_name("lavin_adapter")
     rank: int = option(8, "r of the down path")

@@ -1,6 +1,6 @@
 """Mix-and-Match (He et al. 2022, arXiv 2110.04366): a short prefix at attention, a scaled parallel adapter at the FFN.
 
-The authors train the prefix through an MLP; here it is trained directly.
+The authors train the prefix through an MLP, 800 wide (213 M parameters in a 7B model); here it is trained directly.
 """
 
 from __future__ import annotations
