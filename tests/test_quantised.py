@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 import eas
 from eas.quantised import QUANTISERS, dequantised
-from eas.training import EASTrainer
+from eas.training import EASTrainer, sharded
 
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
@@ -138,3 +138,10 @@ def test_refusals():
         eas.fold_quantised(model, inputs, copy.deepcopy)
     with pytest.raises(eas.ConfigError, match="quantise = 'int3': must be one of torchao-int8"):
         eas.fold_quantised(model, inputs, "int3")
+
+
+@every_quantiser
+def test_sharding_is_refused(name):
+    model = eas.attach(quantised(name), eas.EASConfig(skip_rank=4, adapt_rank=2))
+    with pytest.raises(eas.ConfigError, match="quantised weights are not sharded; use DDP"):
+        sharded.prepare(model, None)

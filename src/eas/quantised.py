@@ -86,7 +86,7 @@ def dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, frozenset[str]
     """
     copied = copy.deepcopy(model)
     dtype = next(p.dtype for p in copied.parameters() if p.is_floating_point())
-    names = {name for name, module in copied.named_modules() if _is_quantised(module)}
+    names = {name for name, module in copied.named_modules() if is_quantised(module)}
     if not names:
         raise ValueError("no linear map of the model is quantised; use eas.fold(model)")
     for name in names:
@@ -111,7 +111,8 @@ def keep_gradients(model: nn.Module) -> None:
             layer.state_dict()  # unpacks what is packed
 
 
-def _is_quantised(module: nn.Module) -> bool:
+def is_quantised(module: nn.Module) -> bool:
+    """Whether it is a linear map with int8 or 4-bit weights."""
     if not isinstance(module, nn.Linear):
         return False
     origins = type(module).__module__, type(module.weight).__module__

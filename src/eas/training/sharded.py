@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.models.lavin import LavinForConditionalGeneration
+from eas.quantised import is_quantised
 from eas.surgery import attachment
 
 # their prompt runs through weights of many blocks outside the blocks' forward, where FSDP2 has not gathered them
@@ -33,6 +34,8 @@ def prepare(model: PreTrainedModel, plugin: Any) -> None:
     modality_pass = method == "lavin_adapter" and isinstance(model, LavinForConditionalGeneration)
     if method in WITH_PROMPT_PASS or modality_pass:
         raise ConfigError(f"{method} reads weights of blocks outside their forward, where FSDP2 hides them; use DDP")
+    if any(is_quantised(module) for module in model.modules()):
+        raise ConfigError("quantised weights are not sharded; use DDP, where every process holds them all")
     if plugin.fsdp_version != 2:
         raise ConfigError("FSDP1 is not supported; set fsdp_version: 2 in accelerate's configuration")
     if plugin.activation_checkpointing:
