@@ -1,8 +1,8 @@
 """One fast way to decode, for every model alike: a static cache, and each step one compiled graph.
 
-On a GPU the step is a CUDA graph. On a CPU the graph's weights are frozen: laid out once for the matrix kernels
-(inductor's freezing), which takes their memory a second time and reads them about twice as fast; and the attention of
-its one token is ``eas.models.decode_attention``.
+On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
+laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about
+twice as fast; and the attention of its one token is ``eas.models.decode_attention``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
 from eas.models import decode_attention
 from eas.models.anatomy import Anatomy
+from eas.pia import PIA
 from eas.surgery import attached
 
-# caches come in multiples of so many tokens, because every length is compiled anew
-LENGTHS = 256
 # models, batch sizes and lengths that are compiled in one process; torch's own limit is 8, for all models together
 GRAPHS = 64
 
@@ -40,16 +39,19 @@ class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
         self.cumulative_length = self.cumulative_length.detach()
 
 
-def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+def fast_decode(
+    model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor", multiple: int = 256
+) -> Callable[..., Any]:
     """``model.generate`` whose decode steps are compiled, for base models, attached and folded ones.
 
-    The first call compiles, and so does every new batch size, or length beyond the next multiple of 256 tokens. The
+    The first call compiles, and so does every new batch size, or length beyond the next multiple of so many tokens. The
     prefill is not compiled. On a CPU the weights are taken as they are at the first call: after changing them, call
     ``torch.compiler.reset()`` and this function again.
 
     Args:
         model: in evaluation mode, on one device.
         backend: of ``torch.compile``; with another than inductor no weights are frozen.
+        multiple: caches are as long as a multiple of so many tokens, all of which every step reads.
 
     Returns:
         A function with the arguments of ``generate``; ``max_new_tokens`` must be given.
@@ -69,10 +71,12 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
     text = Anatomy.of(model).text_model
     if model.device.type == "cpu" and text.config._attn_implementation == "sdpa":
         text.set_attn_implementation(decode_attention.NAME)  # outside of compiled steps it is sdpa still
-    cuda_graphs, freeze = model.device.type == "cuda", model.device.type == "cpu" and backend == "inductor"
-    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode="reduce-overhead")
-    if not cuda_graphs or backend != "inductor":
-        config.mode = None
+    freeze = model.device.type == "cpu" and backend == "inductor"
+    # a CUDA graph's outputs are overwritten by its next run, and a running mean is one
+    running = any(isinstance(module, PIA) and module.running for module in model.modules())
+    cuda_graphs = model.device.type == "cuda" and not running
+    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
+    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=mode)
     config._compile_all_devices = True  # without it generate compiles on accelerators only
     fixed = _weights(model) if freeze else None
 
@@ -81,7 +85,7 @@ def fast_decode(model: PreTrainedModel, backend: str | Callable[..., Any] = "ind
             raise ValueError("the weights were changed; call torch.compiler.reset() and eas.fast_decode(model) again")
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next(tensor for tensor in given if tensor is not None)
-        cache = _cache(model, prompt.shape[1] + max_new_tokens, freeze)
+        cache = _cache(model, -(-(prompt.shape[1] + max_new_tokens) // multiple) * multiple, freeze)
         # freezing is read while the step is traced, not only by the backend
         with inductor.patch(freezing=freeze), dynamo.patch(recompile_limit=GRAPHS):
             return model.generate(
@@ -96,8 +100,7 @@ def _weights(model: nn.Module) -> list[tuple[int, int]]:
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
-def _cache(model: PreTrainedModel, tokens: int, frozen: bool) -> Cache:
-    length = -(-tokens // LENGTHS) * LENGTHS
+def _cache(model: PreTrainedModel, length: int, frozen: bool) -> Cache:
     cache: Cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     if frozen:
         if any(type(layer) is not StaticLayer for layer in cache.layers):
