@@ -1,8 +1,8 @@
 """LaVIN as its authors define it: names and shapes of its checkpoints, and its forward pass written out plainly.
 
 From github.com/luogen1996/LaVIN: lavin/model.py, lavin/eval_model.py, lavin/mm_adapter.py, clip/model.py,
-util/datasets.py, and LLaMA's own model.py. Nothing is
-halved in precision here. The tower's weights bear the names they have in transformers' CLIP, where they come from.
+util/datasets.py, and LLaMA's own model.py. Nothing is in half precision here. The tower's weights bear the names they
+have in transformers' CLIP, where they come from.
 """
 
 import torch

@@ -42,10 +42,11 @@ class Task:
         Raises:
             ConfigError: the message names the key.
         """
-        bits, kind = run.config.bits, run.load_config().model_type
-        if bits is not None and kind != LavinConfig.model_type:
+        if (bits := run.config.bits) is None:
+            return
+        if (kind := run.load_config().model_type) != LavinConfig.model_type:
             raise ConfigError(f"bits = {bits}: only LaVIN is quantised on loading, this is a {kind}; leave bits out")
-        if bits is not None and find_spec("bitsandbytes") is None:
+        if find_spec("bitsandbytes") is None:
             raise ConfigError(
                 f"bits = {bits}: bitsandbytes is missing; pip install 'eas[quantised]', or leave bits out"
             )
@@ -153,8 +154,7 @@ class MeterTask(Task):
             )
         if not method_of(self.form, config.method.name).fold_modes and config.fold_mode is not None:
             raise ConfigError(
-                f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} stands before a norm and cannot be "
-                "folded; leave fold_mode out"
+                f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} cannot be folded; leave fold_mode out"
             )
         if self.name == "vqa" and len(self._answers(run)) != (classes := run.load_config().num_answers):
             raise ConfigError(
