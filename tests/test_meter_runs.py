@@ -24,6 +24,7 @@ from eas.pipeline import Run, RunConfig, run_steps, steps
 from eas.pipeline.compare import compare_runs
 from eas.pipeline.compare_config import CompareConfig
 from eas.pipeline.frontier import frontier
+from eas.search.similarity import cosines
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -159,7 +160,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
         assert result["samples"][0]["tuned"] in (ANSWERS if task == "vqa" else ("True", "False"))
 
     curve = frontier(began, measure=[1])
-    assert [row["k"] for row in curve["rows"]] == list(range(4))
+    assert [row["k"] for row in curve["rows"]] == list(range(8))
     assert all(row["measured"] > 0 for row in curve["rows"][:3])
     assert (tmp_path / "run" / "frontier.png").is_file()
 
@@ -305,6 +306,22 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
     assert ran == ["convert"] * 4 + ["run"] * 3 + ["eval", "answer", "result", "report"]
 
 
+def test_attentions_are_dropped_by_their_similarity(models, tmp_path):
+    (tmp_path / "data").mkdir()
+    given = [f"model={models / 'nlvr2'}", f"data={nlvr2(tmp_path / 'data')}", f"output_dir={tmp_path / 'run'}"]
+    more = ["method.name=drop", "method.rank=2", "search.rule=similarity", *SHORT[2:]]
+    steps.search(began := Run.create(RunConfig().with_overrides([*given, *more])))
+    found = began.require("search")
+    model = eas.attach(began.load_base(), eas.METHODS["drop"].config(num_skip=2, rank=2)).eval()
+    batch = began.task.collator(began)(began.data("train")[:4])
+    closest = cosines(model, [batch])
+    assert found["ranking"] == sorted(range(8), key=lambda c: -closest[c])
+    assert found["skip_set"] == sorted(found["ranking"][:2])
+    steps.tune(began)
+    steps.fold_step(began)
+    assert began.require("fold")["mode"] == "merged"
+
+
 @pytest.mark.parametrize("method", ["das", "lora"])
 def test_what_skips_layers_and_what_merges(models, tmp_path, method):
     (tmp_path / "data").mkdir()
@@ -326,7 +343,7 @@ def test_what_skips_layers_and_what_merges(models, tmp_path, method):
     [
         ("vqa", ["data=scenes:textures"], "this METER's head is for vqa; give vqa2:FOLDER, or convert"),
         ("vqa", ["metric=exact"], "METER's vqa is scored officially; leave metric out"),
-        ("nlvr2", ["fold_mode=shared"], "on METER eas stands before a norm and cannot be folded; leave fold_mode out"),
+        ("nlvr2", ["fold_mode=shared"], "on METER eas cannot be folded; leave fold_mode out"),
         ("nlvr2", ["train.max_length=40"], "cuts texts itself, at its max_text_length; leave it out"),
         ("nlvr2", ["method={name: llama_adapter}"], "'llama_adapter' does not exist for this model: its gated prompts"),
         (

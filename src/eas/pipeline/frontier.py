@@ -15,7 +15,6 @@ from eas.checkpoint import load_into
 from eas.config import ConfigError
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
-from eas.models.anatomy import Anatomy
 from eas.pipeline.run import Run
 from eas.pipeline.steps import fold_mode
 from eas.pipeline.tasks import Size
@@ -93,7 +92,7 @@ def frontier(
     model = attach(base, run.task.method(run))
     load_into(model, run.folder / "search" / "adapter")
     model.eval()
-    most = len(Anatomy.of(model).layers) - 1  # at least one attention is kept
+    most = len({block.index for block, _ in candidates(model)}) - 1  # at least one attention is kept
     if wrong := [k for k in measure or () if not 1 <= k <= most]:
         raise ConfigError(f"--measure {wrong}: k is 1 to {most} here")
     fit, varied = fit_rounds(record["rounds"], len(candidates(model)), own)
