@@ -84,7 +84,7 @@ def comparison() -> dict[str, Any]:
 def several(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """A page of three runs, a comparison, and what is broken in every way."""
     root = tmp_path_factory.mktemp("several")
-    for name in ("a", "b", "c", "text", "json", "cmp"):
+    for name in ("a", "b", "c", "text", "json", "cut", "foreign", "cmp"):
         (root / name).mkdir()
     write(root / "a", run_result(0, 4))
     write(root / "b", run_result(1, 4))
@@ -92,17 +92,23 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Page:
     (root / "b" / "frontier.json").write_text("[")
     write(root / "text", {"accuracy": {"tuned": "high"}})
     (root / "json" / "result.json").write_text("{")
+    whole = json.dumps(run_result(0, 4))
+    (root / "cut" / "result.json").write_text(whole[: len(whole) // 2])
+    (root / "foreign" / "result.json").write_text('{"status": "ok", "values": [1, 2]}')
     (root / "cmp" / "comparison.json").write_text(json.dumps(comparison()))
     for name, text in (("EAS-k2-s0", "{}"), ("EAS-k2-s1", "{")):
         (root / "cmp" / "runs" / name).mkdir(parents=True)
         (root / "cmp" / "runs" / name / "result.json").write_text(text)
         (root / "cmp" / "runs" / name / "run.yaml").write_text("seed: 0\n")
-    return write_page([root / name for name in ("a", "b", "c", "text", "json", "gone", "cmp")], root / "page")
+    return write_page(
+        [root / name for name in ("a", "b", "c", "text", "json", "cut", "foreign", "gone", "cmp")], root / "page"
+    )
 
 
 def test_what_is_broken_is_named_and_the_rest_is_shown(several: Page) -> None:
     page, root = several.path.read_text(), several.path.parents[1]
     broken = ["b/frontier.json", "text/result.json", "json/result.json", "gone/result.json"]
+    broken += ["cut/result.json", "foreign/result.json"]
     broken += ["cmp/runs/EAS-k2-s1/result.json"]
     assert len(several.left_out) == len(broken)
     for name in broken:

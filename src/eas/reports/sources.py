@@ -52,7 +52,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """A run's ``result.json``; sections that are absent or null are there, empty.
 
     Raises:
-        ReportError: it is missing, is not JSON, has a section of the wrong kind, or is that of a comparison's run.
+        ReportError: it is missing, is not JSON, is of something else, has a section of the wrong kind, or is that of a
+            comparison's run.
     """
     path = folder / RESULT_FILE
     if not path.is_file():
@@ -60,6 +61,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     result = read_json(path)
     if {"row", "trial"} <= result.keys():
         raise ReportError(f"{path} is one run of a comparison; name the comparison's folder")
+    if result and not SECTIONS.keys() & result.keys():
+        raise ReportError(f"{path} is no result of eas; name the folder of a run or of a comparison")
     for name, kind in SECTIONS.items():
         if result.get(name) is None:
             result[name] = kind()
