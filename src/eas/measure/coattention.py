@@ -13,8 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.checkpoint import adapter_state
-from eas.measure.modules import Counts
-from eas.measure.modules import _macs as macs_of
+from eas.measure.modules import Counts, module_macs
 from eas.methods.meter_adapters import DeepPrompted, ShallowPrompted
 from eas.methods.meter_drop import DropAttention, DropLayer
 from eas.methods.meter_eas import DASLayer, EASAttention, EASLayer
@@ -46,15 +45,17 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
     tokens = patches + 1
     image = (
         patches * trunk.vision_model.embeddings.patch_embedding.weight.numel()
-        + macs_of(trunk.vision_model.encoder, tokens)
+        + module_macs(trunk.vision_model.encoder, tokens)
         + 2 * vision.hidden_size * tokens**2 * len(trunk.vision_model.encoder.layers)
-        + macs_of(trunk.cross_modal_image_transform, tokens)
+        + module_macs(trunk.cross_modal_image_transform, tokens)
     )
-    text = macs_of(trunk.text_model.encoder, text_tokens) + macs_of(trunk.cross_modal_text_transform, text_tokens)
+    text = module_macs(trunk.text_model.encoder, text_tokens) + module_macs(
+        trunk.cross_modal_text_transform, text_tokens
+    )
     text += 2 * model.config.text_config.hidden_size * text_tokens**2 * len(trunk.text_model.encoder.layer)
     behind = sum(sum(parts) for parts in layer_macs(model, text_tokens, images))
-    poolers = macs_of(trunk.cross_modal_text_pooler, 1) + macs_of(trunk.cross_modal_image_pooler, 1)
-    heads = sum(macs_of(child, 1) for child in model.children() if child is not trunk)
+    poolers = module_macs(trunk.cross_modal_text_pooler, 1) + module_macs(trunk.cross_modal_image_pooler, 1)
+    heads = sum(module_macs(child, 1) for child in model.children() if child is not trunk)
     total = sum(p.numel() for p in model.parameters())
     dead = sum(p.numel() for module in _dead(model) for p in module.parameters())
     embeddings = sum(p.nbytes for m in trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
@@ -102,18 +103,18 @@ def _layer_macs(layer: Any, own: int, other: int, more: int) -> tuple[int, int, 
         more: keys and values that a prompt adds to every attention.
     """
     if isinstance(layer, SkippableBlock) and layer.skip_mha:
-        return 0, 0, sum(macs_of(module, own) for module in layer.stand_ins())
-    mha, ffn = 0, macs_of(layer.intermediate, own) + macs_of(layer.output, own)
-    beside = macs_of(layer.adapt_pia, own) if isinstance(layer, EASLayer) else 0
+        return 0, 0, sum(module_macs(module, own) for module in layer.stand_ins())
+    mha, ffn = 0, module_macs(layer.intermediate, own) + module_macs(layer.output, own)
+    beside = module_macs(layer.adapt_pia, own) if isinstance(layer, EASLayer) else 0
     for attention, keys in ((layer.attention, own), (layer.crossattention, other)):
         if isinstance(attention, SkippableBlock):
-            beside += sum(macs_of(module, own) for module in attention.stand_ins())
+            beside += sum(module_macs(module, own) for module in attention.stand_ins())
             if attention.skip_mha:
                 continue
         core = attention.self
-        mha += macs_of(core.query, own) + macs_of(core.key, keys + more) + macs_of(core.value, keys + more)
+        mha += module_macs(core.query, own) + module_macs(core.key, keys + more) + module_macs(core.value, keys + more)
         prefix = attention.prefix.table.shape[1] if isinstance(attention, PrefixedAttention) else 0
-        mha += 2 * core.all_head_size * own * (keys + more + prefix) + macs_of(attention.output, own)
+        mha += 2 * core.all_head_size * own * (keys + more + prefix) + module_macs(attention.output, own)
     return mha, ffn, beside
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from eas.measure.coattention import layer_macs
-from eas.measure.modules import _block_macs, _macs, _skipped_parts
+from eas.measure.modules import block_macs, module_macs, skipped_parts
 from eas.models.anatomy import Anatomy
 
 
@@ -40,12 +40,12 @@ def block_costs(model: PreTrainedModel, prompt_tokens: int, images: int = 0) -> 
         return [BlockCost(*macs, kv_bytes=0) for macs in layer_macs(model, prompt_tokens, images)]
     element = anatomy.text_model.get_input_embeddings().weight.element_size()
     for layer in anatomy.layers:
-        skipped, mha, ffn, kv = _skipped_parts(layer), 0, 0, 0
+        skipped, mha, ffn, kv = skipped_parts(layer), 0, 0, 0
         if "mha" not in skipped:  # a pruned one is gone
             attention = layer.self_attn
-            mha = _macs(attention, prompt_tokens) + 2 * attention.q_proj.out_features * prompt_tokens**2
+            mha = module_macs(attention, prompt_tokens) + 2 * attention.q_proj.out_features * prompt_tokens**2
             kv = (attention.k_proj.out_features + attention.v_proj.out_features) * element
         if "ffn" not in skipped:
-            ffn = _macs(layer.mlp, prompt_tokens)
-        costs.append(BlockCost(mha, ffn, _block_macs(layer, prompt_tokens) - mha - ffn, kv))
+            ffn = module_macs(layer.mlp, prompt_tokens)
+        costs.append(BlockCost(mha, ffn, block_macs(layer, prompt_tokens) - mha - ffn, kv))
     return costs

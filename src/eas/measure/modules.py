@@ -78,15 +78,15 @@ def count_modules(
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
     text, layers = anatomy.text_model, list(anatomy.layers)
     beside = [module for module in text.children() if isinstance(module, Costed)]  # a prompt, say
-    kept = [layer.self_attn for layer in layers if "mha" not in _skipped_parts(layer)]
+    kept = [layer.self_attn for layer in layers if "mha" not in skipped_parts(layer)]
     eas = [layer for layer in layers if isinstance(layer, EASBlock)]
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
     vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
     total = sum(p.numel() for p in model.parameters())
     return Counts(
-        macs=sum(_block_macs(layer, prompt_tokens) for layer in layers)
-        + sum(_macs(module, prompt_tokens) for module in beside)
-        + _macs(head, 1)
+        macs=sum(block_macs(layer, prompt_tokens) for layer in layers)
+        + sum(module_macs(module, prompt_tokens) for module in beside)
+        + module_macs(head, 1)
         + vision,
         params_total=total,
         params_trained=sum(t.numel() for t in adapter_state(model).values())
@@ -106,19 +106,20 @@ def count_modules(
     )
 
 
-def _skipped_parts(layer: Any) -> set[str]:
+def skipped_parts(layer: Any) -> set[str]:
+    """Of "mha" and "ffn" those that a block skips; none of a block that nothing was attached to."""
     return layer.skipped_parts() if isinstance(layer, SkippableBlock) else set()
 
 
-def _macs(module: nn.Module, n: int) -> int:
+def module_macs(module: nn.Module, n: int) -> int:
     """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
     if isinstance(module, Costed):
         return module.macs(n)
     if isinstance(module, nn.Linear):
         return n * module.in_features * module.out_features
     if isinstance(module, BaseTunerLayer) and module.merged:
-        return _macs(module.get_base_layer(), n)
-    return sum(_macs(child, n) for child in module.children())
+        return module_macs(module.get_base_layer(), n)
+    return sum(module_macs(child, n) for child in module.children())
 
 
 def _bytes(module: nn.Module) -> int:
@@ -141,7 +142,7 @@ def stored_bytes(tensor: Tensor) -> int:
 
 def _live(layer: Any) -> list[nn.Module]:
     """The modules of a block that are computed, but for the PIA that is folded away."""
-    skipped = _skipped_parts(layer)
+    skipped = skipped_parts(layer)
     modules = [] if "mha" in skipped else [layer.input_layernorm, layer.self_attn]
     modules += [] if "ffn" in skipped else [layer.post_attention_layernorm, layer.mlp]
     if isinstance(layer, SkippableBlock):
@@ -150,9 +151,10 @@ def _live(layer: Any) -> list[nn.Module]:
     return modules
 
 
-def _block_macs(layer: Any, n: int) -> int:
-    macs = sum(_macs(module, n) for module in _live(layer))
-    if "mha" not in _skipped_parts(layer):  # with grouped queries too: every query head meets every key
+def block_macs(layer: Any, n: int) -> int:
+    """MACs of a block for a prompt of n tokens, as it is skipped and folded."""
+    macs = sum(module_macs(module, n) for module in _live(layer))
+    if "mha" not in skipped_parts(layer):  # with grouped queries too: every query head meets every key
         macs += 2 * layer.self_attn.q_proj.out_features * n * n
     if isinstance(layer, EASBlock):
         macs += _statistics_macs(layer, n)
@@ -271,9 +273,9 @@ def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] 
         pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
     return int(
         patches * embedding.weight.numel()
-        + _macs(blocks, tokens)
+        + module_macs(blocks, tokens)
         + 2 * embedding.out_channels * pairs
-        + _macs(anatomy.projector, projected)
+        + module_macs(anatomy.projector, projected)
     )
 
 

@@ -151,8 +151,6 @@ def attach_das(model: PreTrainedModel, config: DASConfig) -> None:
     """
     if config.routed:
         raise ConfigError("DASConfig.routed = True: on METER the adapters are plain; use preset 'meter'")
-    if config.routed:
-        raise ConfigError("DASConfig.routed = True: METER's adapters are plain ones; leave it out, and preset 'lavin'")
     for index, layer in enumerate(Anatomy.of(model).layers):
         weight = layer.output.dense.weight
         adapter = Bottleneck(weight.shape[0], config.skip_rank, dropout=config.dropout)
