@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from meter_original import checkpoint
-from PIL import Image
 from test_meter import tokenizer
 from test_meter_methods import build
+from test_meter_tasks import COLOURS, picture
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
@@ -28,7 +28,6 @@ from eas.search.similarity import cosines
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
-COLOURS = {"red": (220, 30, 20), "blue": (20, 40, 210), "dog": (30, 200, 40)}
 ANSWERS = (*COLOURS, "left", "right")
 SHORT = [
     "method.skip_rank=8",
@@ -44,11 +43,6 @@ SHORT = [
     "eval_batch_size=4",
     "benchmark_repeats=1",
 ]
-
-
-def picture(path, name):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 16), COLOURS[name]).save(path)
 
 
 def vqa(folder):
@@ -74,7 +68,7 @@ def vqa(folder):
 def nlvr2(folder):
     for split, subfolder in (("train", "images/train/0"), ("dev", "dev"), ("test1", "test1")):
         rows = []
-        for i, (left, right) in enumerate((("red", "blue"), ("blue", "red"), ("dog", "red"), ("red", "dog"))):
+        for i, (left, right) in enumerate((("red", "blue"), ("blue", "red"), ("cat", "red"), ("red", "cat"))):
             for n, name in enumerate((left, right)):
                 picture(folder / subfolder / f"{split}-{i}-0-img{n}.png", name)
             label = str(left == "red")
@@ -150,6 +144,8 @@ def test_a_run_of_every_task(models, tmp_path, task):
 
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Without 2 of its 8 attentions" in page
+    assert re.search("and runs a pass (as fast|[0-9.]+x (faster|slower))", page)
+    assert "MACs of a pass by layer" in page
     assert "Weights read per pass" in page
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "| Pass | " in card
@@ -182,17 +178,22 @@ def test_a_comparison_of_methods(models, tmp_path):
     entries = [
         {"label": "base", "evaluate_only": True},
         {"label": "LoRA", "run": {"method": {"name": "lora", "rank": 2, "targets": ["q_proj"]}}},
+        {"label": "EAS", "run": {"method": {"num_skip": 2, "skip_rank": 4, "adapt_rank": 2}, "skip_set": [0, 5]}},
     ]
     timing = {"repeats": 1}
     config = {"seeds": [0], "jobs": 1, "benchmark": timing, "run": shared, "entries": entries}
     result = compare_runs(CompareConfig.from_dict({**config, "output_dir": str(tmp_path / "compared")}))
     assert result["failed"] == 0
-    assert [row["test"]["mean"] in (0.0, 0.5, 1.0) for row in result["rows"]] == [True, True]
+    assert [row["test"]["mean"] in (0.0, 0.5, 1.0) for row in result["rows"]] == [True, True, True]
     assert result["latency"]["variants"]["LoRA"]["prefill_ms"]["median"] > 0
     table = (tmp_path / "compared" / "comparison.md").read_text()
     assert "prefill" in table
     assert "decode" not in table
     assert (tmp_path / "compared" / "comparison.png").stat().st_size > 1000
+    (folder,) = (Path(f) for row in result["rows"] if row["label"] == "EAS" for f in row["folders"])
+    said = (folder / "adapter" / "README.md").read_text()
+    assert "Without 2 of its 8 attentions" in said
+    assert "type: visual-reasoning" in said
 
 
 def test_a_run_that_was_stopped_goes_on(models, tmp_path, monkeypatch):
@@ -237,7 +238,7 @@ def test_a_checkpoint_is_converted_with_the_names_of_its_answers(tmp_path):
 
     assert convert("pretraining", "--task", "vqa").exit_code == 0
     config = AutoConfig.from_pretrained(tmp_path / "out")
-    assert config.label2id == {"red": 0, "left": 1, "blue": 2, "right": 3, "dog": 4}
+    assert config.label2id == {"red": 0, "left": 1, "blue": 2, "right": 3, "cat": 4}
     assert config.num_answers == 5
     given = RunConfig().with_overrides([f"model={tmp_path / 'out'}", f"data={data}", f"output_dir={tmp_path / 'run'}"])
     (began := Run.create(given)).task.check(began)
@@ -277,7 +278,7 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
     for task, folder in (("vqa", "VQA"), ("nlvr2", "NLVR2"), ("retrieval", "Flickr30K")):
         (tmp_path / "data" / folder).mkdir(parents=True)
         DATA[task](tmp_path / "data" / folder)
-    picture(tmp_path / "cat.jpg", "dog")
+    picture(tmp_path / "cat.jpg", "cat")
     for task, file in (("pretraining", "pretrain"), ("vqa", "vqa")):
         state = checkpoint(task, width=64, grid=2, layers=6, answers=5)
         torch.save({"state_dict": state}, tmp_path / f"meter_clip16_288_roberta_{file}.ckpt")

@@ -14,6 +14,12 @@ from eas.card import as_json, card_metadata, compose, on_hub, use, write
 from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
 
 ADAPTER = "adapter"
+TASKS = {
+    "MeterForVisualQuestionAnswering": "visual-question-answering",
+    "MeterForNLVR2": "visual-reasoning",
+    "MeterForImageTextRetrieval": "image-text-retrieval",
+}
+"""Of models that generate nothing."""
 
 
 def write_card(folder: Path) -> Path | None:
@@ -33,6 +39,7 @@ def _of_comparison(record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[s
     config = record["config"]
     model = {"id": config["model"], "class": base.get("class"), "layers": base.get("num_hidden_layers")}
     model |= {"skip_set": record["skip_set"], "k": record["k"], "method": config["method"]["name"]}
+    model["candidates"] = record.get("candidates")
     kind = "tuned" if record["fold_mode"] is None else "folded"
     task = {"data": config["data"], "metric": record["metric"], "split": "test"}
     return {**record, "model": model, "task": task} | {
@@ -62,8 +69,8 @@ def _scores(result: Mapping[str, Any], dataset: str | None, name: str) -> list[E
     score = final_accuracy(result)
     if score is None:
         return None
-    sees = at(result, "model", "class") is not None and "ConditionalGeneration" in result["model"]["class"]
-    task = "image-text-to-text" if sees else "text-generation"
+    family = at(result, "model", "class") or ""
+    task = TASKS.get(family, "image-text-to-text" if "ConditionalGeneration" in family else "text-generation")
     metric, split = str(at(result, "task", "metric")), at(result, "task", "split")
     return [EvalResult(task, dataset or name, name, metric, score, dataset_split=split)]
 

@@ -100,7 +100,7 @@ def latency(result: Mapping[str, Any]) -> Plot | None:
     """Prefill and decode times of all variants, with their spread; a row more for the larger model."""
     settings = {"": at(result, "latency"), "larger model: ": at(result, "latency", "larger")}
     panels = [
-        (f"{prefix}{title}", at(values, "variants"), key)
+        (f"{prefix}{title if at(values, 'new_tokens') != 0 else 'pass'}", at(values, "variants"), key)
         for prefix, values in settings.items()
         if at(values, "variants")
         for title, key in (("prefill", "prefill_ms"), ("decode, per token", "decode_ms"))
@@ -245,7 +245,9 @@ def layers(result: Mapping[str, Any]) -> Plot | None:
         + ", ".join(f"{label} {number(sum(b[part] for b in blocks))}" for part, (label, *_) in PARTS.items())
         for name, blocks in models.items()
     )
-    return Plot("MACs of a prefill by layer", f"MACs of all blocks. {said}.", figure)
+    return Plot(
+        f"MACs of a {'prefill' if decodes(result) else 'pass'} by layer", f"MACs of all blocks. {said}.", figure
+    )
 
 
 def short(name: str, most: int) -> str:

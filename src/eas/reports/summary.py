@@ -33,7 +33,8 @@ def headline(result: Mapping[str, Any]) -> str:
     if after is not None:
         came = "" if before is None else f"went from {percent(before)} to "
         parts.append(f"{came or 'reaches '}{percent(after)} {_task(result)}".strip())
-    for key, verb in (("prefill_ms", "reads a prompt"), ("decode_ms", "decodes a token")):
+    read = "reads a prompt" if decodes(result) else "runs a pass"
+    for key, verb in (("prefill_ms", read), ("decode_ms", "decodes a token")):
         speed = speed_up(at(result, "latency", "variants"), key)
         if speed is not None:
             parts.append(f"{verb} {speed}")
