@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,13 @@ def test_gradients_are_the_same_after_an_evaluation(name, tmp_path):
     assert after.keys() == before.keys()
     for key, gradient in before.items():
         torch.testing.assert_close(after[key], gradient)
+
+
+def test_libraries_are_imported_when_they_quantise():
+    """transformers and peft import them at once, where they are installed; we do not add to that."""
+    modules = Path(eas.__file__).parent.rglob("*.py")
+    early = [p.name for p in modules if re.search(r"^(import|from) (torchao|bitsandbytes)", p.read_text(), re.M)]
+    assert not early
 
 
 def test_refusals():
