@@ -1,5 +1,6 @@
 """The contract that every tuning method keeps, on several tiny families; a new method joins with a line in CONFIGS."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
-from eas.config import SkipConfig
+from eas.models.anatomy import Anatomy
 from eas.surgery import candidates, disabled
 
 torch.set_num_threads(1)
@@ -42,6 +43,7 @@ CONFIGS = {
     "parallel_adapter": {"rank": 8},
     "lavin_adapter": {"rank": 2},
     "prefix": {"num_tokens": 3},
+    "prefix, MLP": {"num_tokens": 3, "reparameterise": 6},
     "shallow_prompt": {"num_tokens": 3},
     "deep_prompt": {"num_tokens": 3},
     "llama_adapter": {"num_tokens": 3},
@@ -76,11 +78,28 @@ def tuned(family, label, pruned=False, **build_options):
     with torch.no_grad():
         for parameter in adapter_state(model).values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-    if isinstance(config, SkipConfig):
-        eas.select(model, SETS.get(config.candidates, (0, 2)))
-        if pruned:
-            eas.prune(model)
+    select_as(model)
+    if pruned and candidates(model):
+        eas.prune(model)
     return model.eval()
+
+
+def select_as(model):
+    if candidates(model):
+        eas.select(model, SETS.get(model.eas.config.candidates, (0, 2)))
+
+
+def trains_of_the_base(model, label):
+    """The modules of the base itself that a method trains."""
+    head = model.get_output_embeddings()
+    return {"full": [Anatomy.of(model).text_model, head], "head": [head]}.get(method(label), [])
+
+
+def can_fold(config, mode):
+    """Whether the fold has what it needs: weights that are the same for all sequences, or one c per prompt."""
+    if mode == "constant":
+        return config.router == "constant"
+    return mode != "per_example" or config.name != "eas" or config.pooling != "causal"
 
 
 def batch_of(family):
@@ -99,32 +118,70 @@ class TestContract:
             close(got, expected, rtol=1e-6, atol=1e-6)
 
     def test_exactly_what_it_declares_is_trained(self, family, label):
-        model = tuned(family, label, pruned=True).train()
-        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        declared = {name for name in model.eas.trained if name in before}
-        assert declared == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-        model(**batch_of(family), use_cache=False).loss.backward()
-        for name in declared:
-            gradient = model.get_parameter(name).grad
-            assert gradient is not None, name
-            assert gradient.isfinite().all(), name
-            if not name.endswith("k_proj.bias"):  # softmax does not see what all keys have in common
-                assert gradient.any(), name
-        optimizer.step()
-        for name, parameter in model.named_parameters():
-            if name not in declared:
-                assert torch.equal(parameter, before[name]), name
+        model = build(family)
+        base = {id(parameter) for parameter in model.parameters()}
+        eas.attach(model, config_of(label))
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        own = {id(parameter) for module in trains_of_the_base(model, label) for parameter in module.parameters()}
+        assert trained == own | {id(parameter) for parameter in model.parameters()} - base
+        assert {id(parameter) for parameter in adapter_state(model).values()} == trained
 
-    def test_gradient_checkpointing_changes_nothing(self, family, label):
-        gradients = []
+    def test_gradients_reach_all_of_it_and_are_the_slope_of_the_loss(self, family, label):
+        model, batch = tuned(family, label, pruned=True).train(), batch_of(family)
+        model(**batch, use_cache=False).loss.backward()
+        gradients = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                if not name.endswith("k_proj.bias"):  # softmax does not see what all keys have in common
+                    assert parameter.grad.any(), name
+                gradients[parameter] = parameter.grad
+        norm, losses = torch.stack([gradient.norm() for gradient in gradients.values()]).norm(), []
+        with torch.no_grad():
+            for step in (1e-3, -2e-3):
+                for parameter, gradient in gradients.items():
+                    parameter += step * gradient / norm
+                losses.append(model(**batch, use_cache=False).loss)
+        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)  # not where a path is cut off
+
+    def test_the_weights_of_the_base_never_change(self, family, label):
+        model = build(family)
+        before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+
+        def unchanged(**tolerance):
+            for parameter, old in before:
+                if not parameter.requires_grad:
+                    close(parameter, old, **{"rtol": 0, "atol": 0} | tolerance)
+
+        eas.attach(model, config_of(label))
+        select_as(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, weight_decay=0.1)
+        for _ in range(2):
+            model.train()(**batch_of(family), use_cache=False).loss.backward()
+            optimizer.step()
+        eas.prune(model.eval())
+        decode(model, prompts(family), answers(2))
+        unchanged()
+        if METHODS[method(label)].fold is not None:
+            merges = eas.fold(model).mode == "merged"
+            decode(model, prompts(family), answers(2))
+            changed = any(not torch.equal(parameter, old) for parameter, old in before)
+            assert changed == merges
+            eas.unfold(model)
+            unchanged(**{"rtol": 1e-5, "atol": 1e-6} if merges else {})
+
+    def test_gradient_checkpointing_is_active_and_changes_nothing(self, family, label):
+        gradients, calls = [], Counter()
         for checkpointing in (False, True):
             model = tuned(family, label, pruned=True).train()
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
+            for layer in Anatomy.of(model).layers:
+                layer.input_layernorm.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
             model(**batch_of(family), use_cache=False).loss.backward()
             gradients.append([parameter.grad for parameter in adapter_state(model).values()])
         close(gradients[1], gradients[0])
+        assert calls[True] > calls[False]
 
     def test_saved_and_loaded_it_is_the_same_bit_for_bit(self, family, label, tmp_path):
         inputs = prompts(family)
@@ -141,16 +198,27 @@ class TestContract:
         if METHODS[method(label)].fold is None:
             with pytest.raises(ValueError, match="cannot be folded"):
                 eas.fold(model)
+            with pytest.raises(ValueError, match="not folded"):
+                eas.unfold(model)
             return
-        before = decode(model, inputs, answer)
-        eas.fold(model)
-        with pytest.raises(ValueError, match="folded already"):
-            eas.fold(model)
-        close(decode(model, inputs, answer), before)
-        eas.unfold(model)
-        close(decode(model, inputs, answer), before, rtol=1e-5, atol=1e-5)
-        with pytest.raises(ValueError, match="not folded"):
+        batches = decode(model, inputs, answer)
+        single = alone(family, inputs, 0, (True, True)), answer[:1]
+        for mode in METHODS[method(label)].fold_modes:
+            if not can_fold(model.eas.config, mode):
+                with pytest.raises(ValueError, match="folding needs"):
+                    eas.fold(model, mode)
+                continue
+            eas.fold(model, mode)
+            with pytest.raises(ValueError, match="folded already"):
+                eas.fold(model, mode)
+            if mode == "per_example":
+                close(decode(model, *single), batches[:1])
+            else:
+                close(decode(model, inputs, answer), batches)
             eas.unfold(model)
+            close(decode(model, inputs, answer), batches, rtol=1e-5, atol=1e-5)
+            with pytest.raises(ValueError, match="not folded"):
+                eas.unfold(model)
 
     def test_every_way_of_decoding_gives_the_numbers_of_training(self, family, label):
         model, inputs, answer = tuned(family, label), prompts(family), answers(2)
@@ -176,12 +244,16 @@ class TestContract:
                 pass
 
     def test_a_bfloat16_base(self, family, label):
-        exact, model = logits(tuned(family, label), prompts(family)), tuned(family, label, dtype=torch.bfloat16)
+        exact = logits(tuned(family, label), prompts(family))
+        model = tuned(family, label, pruned=True, dtype=torch.bfloat16)
         if method(label) not in ("full", "head"):
             assert {p.dtype for p in adapter_state(model).values()} == {torch.float32}
         got = logits(model, prompts(family))
         assert got.dtype == torch.bfloat16
         assert (got.float() - exact).norm() / exact.norm() < 0.06
+        assert decode(model, prompts(family), answers(2)).isfinite().all()
+        model.train()(**batch_of(family), use_cache=False).loss.backward()
+        assert all(p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in adapter_state(model).values())
 
     def test_its_cost_is_counted(self, family, label):
         base, model = eas.count(build(family), 20), eas.count(tuned(family, label, pruned=True), 20)

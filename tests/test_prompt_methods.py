@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from families import FAMILIES, build, logits, prompts
-from test_generation import alone, answered, answers, decode, teacher_forced
+from test_generation import alone, answers, decode, teacher_forced
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import DynamicCache
@@ -268,33 +268,6 @@ def test_sliding_windows_keep_the_prompt(family, text, method):
     expected = teacher_forced(model, inputs, answer)
     for more in ({}, {"cache_implementation": "static"}, {"past_key_values": DynamicCache()}, {"use_cache": False}):
         close(decode(model, inputs, answer, **more), expected)
-
-
-@some_families
-@every_method
-def test_gradients_with_and_without_checkpointing(family, method):
-    gradients = []
-    for checkpointing in (False, True):
-        model = tuned(family, method).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch, _ = answered(prompts(family), answers(2))
-        model(**batch, use_cache=False).loss.backward()
-        state = adapter_state(model)
-        assert all(parameter.grad.abs().max() > 0 for parameter in state.values())
-        assert {name for name, p in model.named_parameters() if p.grad is not None} == model.eas.trained
-        gradients.append([parameter.grad for parameter in state.values()])
-    close(gradients[1], gradients[0])
-
-
-@some_families
-@every_method
-def test_save_and_load(family, method, tmp_path):
-    model, inputs = tuned(family, method), prompts(family)
-    eas.save(model, tmp_path)
-    again = eas.load(build(family), tmp_path)
-    assert again.eas.config == CONFIGS[method]
-    assert torch.equal(logits(again, inputs), logits(model, inputs))
 
 
 @some_families
