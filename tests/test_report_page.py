@@ -214,6 +214,32 @@ def test_the_command_goes_on_with_the_rest(tmp_path: Path) -> None:
         write_page([tmp_path / "b"], tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("categories", "folded"), {"all": {"of": 1}, "open questions": 1.0}),  # met by the template
+        (("layers", "tuned"), [{"mha": 1}]),
+        (("search", "importances"), ["high", 0.1]),
+        (("counts", "tuned", "macs"), 10**400),
+        (("samples",), [{"images": ["../../secret.png"]}]),
+        (("training", "tune"), [{"step": 1}]),
+    ],
+)
+def test_a_result_of_the_wrong_kind_takes_nothing_else_along(keys: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    bad = run_result(0, 4)
+    place: Any = bad
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    for name, result in (("good", {"accuracy": {"tuned": 0.5}}), ("bad", bad)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, result)
+    page = write_page([tmp_path / "bad", tmp_path / "good"], tmp_path / "page")
+    (message,) = page.left_out
+    assert str(tmp_path / "bad" / "result.json") in message
+    assert "reaches 50.0" in page.path.read_text()
+
+
 def test_a_run_of_a_comparison_is_not_overwritten(tmp_path: Path) -> None:
     record = json.dumps({"row": "EAS_2", "trial": False, "score": {"test": 0.5}})
     (tmp_path / "run.yaml").write_text("seed: 0\n")

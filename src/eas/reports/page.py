@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, TemplateError
 from markupsafe import Markup
 
 from eas.reports.figures import INK, STYLE, Plot, svg
@@ -91,28 +91,44 @@ def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ())
                 groups.append(together_section(group, results, f"task{i}-"))
         except DAMAGE as error:
             problems.append(f"the runs {', '.join(results)} cannot be set side by side ({error!r})")
-        sections = [*groups, *comparisons, *runs]
+        sections = _drawable([*groups, *comparisons, *runs], out, problems)
         if not sections:
             raise ReportError("; ".join(problems) or "there is nothing to report; name the folder of a run")
-        out.mkdir(parents=True, exist_ok=True)
-        for section in sections:
-            problems += section.get("problems", ())
+    headline = sections[0]["title"] if len(sections) == 1 else _headline(sections)
+    path = out / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_render(sections, headline, problems), encoding="utf-8")
+    return Page(path, problems)
+
+
+def _drawable(sections: Sequence[Section], out: Path, problems: list[str]) -> list[Section]:
+    """The sections whose figures could be written, and which the template takes; the file of any other is named."""
+    drawn = []
+    for section in sections:
+        problems += section.get("problems", ())
+        try:
             section["plots"] = [_written(out, name, plot) for name, plot in section["plots"].items() if plot]
+            _render([section], "", ())
+        except (*DAMAGE, TemplateError) as error:
+            problems.append(f"{section['file']} is damaged ({error!r})")
+        else:
+            drawn.append(section)
+    return drawn
+
+
+def _render(sections: Sequence[Section], headline: str, left_out: Sequence[str]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template("page.html").render(
-        headline=sections[0]["title"] if len(sections) == 1 else _headline(runs, comparisons),
+    return environment.get_template("page.html").render(
+        headline=headline,
         sections=sections,
-        left_out=problems,
+        left_out=left_out,
         at=at,
         bound=BOUND,
         number=number,
         not_measured=NOT_MEASURED,
     )
-    path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return Page(path, problems)
 
 
 def _frontier(folder: Path, problems: list[str]) -> dict[str, Plot | None]:
@@ -127,8 +143,8 @@ def _frontier(folder: Path, problems: list[str]) -> dict[str, Plot | None]:
     return {}
 
 
-def _headline(runs: Sequence[Any], comparisons: Sequence[Any]) -> str:
-    counts = {"run": len(runs), "comparison": len(comparisons)}
+def _headline(sections: Sequence[Section]) -> str:
+    counts = {name: sum(section["kind"] == name for section in sections) for name in ("run", "comparison")}
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
     return f"{' and '.join(parts)}, side by side"
 
@@ -138,7 +154,7 @@ def _written(out: Path, name: str, plot: Plot) -> dict[str, Any]:
     plot.figure.draw_without_rendering()  # lays out, once for both files
     plot.figure.set_layout_engine("none")
     drawing, folder = svg(plot.figure, name), out / "figures"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     on_white = drawing.replace("<svg ", '<svg style="background: #fff" ', 1)
     (folder / f"{name}.svg").write_text(on_white, encoding="utf-8")
     plot.figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")

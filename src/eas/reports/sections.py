@@ -26,6 +26,7 @@ def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], 
     """One run: before and after, figures, those of its frontier among them, answers, how it was made."""
     return {
         "kind": "run",
+        "file": str(folder / RESULT_FILE),
         "id": f"{prefix}run",
         "prefix": prefix,
         "name": folder.name or str(folder),
@@ -64,6 +65,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
     task, rows = at(result, "task", "data"), [row for row in result["rows"] if row["method"] is not None]
     return {
         "kind": "comparison",
+        "file": str(path),
         "id": f"{prefix}comparison",
         "name": path.parent.name if path.name == "comparison.json" else path.name,
         "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
@@ -98,6 +100,7 @@ def together_section(group: Mapping[str, Any], results: Mapping[str, Mapping[str
 
     return {
         "kind": "together",
+        "file": f"one of {', '.join(folders)}",
         "id": f"{prefix}together",
         "name": f"all runs on {group['task']['data']}",
         "title": f"All runs on {group['task']['data']}",

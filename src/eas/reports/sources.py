@@ -25,7 +25,7 @@ SECTIONS: dict[str, type] = {
     "samples": list,
 }
 
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What a file raises that holds something else than it should."""
 
 
