@@ -175,7 +175,7 @@ def test_the_rate_with_the_better_validation_score_is_chosen(tmp_path, monkeypat
     scores: list[float | None] = [0.5, 0.75, None]  # the last one diverged
     for job, score in zip(trials, scores, strict=True):
         job.folder.mkdir(parents=True)
-        (job.folder / "result.json").write_text(json.dumps({"score": {"validation": score}}))
+        (job.folder / "result.json").write_text(json.dumps({"seed": 0, "score": {"validation": score}}))
     assert choose_rate(settings, "EAS") == 0.003
     assert {job.config.train.learning_rate for job in settings.jobs_of_seed(1, {"EAS": 0.003})} == {0.003}
 
