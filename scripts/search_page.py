@@ -68,7 +68,38 @@ def searched() -> Rows:
     return rows
 
 
-TABLES = {"planted": planted, "regret": regret, "proxy": proxy, "searched": searched}
+def finals() -> Rows:
+    """Accuracy with finalists, without, and of random sets."""
+    rows = [["task", "k", "run", "test accuracy, mean", "each seed's", "seconds of search and tuning"]]
+    for name in ("finals_short_codes", "finals_codes", "finals_colour"):
+        result = measured(name)
+        task = result["config"]["run"]["data"].removeprefix("scenes:")
+        for row in result["rows"]:
+            values = [f"{100 * v:.1f}" for v in (row["test"]["mean"], *row["test"]["values"])]
+            spent = row["seconds"]["search"] + row["seconds"]["tune"]
+            rows.append([task, str(row["k"]), row["label"], values[0], ", ".join(values[1:]), f"{spent:.0f}"])
+    return rows
+
+
+def finalists() -> Rows:
+    """Accuracy of the finalists, all tuned alike."""
+    keys = ("of the rule's set", "of the winner", "mean of all", "best of all")
+    rows = [["task", "the rule's set", "the winner", "mean of the six", "best of the six", "Spearman, first turn"]]
+    for task in ("codes", "colour"):
+        seeds = measured(f"finalists_{task}")["seeds"]
+        cells = [", ".join(f"{100 * seed[key]:.1f}" for seed in seeds) for key in keys]
+        rows.append([task, *cells, ", ".join(f"{seed['spearman of the first rung']:.2f}" for seed in seeds)])
+    return rows
+
+
+TABLES = {
+    "planted": planted,
+    "regret": regret,
+    "proxy": proxy,
+    "searched": searched,
+    "finals": finals,
+    "finalists": finalists,
+}
 
 
 def filled(page: str) -> str:
