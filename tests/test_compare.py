@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
+from eas.files import WriteError
 from eas.pipeline import compare, steps
 from eas.pipeline.compare import choose_rate, compare_runs
 from eas.pipeline.compare_config import CompareConfig
@@ -275,7 +276,7 @@ def test_damaged_files_are_named(done, tmp_path):
 
 
 def test_one_comparison_at_a_time_works_in_a_folder(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(eas.ConfigError, match="another eas compare works in it"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(WriteError, match="another eas compare works in it"):
         compare_runs(config(tmp_path, BASE))
 
 

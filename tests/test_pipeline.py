@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from eas import cli
 from eas.data.collate import Collator
 from eas.demo.scenes import scenes
 from eas.demo.tiny import load_tiny
+from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.search import SearchConfig
 from eas.training import EASTrainer
@@ -107,6 +109,12 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
         CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "best"]).exception
     )
     assert json.loads((out / "fold.json").read_text())["mode"] == Run.open(out).config.fold_mode == "shared"
+
+
+def test_one_process_at_a_time_works_in_a_run_folder(tmp_path):
+    run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}"]))
+    with FileLock(tmp_path / ".lock"), pytest.raises(WriteError, match="another eas run works in it"):
+        run_steps(run)
 
 
 def test_a_failing_step_leaves_the_report_on_those_before_it(tmp_path, monkeypatch):

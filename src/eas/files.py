@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".lock"
 
 
 class WriteError(OSError):
@@ -43,3 +46,20 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text)
         os.replace(aside, path)
+
+
+@contextmanager
+def claimed(folder: Path, who: str) -> Iterator[None]:
+    """No second process works in a folder meanwhile; the system frees it, however this one ends.
+
+    Raises:
+        WriteError: another process works in it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(folder / LOCK_FILE, timeout=0).acquire()
+        except Timeout as error:
+            raise WriteError(f"{folder}: another {who} works in it; wait, or use another output_dir") from error
+    with held:
+        yield

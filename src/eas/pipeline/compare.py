@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
+from eas.files import claimed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.models.anatomy import auto_class
@@ -39,7 +39,7 @@ from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
 from eas.surgery import attach, fold, select
 
-COMPARISON_FILE, ERROR_FILE, LOCK_FILE = "comparison.json", "error.txt", ".lock"
+COMPARISON_FILE, ERROR_FILE = "comparison.json", "error.txt"
 WORKER_BYTES = 1.5 * 2**30  # torch, transformers and the tiny model in training
 console = Console()
 
@@ -56,17 +56,12 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
         What ``comparison.json`` holds.
 
     Raises:
-        ConfigError: a method does not fit the model; the folder holds runs with other settings, or damaged files; or
-            another process compares in it.
+        ConfigError: a method does not fit the model; or the folder holds runs with other settings, or damaged files.
         DataError: the data cannot be loaded.
+        WriteError: another process compares in the folder.
     """
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(folder / LOCK_FILE, timeout=0).acquire()  # the system frees it, however the process ends
-    except Timeout as error:
-        raise ConfigError(f"{folder}: another eas compare works in it; wait, or use another output_dir") from error
-    with held:
+    with claimed(folder, "eas compare"):
         return _compare(config, command)
 
 

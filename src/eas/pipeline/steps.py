@@ -6,6 +6,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
-from eas.files import writing
+from eas.files import claimed, writing
 from eas.measure.count import Counts, count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
@@ -287,7 +288,16 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def run_steps(run: Run) -> None:
-    """Does what is not done yet, then reports; a step that fails does not take the report on those before it along."""
+    """Does what is not done yet, then reports; a step that fails does not take the report on those before it along.
+
+    Raises:
+        WriteError: another process does them in the same folder.
+    """
+    with claimed(run.folder, "eas run") if is_main() else nullcontext():
+        _run_steps(run)
+
+
+def _run_steps(run: Run) -> None:
     try:
         for name, step in STEPS.items():
             missing = run.record(name) is None
