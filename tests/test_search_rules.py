@@ -75,7 +75,8 @@ def test_names_of_candidates_do_not_matter_nor_does_the_batch(name, order, seed,
     assert np.allclose(
         np.asarray(shifted.importances()) * (1.0 if one.standard_errors()[0] else math.exp(level)),
         expected,
-        rtol=1e-3 if name == "das" else 1e-5,  # its policy gradient's factor bends it a little
+        rtol=1e-5,
+        atol=2e-3 * np.abs(expected).max() if name == "das" else 1e-8,  # its factor p (1 - p) bends it a little
     )
 
 
