@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import attached, build, prompts
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from typer.testing import CliRunner
 
 import eas
@@ -22,7 +22,7 @@ from eas.measure import rates, shapes
 from eas.measure.bench import BenchConfig, bench, decode_macs
 from eas.measure.count import count
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
-from eas.models.decode_attention import NAME, attend_one
+from eas.models.one_token import NAME, attend_one, narrow, wide
 from eas.reports.bench import HEAD, bench_tables, cells, heading, markdown, notes, write_bench
 
 torch.set_num_threads(1)
@@ -232,6 +232,17 @@ def test_attention_of_one_token_is_torch_s(groups: int) -> None:
     mask = torch.rand(2, 1, 1, 20) < 0.7
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
     assert torch.allclose(attend_one(query, key, value, mask, 0.3), expected.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(128, 9), (9, 128), (6, 50), (1, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thin_products_of_one_row_are_linear_maps(inner: int, outer: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(1, 1, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+    exact = linear(x.double(), weight.double())
+    noise = (linear(x, weight) - exact).norm() + 1e-6 * exact.norm()
+    for product in (narrow, wide):
+        assert product(x, weight).dtype == dtype
+        assert (product(x, weight) - exact).norm() < 3 * noise
 
 
 def tokens(generate: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, pr
 
 from eas import ConfigError, EASConfig, UnsupportedModelError, attach, fold, prune, select, skip_set, unfold
 from eas.models.anatomy import Anatomy
+from eas.models.one_token import read_rows
 from eas.surgery import attachment
 
 torch.set_num_threads(1)
@@ -208,6 +209,21 @@ def test_deepcopy_is_a_model_of_its_own():
     assert torch.equal(
         twin.generate(**inputs, max_new_tokens=2), copy.deepcopy(twin).generate(**inputs, max_new_tokens=2)
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_frozen_head_reads_a_tensor_of_its_own(family, batch):
+    model = attached(family)
+    read_rows(model.get_output_embeddings())  # a second time changes nothing
+    strides = []
+    model.get_output_embeddings().register_forward_hook(lambda head, args, output: strides.append(args[0].stride()))
+    inputs = prompts(family, (7,) * batch)
+    kept = model(**inputs, logits_to_keep=1).logits
+    every = model(**inputs).logits
+    assert torch.allclose(kept, every[:, -1:], atol=1e-5)
+    width = strides[0][-2]
+    assert strides[0] == (width, width, 1)  # not those of seven tokens, for which torch copies the weight
 
 
 def test_selecting_leaves_no_trace():

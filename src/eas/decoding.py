@@ -2,7 +2,7 @@
 
 On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
 laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about
-twice as fast; and the attention of its one token is ``eas.models.decode_attention``.
+twice as fast, those of one input side by side; attention and thin products are those of ``eas.models.one_token``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch._inductor import config as inductor
 from transformers import CompileConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
-from eas.models import decode_attention
+from eas.models import one_token
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
 from eas.surgery import attached
@@ -70,7 +70,7 @@ def fast_decode(
         )
     text = Anatomy.of(model).text_model
     if model.device.type == "cpu" and text.config._attn_implementation == "sdpa":
-        text.set_attn_implementation(decode_attention.NAME)  # outside of compiled steps it is sdpa still
+        text.set_attn_implementation(one_token.NAME)  # outside of compiled steps it is sdpa still
     freeze = model.device.type == "cpu" and backend == "inductor"
     # a CUDA graph's outputs are overwritten by its next run, and a running mean is one
     running = any(isinstance(module, PIA) and module.running for module in model.modules())
@@ -87,7 +87,8 @@ def fast_decode(
         prompt = next(tensor for tensor in given if tensor is not None)
         cache = _cache(model, -(-(prompt.shape[1] + max_new_tokens) // multiple) * multiple, freeze)
         # freezing is read while the step is traced, not only by the backend
-        with inductor.patch(freezing=freeze), dynamo.patch(recompile_limit=GRAPHS):
+        options = {"freezing": freeze, "cpp.enable_concat_linear": freeze}
+        with inductor.patch(options), dynamo.patch(recompile_limit=GRAPHS):
             return model.generate(
                 inputs, max_new_tokens=max_new_tokens, past_key_values=cache, compile_config=config, **kwargs
             )

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eas.models import one_token
 from eas.models.costed import Costed
 
 
@@ -211,9 +212,8 @@ class SharedFold(nn.Module):
     """A PIA in its form for any batch: one set of weights for all sequences, two thin products per token.
 
     ``z = scale * n + up [alpha_1 h, alpha_1, alpha_2 h, alpha_2]`` with ``h = down n + bias + s c``: the output scale,
-    the up-biases and the hidden scale s are folded in, to leave few operations. Both products have the form of linear
-    maps, whose weights a compiler can pack. Correcting the input of the linear maps that follow costs 3 d r MACs per
-    token; correcting the outputs of a gate and an up projection would cost (d + 4 ff) r.
+    the up-biases and the hidden scale s are folded in, to leave few operations. Correcting the input of the linear maps
+    that follow costs 3 d r MACs per token; correcting the outputs of gate and up projections would cost (d + 4 ff) r.
 
     Args:
         pia: the PIA, left untouched.
@@ -252,10 +252,12 @@ class SharedFold(nn.Module):
 
     def forward(self, n: Tensor, kept: Tensor) -> Tensor:
         """The input of the linear maps that follow, ``(batch, tokens, d)``."""
-        h = F.linear(n, self.down).add_(kept[..., 2:]) if self.rank else F.linear(n, self.down, self.bias)
+        one = n.device.type == "cpu" and n.shape[:2].numel() == 1 and torch.compiler.is_compiling()
+        narrow, wide = (one_token.narrow, one_token.wide) if one else (F.linear, F.linear)
+        h = narrow(n, self.down) + (kept[..., 2:] if self.rank else self.bias)
         mixed = (kept[..., :2, None] * h[:, :, None]).flatten(2)
         plain = n if self.scale is None else self.scale * n
-        return plain + F.linear(mixed, self.up)
+        return plain + wide(mixed, self.up)
 
 
 class FoldedWeights(NamedTuple):

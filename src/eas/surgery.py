@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.methods import Method, method_of
 from eas.models.anatomy import Anatomy
+from eas.models.one_token import read_rows
 from eas.models.skipping import SkippableBlock, become_again, is_mixed, revert
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
@@ -104,6 +105,8 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         anatomy.projector.requires_grad_(True)
     for module in anatomy.head if config.train_head else ():
         module.requires_grad_(True)
+    if (head := model.get_output_embeddings()) is not None:  # METER has none
+        read_rows(head)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, form=anatomy.form)
     return model

@@ -25,6 +25,7 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.one_token import read_rows
 from eas.models.prompt_cache import kv_cache_bytes, prompt_states
 from eas.surgery import skip_set
 
@@ -100,6 +101,7 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> d
     """
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
     base = _load(config.model, device, dtype).requires_grad_(False)
+    read_rows(base.get_output_embeddings())  # as the variants', with which it shares frozen weights
     base.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no token ends a request
     chosen = config.skipped(len(Anatomy.of(base).layers))
     rates = Rates(device, dtype)

@@ -1,11 +1,13 @@
-"""Attention of one new token over a cache, written so that a compiler for CPUs can fuse it.
+"""Work on one new token, written so that a compiler for CPUs makes loops of it and fuses them with what is around.
 
-torch's fused attention for CPUs is made for many queries; with one it takes several times as long as reading the keys
-and values does. As plain products and sums, inductor makes it two loops over them.
+torch's fused attention is made for many queries; with one it takes several times as long as reading the keys and values
+does. The call of a matrix kernel takes longer than reading the few weights of a thin product. A frozen head copies its
+weight where it is given a slice.
 """
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
@@ -53,6 +55,29 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     weights = scores.softmax(-1)
     output = (weights[..., None] * value[:, :, None].float()).sum(-2)
     return output.to(query.dtype).view(batch, 1, heads, size)
+
+
+def narrow(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.linear`` of one row ``(1, 1, in)``, for few outputs."""
+    return (x[..., None, :] * weight).sum(-1, dtype=torch.float32).to(x.dtype)
+
+
+def wide(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.linear`` of one row ``(1, 1, in)``, for many outputs of few inputs; freezing lays out the tiles."""
+    tiles = torch.unflatten(weight, 0, (-1, gcd(len(weight), 32))).mT.contiguous()  # (tiles, in, 32)
+    return (x[..., None, :, None] * tiles).sum(-2, dtype=torch.float32).flatten(-2).to(x.dtype)
+
+
+def read_rows(head: nn.Module) -> None:
+    """Lets a head read the last states of prompts as a tensor of their own. Given a slice of the prompts, torch's
+    linear map on a CPU copies its whole weight first, for every sequence, if the weight is frozen."""
+    if _rows not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_rows)
+
+
+def _rows(head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    (states,) = args
+    return (states.flatten(0, -2).contiguous().view(states.shape),)
 
 
 AttentionInterface.register(NAME, attend)
