@@ -6,11 +6,13 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
 from families import attached, build, prompts
+from rich.console import Console
 from torch.nn.functional import linear, scaled_dot_product_attention
 from typer.testing import CliRunner
 
@@ -23,7 +25,7 @@ from eas.measure.bench import BenchConfig, bench, decode_macs
 from eas.measure.count import count
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.one_token import NAME, attend_one, narrow, wide
-from eas.reports.bench import HEAD, bench_tables, cells, heading, markdown, notes, write_bench
+from eas.reports.bench import COSTS, HEAD, TIMES, bench_tables, cells, heading, markdown, notes, write_bench
 
 torch.set_num_threads(1)
 PROMPT, NEW, SKIP = 12, 6, (0, 2)
@@ -97,19 +99,23 @@ def test_decode_macs_are_those_of_one_more_token() -> None:
 
 def test_bounds_and_ratios_follow_from_counts_and_rates(result: dict[str, Any]) -> None:
     macs, read = result["rates"]["macs_per_second"], result["rates"]["bytes_per_second"]
-    base = rows(result)["base"]
+    base, drop = rows(result)["base"], rows(result)["drop"]
     for row in rows(result).values():
         assert row["decode_bound_ms"] == pytest.approx(
             1000 * max(row["decode_macs"] / macs, row["decode_bytes"] / read)
         )
         assert row["prefill_bound_ms"] >= 1000 * row["macs"] / macs * (1 - 1e-9)
         for key in ("prefill", "decode"):
-            time = row[f"{key}_ms"]
+            time, each = row[f"{key}_ms"], row[f"{key}_each_ms"]
             assert 0 < time["low"] <= time["median"] <= time["high"]
-            assert row[f"{key}_speedup"] == pytest.approx(base[f"{key}_ms"]["median"] / time["median"])
+            assert time["median"] == pytest.approx(median(each), abs=1e-3)
+            for other, found in ((base[f"{key}_each_ms"], "speedup"), (drop[f"{key}_each_ms"], "over_drop")):
+                ratios = [b / a for a, b in zip(each, other, strict=True)]
+                ratios = ratios if found == "speedup" else [1 / ratio for ratio in ratios]
+                assert row[f"{key}_{found}"]["median"] == pytest.approx(median(ratios))
             bound = base[f"{key}_bound_ms"] / row[f"{key}_bound_ms"]
             assert row[f"{key}_speedup_bound"] == pytest.approx(bound)
-            assert row[f"{key}_above_bound"] == (row[f"{key}_speedup"] > bench_module.TOLERANCE * bound)
+            assert row[f"{key}_above_bound"] == (row[f"{key}_speedup"]["median"] > bench_module.TOLERANCE * bound)
             assert row[f"{key}_of_bound"] == pytest.approx(row[f"{key}_bound_ms"] / time["median"])
     folds = {name: row["fold_per_request"] for name, row in rows(result).items() if row["fold_ms"] is not None}
     merged = {"lora_merged": False, "drop": False}
@@ -181,7 +187,14 @@ def test_the_report_flags_what_is_faster_than_the_bound(result: dict[str, Any], 
     assert all(len(row) == len(HEAD) for row in table.values())
     assert "!" in table["drop"][HEAD.index("decode ms") + 1]
     assert "drop" in notes(result, 1).split("!")[1].split(":")[0]
-    assert len(bench_tables(result)) == 2
+    shown = bench_tables(result)
+    assert [len(each.columns) for each in shown] == [1 + len(COSTS), 1 + len(TIMES)] * 2  # a pair for each batch size
+    console = Console(width=100, record=True)
+    for each in shown:
+        console.print(each)
+    assert "…" not in console.export_text()
+    ratio = rows(result)["eas_shared"]["decode_over_drop"]["median"]
+    assert f"of drop's prefill and {ratio:.2f} ±" in notes(result, 1).split("eas_shared takes")[1]
     assert markdown(result, 2).count("\n| ") == len(rows(result, 2)) + 1
     write_bench(result, tmp_path / "b.json")
     assert (tmp_path / "b.png").stat().st_size > 1000

@@ -32,6 +32,7 @@ from eas.surgery import skip_set
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTIMED = 2  # decode steps of a request that are left out: with a new cache, a CUDA graph is recorded anew
 CACHE = 64  # the length of compiled caches is a multiple of it: what they hold beyond the context is read in vain
+PHASES = ("prefill", "decode")
 TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base was slow
 
 
@@ -183,14 +184,14 @@ def _time(
     measured: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
     for repeat in range(config.repeats + 1):
         rates.measure()
-        for name, model in models.items():
+        for name in [*models][repeat % len(models) :] + [*models][: repeat % len(models)]:  # none always comes first
             say(f"batch {batch}: {name}, " + (f"repeat {repeat} of {config.repeats}" if repeat else "warm-up"))
             peak, watch = PeakMemory(device), Stopwatch(device)
             generate[name](**inputs, max_new_tokens=config.new_tokens, stopping_criteria=[watch])
             used = peak.bytes()
             steps = [after - before for before, after in zip(watch.marks, watch.marks[1:], strict=False)]
             if repeat == 0:  # the first round warms up, and compiles
-                measured[name] |= _leaves(model, inputs)
+                measured[name] |= _leaves(models[name], inputs)
             else:
                 measured[name]["prefill"].append(steps[0])
                 measured[name]["decode"].append(median(steps[1 + UNTIMED :]))
@@ -264,8 +265,8 @@ def _describe(
         "peak_measured": got["peak"] is not None,
         "fold_ms": None if fold is None else 1000 * fold,
         "fold_per_request": per_example,
-        "prefill_ms": asdict(Spread.of([1000 * t for t in got["prefill"]])),
-        "decode_ms": asdict(Spread.of([1000 * t for t in got["decode"]])),
+        **{f"{key}_ms": asdict(Spread.of([1000 * seconds for seconds in got[key]])) for key in PHASES},
+        **{f"{key}_each_ms": [round(1000 * seconds, 3) for seconds in got[key]] for key in PHASES},
     }
 
 
@@ -288,16 +289,23 @@ def _bound(row: dict[str, Any], rates: Rates) -> None:
 
 
 def _compare(row: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Adds the ratios to the base and to the bound, and from how many tokens on a per-example fold pays."""
-    for key in ("prefill", "decode"):
+    """Adds the ratios to base, drop and bound, and from how many tokens on a per-example fold pays."""
+    for key in PHASES:
         base, bound = rows["base"], row[f"{key}_bound_ms"]
-        row[f"{key}_speedup"] = base[f"{key}_ms"]["median"] / row[f"{key}_ms"]["median"]
+        row[f"{key}_speedup"] = _ratio(base, row, key)
         row[f"{key}_speedup_bound"] = base[f"{key}_bound_ms"] / bound
         row[f"{key}_of_bound"] = bound / row[f"{key}_ms"]["median"]
-        row[f"{key}_above_bound"] = row[f"{key}_speedup"] > TOLERANCE * row[f"{key}_speedup_bound"]
+        row[f"{key}_above_bound"] = row[f"{key}_speedup"]["median"] > TOLERANCE * row[f"{key}_speedup_bound"]
+        if "drop" in rows:
+            row[f"{key}_over_drop"] = _ratio(row, rows["drop"], key)
     others = [rows[name] for name in ("eas", "eas_shared") if name in rows]
     if row["fold_per_request"] and others:
         row["pays_after_tokens"] = _pays_after(row, min(others, key=lambda other: other["decode_ms"]["median"]))
+
+
+def _ratio(row: Mapping[str, Any], other: Mapping[str, Any], key: str) -> dict[str, float]:
+    """One variant's time over another's, repeat by repeat: what slows the machine for a while is in both."""
+    return asdict(Spread.of([a / b for a, b in zip(row[f"{key}_each_ms"], other[f"{key}_each_ms"], strict=True)]))
 
 
 def _pays_after(row: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:

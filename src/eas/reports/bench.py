@@ -15,22 +15,27 @@ from rich.text import Text
 from eas.reports.figures import BLUE, GREY, INK, ORANGE, STYLE, svg
 from eas.reports.summary import number, size
 
-HEAD = ["variant", "k", "MACs", "read/token", "KV/token", "prefill ms", "x (bound)", "decode ms", "x (bound)"]
-HEAD += ["of bound", "fold ms", "memory"]
+COSTS = ["k", "MACs", "read/token", "KV/token", "memory", "fold ms"]
+TIMES = ["prefill ms", "x (bound)", "decode ms", "x (bound)", "of bound"]
+HEAD = ["variant", *COSTS, *TIMES]
 ABOVE = "!"
 
 
 def bench_tables(result: Mapping[str, Any]) -> list[Table]:
-    """One table per batch size."""
+    """Per batch size one of what the variants cost and one of the times, each as wide as a terminal."""
     tables = []
     for batch in result["config"]["batch_sizes"]:
         title, caption = f"{heading(result)}, batch {batch}", Text(notes(result, batch))
-        table = Table(title=Text(title), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(HEAD):
-            table.add_column(name, justify="right" if i else "left", no_wrap=True)
-        for row in cells(result, batch):
-            table.add_row(*map(Text, row))
-        tables.append(table)
+        first = 1 + len(COSTS)
+        costs = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False)
+        times = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+        for table, shown in ((costs, slice(1, first)), (times, slice(first, None))):
+            table.add_column("variant", no_wrap=True)
+            for name in HEAD[shown]:
+                table.add_column(name, justify="right", no_wrap=True)
+            for row in cells(result, batch):
+                table.add_row(row[0], *map(Text, row[shown]))
+        tables += [costs, times]
     return tables
 
 
@@ -57,7 +62,7 @@ def cells(result: Mapping[str, Any], batch: int) -> list[list[str]]:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     def ratio(key: str) -> str:
         mark = ABOVE if row[f"{key}_above_bound"] else ""
-        return f"{row[f'{key}_speedup']:.2f}{mark} ({row[f'{key}_speedup_bound']:.2f})"
+        return f"{_spread(row[f'{key}_speedup'], 2, mark)} ({row[f'{key}_speedup_bound']:.2f})"
 
     fold = "" if row["fold_ms"] is None else f"{row['fold_ms']:.0f}{' per request' if row['fold_per_request'] else ''}"
     return [
@@ -66,19 +71,20 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         number(row["macs"]),
         size(row["decode_bytes"]),
         size(row["kv_bytes_per_token"]),
-        _time(row["prefill_ms"]),
+        size(row["memory_bytes"]) + ("" if row["peak_measured"] else "+"),
+        fold,
+        _spread(row["prefill_ms"], 1),
         ratio("prefill"),
-        _time(row["decode_ms"]),
+        _spread(row["decode_ms"], 1),
         ratio("decode"),
         f"{100 * row['prefill_of_bound']:.0f} / {100 * row['decode_of_bound']:.0f} %",
-        fold,
-        size(row["memory_bytes"]) + ("" if row["peak_measured"] else "+"),
     ]
 
 
-def _time(spread: Mapping[str, float]) -> str:
-    """The median, and how far the outer tenths are apart, in percent of it."""
-    return f"{spread['median']:.1f} ±{50 * (spread['high'] - spread['low']) / spread['median']:.0f} %"
+def _spread(spread: Mapping[str, float], digits: int, mark: str = "") -> str:
+    """The median, and half the distance of the outer tenths, in percent of it."""
+    half = 50 * (spread["high"] - spread["low"]) / spread["median"]
+    return f"{spread['median']:.{digits}f}{mark} ±{half:.0f} %"
 
 
 def notes(result: Mapping[str, Any], batch: int) -> str:
@@ -88,12 +94,18 @@ def notes(result: Mapping[str, Any], batch: int) -> str:
         f"{result['hardware']['gpu'] if config['device'] == 'cuda' else result['hardware']['cpu']}, "
         f"{result['hardware']['threads']} threads: {number(rates['macs_per_second'])}MAC/s, "
         f"{number(rates['bytes_per_second'])}B/s read",
-        f"medians of {config['repeats']} alternated repeats; x: speed-up over the base, in brackets the one that MACs "
-        "and bytes allow; of bound: prefill / decode at these rates",
+        f"medians of {config['repeats']} alternated repeats; x: speed-up over the base in the same repeat, in brackets "
+        "the one that MACs and bytes allow; of bound: prefill / decode at these rates",
     ]
     here = [row for row in rows if row["batch"] == batch]
     if flagged := [r["variant"] for r in here if r["prefill_above_bound"] or r["decode_above_bound"]]:
         parts.append(f"{ABOVE} {', '.join(flagged)}: faster than the bound allows, so the base was slow, not this fast")
+    beside = [
+        row for row in here if row["fold_ms"] is not None and row["variant"] != "drop" and "prefill_over_drop" in row
+    ]
+    for row in beside:
+        prefill, decode = (_spread(row[f"{key}_over_drop"], 2) for key in ("prefill", "decode"))
+        parts.append(f"{row['variant']} takes {prefill} of drop's prefill and {decode} of its decoding")
     for row in here:
         if "pays_after_tokens" in row:
             after = row["pays_after_tokens"]
@@ -118,18 +130,22 @@ def bench_figure(result: Mapping[str, Any]) -> Figure:
     for line, axes_row in enumerate(figure.subplots(len(batches), 2, squeeze=False, sharey="row")):
         here = [row for row in rows if row["batch"] == batches[line]]
         for axes, key in zip(axes_row, ("prefill", "decode"), strict=True):
-            speed = [row[f"{key}_speedup"] for row in here]
+            spreads = [row[f"{key}_speedup"] for row in here]
+            speed = [spread["median"] for spread in spreads]
+            error = [[s["median"] - s["low"] for s in spreads], [s["high"] - s["median"] for s in spreads]]
             colours = [BLUE if row["variant"].startswith("eas") else GREY for row in here]
-            axes.barh(range(len(here)), speed, color=colours, height=0.62)
+            axes.barh(range(len(here)), speed, color=colours, height=0.62, xerr=error, error_kw={"elinewidth": 0.8})
             for i, row in enumerate(here):
                 bound = row[f"{key}_speedup_bound"]
                 axes.plot([bound, bound], [i - 0.4, i + 0.4], color=ORANGE, linewidth=2)
                 text = f"{speed[i]:.2f}{ABOVE if row[f'{key}_above_bound'] else ''}"
-                axes.annotate(text, (max(speed[i], bound), i), xytext=(5, 0), textcoords="offset points", va="center")
+                axes.annotate(
+                    text, (max(spreads[i]["high"], bound), i), xytext=(5, 0), textcoords="offset points", va="center"
+                )
             axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
-            axes.set_xlim(0, 1.25 * max(*speed, *(row[f"{key}_speedup_bound"] for row in here)))
+            axes.set_xlim(0, 1.25 * max(*(s["high"] for s in spreads), *(row[f"{key}_speedup_bound"] for row in here)))
             axes.set_title(f"{key}, batch {batches[line]}")
             axes.set_yticks(range(len(here)), [row["variant"] for row in here])
         axes_row[0].invert_yaxis()
-    figure.supxlabel("speed-up over the base; orange: what MACs and bytes allow", fontsize=10)
+    figure.supxlabel("speed-up over the base, and its spread; orange: what MACs and bytes allow", fontsize=10)
     return figure
