@@ -133,15 +133,19 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> d
         rows += [{"batch": batch, **_describe(name, alike, folds, measured, config, batch)} for name in alike]
         torch.compiler.reset()  # compiled steps hold weights of their own
         gc.collect()
+    measured_rates = {
+        "macs_per_second": asdict(Spread.of(rates.macs_per_second)),
+        "bytes_per_second": asdict(Spread.of(rates.bytes_per_second)),
+    }
     for row in rows:
-        _bound(row, rates)
+        _bound(row, measured_rates["macs_per_second"]["median"], measured_rates["bytes_per_second"]["median"])
     for row in rows:
         _compare(row, {other["variant"]: other for other in rows if other["batch"] == row["batch"]})
     return {
         "config": {**config.to_dict(), "skip_set": list(chosen), "num_skip": len(chosen)},
         "hardware": hardware(),
         "git_revision": git_revision(),
-        "rates": {"macs_per_second": rates.macs_per_second, "bytes_per_second": rates.bytes_per_second},
+        "rates": measured_rates,
         "rows": rows,
         "left_out": left_out,
     }
@@ -183,9 +187,9 @@ def _time(
         generate = {name: model.generate for name, model in models.items()}
     measured: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
     for repeat in range(config.repeats + 1):
-        rates.measure()
         for name in [*models][repeat % len(models) :] + [*models][: repeat % len(models)]:  # none always comes first
             say(f"batch {batch}: {name}, " + (f"repeat {repeat} of {config.repeats}" if repeat else "warm-up"))
+            rates.measure()
             peak, watch = PeakMemory(device), Stopwatch(device)
             generate[name](**inputs, max_new_tokens=config.new_tokens, stopping_criteria=[watch])
             used = peak.bytes()
@@ -278,14 +282,14 @@ def decode_macs(model: PreTrainedModel, context: int) -> int:
     return one + pairs * (context - 1)
 
 
-def _bound(row: dict[str, Any], rates: Rates) -> None:
+def _bound(row: dict[str, Any], macs_per_second: float, bytes_per_second: float) -> None:
     """Adds the milliseconds below which the machine cannot go: for the MACs, or for the bytes that are read."""
     prefill_bytes = row["weight_bytes"] + row["batch"] * row["kv_bytes_per_token"]
     for key, macs, read in (
         ("prefill", row["macs"], prefill_bytes),
         ("decode", row["decode_macs"], row["decode_bytes"]),
     ):
-        row[f"{key}_bound_ms"] = 1000 * max(macs / rates.macs_per_second, read / rates.bytes_per_second)
+        row[f"{key}_bound_ms"] = 1000 * max(macs / macs_per_second, read / bytes_per_second)
 
 
 def _compare(row: dict[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:

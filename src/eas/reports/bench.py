@@ -81,10 +81,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _spread(spread: Mapping[str, float], digits: int, mark: str = "") -> str:
+def _spread(spread: Mapping[str, float], digits: int, mark: str = "", scale: float = 1.0) -> str:
     """The median, and half the distance of the outer tenths, in percent of it."""
     half = 50 * (spread["high"] - spread["low"]) / spread["median"]
-    return f"{spread['median']:.{digits}f}{mark} ±{half:.0f} %"
+    return f"{spread['median'] / scale:.{digits}f}{mark} ±{half:.0f} %"
 
 
 def notes(result: Mapping[str, Any], batch: int) -> str:
@@ -92,21 +92,18 @@ def notes(result: Mapping[str, Any], batch: int) -> str:
     rates, config, rows = result["rates"], result["config"], result["rows"]
     parts = [
         f"{result['hardware']['gpu'] if config['device'] == 'cuda' else result['hardware']['cpu']}, "
-        f"{result['hardware']['threads']} threads: {number(rates['macs_per_second'])}MAC/s, "
-        f"{number(rates['bytes_per_second'])}B/s read",
+        f"{result['hardware']['threads']} threads: {_spread(rates['macs_per_second'], 0, scale=1e9)} GMAC/s, "
+        f"{_spread(rates['bytes_per_second'], 1, scale=1e9)} GB/s read",
         f"medians of {config['repeats']} alternated repeats; x: speed-up over the base in the same repeat, in brackets "
         "the one that MACs and bytes allow; of bound: prefill / decode at these rates",
     ]
     here = [row for row in rows if row["batch"] == batch]
     if flagged := [r["variant"] for r in here if r["prefill_above_bound"] or r["decode_above_bound"]]:
         parts.append(f"{ABOVE} {', '.join(flagged)}: faster than the bound allows, so the base was slow, not this fast")
-    beside = [
-        row for row in here if row["fold_ms"] is not None and row["variant"] != "drop" and "prefill_over_drop" in row
-    ]
-    for row in beside:
-        prefill, decode = (_spread(row[f"{key}_over_drop"], 2) for key in ("prefill", "decode"))
-        parts.append(f"{row['variant']} takes {prefill} of drop's prefill and {decode} of its decoding")
     for row in here:
+        if row["variant"].startswith("eas_") and "decode_over_drop" in row:
+            prefill, decode = (_spread(row[f"{key}_over_drop"], 2) for key in ("prefill", "decode"))
+            parts.append(f"{row['variant']} takes {prefill} of drop's prefill and {decode} of its decoding")
         if "pays_after_tokens" in row:
             after = row["pays_after_tokens"]
             pays = "never pays" if after is None else f"pays after {after} tokens"
