@@ -48,13 +48,20 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     """One query per sequence; ``(batch, 1, heads, head size)``."""
     batch, heads, _, size = query.shape
     kept = key.shape[1]
-    grouped = query.view(batch, kept, heads // kept, 1, size)  # the queries that share keys
+    # the queries that share keys; they are made first, or the loop over the keys would turn them anew for each
+    grouped = made(query).view(batch, kept, heads // kept, 1, size)
     scores = scaling * (grouped.float() * key[:, :, None].float()).sum(-1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, 1, 1, tokens)
     weights = scores.softmax(-1)
     output = (weights[..., None] * value[:, :, None].float()).sum(-2)
     return output.to(query.dtype).view(batch, 1, heads, size)
+
+
+def made(x: Tensor) -> Tensor:
+    """The same values; a compiler computes them before what reads them, not within its loops."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())  # strides need memory
 
 
 def narrow(x: Tensor, weight: Tensor) -> Tensor:
