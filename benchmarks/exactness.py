@@ -16,7 +16,6 @@ from transformers.cache_utils import DynamicCache
 
 import eas
 from eas.checkpoint import adapter_state
-from eas.config import EASConfig
 from eas.measure.latency import git_revision, hardware
 from eas.measure.shapes import build
 from eas.models.prompt_cache import kv_cache_bytes
@@ -29,7 +28,7 @@ def tuned(router: str) -> Any:
     model = build("llava-0.5b", "cpu")
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 0
     model.requires_grad_(False)
-    eas.attach(model, EASConfig(num_skip=len(SKIP_SET), skip_rank=64, adapt_rank=32, router=router))
+    eas.attach(model, eas.EASConfig(num_skip=len(SKIP_SET), skip_rank=64, adapt_rank=32, router=router))
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter_state(model).values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)

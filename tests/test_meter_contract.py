@@ -166,8 +166,8 @@ class TestContract:
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             for layers in (model.meter.cross_modal_text_layers, model.meter.cross_modal_image_layers):
-                for layer in layers.train():
-                    layer.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
+                for module in layers.train().modules():
+                    module.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
             model(**batch()).loss.backward()
             gradients.append([parameter.grad for parameter in adapter_state(model).values()])
         close(gradients[1], gradients[0])

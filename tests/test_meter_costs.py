@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from test_meter import close
-from test_meter_methods import batch, build, exactly, logits, tuned
+from test_meter_contract import batch, build, exactly, logits, tuned
 
 import eas
 from eas import METHODS

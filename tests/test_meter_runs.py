@@ -12,7 +12,7 @@ import pytest
 import torch
 from meter_original import checkpoint
 from test_meter import tokenizer
-from test_meter_methods import build
+from test_meter_contract import build
 from test_meter_tasks import COLOURS, picture
 from transformers import AutoConfig
 from typer.testing import CliRunner

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from test_meter import tokenizer
-from test_meter_methods import build, tuned
+from test_meter_contract import build, tuned
 from transformers import TrainingArguments
 
 import eas
