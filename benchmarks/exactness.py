@@ -7,7 +7,9 @@ float32 the largest beside the largest logit; in bfloat16 the distance to float3
 """
 
 import copy
+import gc
 import json
+import sys
 from typing import Any
 
 import torch
@@ -62,6 +64,8 @@ def largest(got: Tensor, expected: Tensor) -> float:
 
 
 def measure(mode: str, batch: int) -> dict[str, Any]:
+    gc.collect()  # the models of the case before
+    print(f"{mode}, batch {batch}", file=sys.stderr)
     model = tuned(MODES[mode])
     half = copy.deepcopy(model).to(torch.bfloat16)
     weights = copy.deepcopy(model.state_dict())

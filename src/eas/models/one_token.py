@@ -82,9 +82,8 @@ def read_rows(head: nn.Module) -> None:
         head.register_forward_pre_hook(_rows)
 
 
-def _rows(head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-    (states,) = args
-    return (states.flatten(0, -2).contiguous().view(states.shape),)
+def _rows(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(states.flatten(0, -2).contiguous().view(states.shape) for states in args)
 
 
 AttentionInterface.register(NAME, attend)
