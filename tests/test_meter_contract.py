@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from test_meter import close
+from test_methods import are_the_slope
 
 import eas
 from eas import METHODS
@@ -121,13 +122,7 @@ class TestContract:
                 if not name.endswith(("key.bias", "k_proj.bias")):  # the softmax does not see them
                     assert parameter.grad.any(), name
                 gradients[parameter] = parameter.grad
-        norm, losses = torch.stack([gradient.norm() for gradient in gradients.values()]).norm(), []
-        with torch.no_grad():
-            for step in (1e-3, -2e-3):
-                for parameter, gradient in gradients.items():
-                    parameter += step * gradient / norm
-                losses.append(model(**batch()).loss)
-        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)  # not where a path is cut off
+        are_the_slope(gradients, lambda: model(**batch()).loss)
 
     def test_the_weights_of_the_base_never_change(self, label):
         model = build()

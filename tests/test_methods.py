@@ -106,6 +106,17 @@ def batch_of(family):
     return answered(prompts(family), answers(2))[0]
 
 
+def are_the_slope(gradients, loss):
+    """A step along all gradients changes the loss by as much as they say: no path is cut off."""
+    norm, losses = torch.stack([gradient.norm() for gradient in gradients.values()]).norm(), []
+    with torch.no_grad():
+        for step in (1e-3, -2e-3):
+            for parameter, gradient in gradients.items():
+                parameter += step * gradient / norm
+            losses.append(loss())
+    assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("label", CONFIGS)
 class TestContract:
@@ -136,13 +147,7 @@ class TestContract:
                 if not name.endswith("k_proj.bias"):  # softmax does not see what all keys have in common
                     assert parameter.grad.any(), name
                 gradients[parameter] = parameter.grad
-        norm, losses = torch.stack([gradient.norm() for gradient in gradients.values()]).norm(), []
-        with torch.no_grad():
-            for step in (1e-3, -2e-3):
-                for parameter, gradient in gradients.items():
-                    parameter += step * gradient / norm
-                losses.append(model(**batch, use_cache=False).loss)
-        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)  # not where a path is cut off
+        are_the_slope(gradients, lambda: model(**batch, use_cache=False).loss)
 
     def test_the_weights_of_the_base_never_change(self, family, label):
         model = build(family)
