@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from eas.data import BENCHMARKS
 from eas.data.collate import IGNORED, Collator
 from eas.data.example import DataError, Example
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.metrics.report import Report
+from eas.progress import track
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evaluation:
 def answer(
     model: Any, processor: Any, examples: Sequence[Example], *, batch_size: int, max_new_tokens: int, title: str = ""
 ) -> list[str]:
-    """Greedy answers, in order, with a progress bar when there is a title.
+    """Greedy answers, in order, under a progress bar when there is a title.
 
     Args:
         model: base, attached or folded; batches above 1 need a fold mode that serves them.
@@ -41,7 +41,7 @@ def answer(
     """
     collate, answers = Collator(processor, training=False), []
     tokenizer = collate.tokenizer
-    for at in track(range(0, len(examples), batch_size), title, disable=not title, transient=True):
+    for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}
         with torch.inference_mode():
@@ -95,7 +95,7 @@ def evaluate(
 def _losses(model: Any, processor: Any, examples: Sequence[Example], batch_size: int, title: str) -> list[float]:
     """The mean loss of each example's target, over its tokens and the end token."""
     collate, losses = Collator(processor, training=True), []
-    for at in track(range(0, len(examples), batch_size), title, disable=not title, transient=True):
+    for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])
         # The labels tell an attached model where the prompt ends.
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}

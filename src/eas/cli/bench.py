@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from eas.cli.app import app, console
 
@@ -51,8 +50,7 @@ def bench(
         "decode": decode,
         "quantise": quantise,
     }
-    with Console(stderr=True).status("starting") as status:
-        result = measure(BenchConfig.from_dict(values), say=status.update)
+    result = measure(BenchConfig.from_dict(values), title="timing")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps(result, indent=1) + "\n")
     write_bench(result, output)

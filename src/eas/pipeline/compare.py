@@ -24,6 +24,7 @@ from rich.console import Console
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from eas import progress
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
 from eas.files import claimed
@@ -35,6 +36,7 @@ from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.progress import Bar, duration
 from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
 from eas.surgery import attach, fold, select
@@ -226,6 +228,7 @@ def _failed(job: Job, error: BaseException) -> str:
 def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
     """Does the jobs that have no result, in their order, with a line for each that is finished."""
     todo = [job for job in jobs if _result(job) is None]
+    start = time.perf_counter()
     for i, (job, error) in enumerate(_outcomes(todo, pool), start=1):
         rate = f" lr {job.config.train.learning_rate:g}" if job.trial else ""
         who = f"[{i}/{len(todo)}] {'trial ' if job.trial else ''}{job.entry} k {job.config.num_skip}{rate}"
@@ -237,6 +240,8 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
         else:
             split = "validation" if job.trial else "test"
             said = f"{split} {100 * result['score'][split]:.1f} %  {sum(result['seconds'].values()):.0f} s"
+        remaining = (time.perf_counter() - start) / i * (len(todo) - i)
+        said += f", about {duration(remaining)} left" if i < len(todo) else ""
         console.print(f"{who} seed {job.config.seed}  {said}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -246,12 +251,14 @@ def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job,
             yield job, run_job(job)
         return
     futures = {pool.submit(run_job, job): job for job in jobs}
-    for future in as_completed(futures):
-        try:
-            yield futures[future], future.result()
-        except BrokenProcessPool as error:  # all that were not finished end here
-            error.add_note("a process died, of too little memory perhaps; lower jobs and start the comparison again")
-            yield futures[future], _failed(futures[future], error)
+    with Bar("runs of the comparison", len(jobs)) as bar:
+        for future in as_completed(futures):
+            bar.advance()
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool as error:  # all that were not finished end here
+                error.add_note("a process died, of too little memory perhaps; lower jobs and start it again")
+                yield futures[future], _failed(futures[future], error)
 
 
 @contextmanager
@@ -282,6 +289,7 @@ def _pool(config: CompareConfig, most: int) -> Iterator[Executor | None]:
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     torch.set_num_threads(threads)
+    progress.CONSOLE.quiet = True  # the parent says how far all are
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -70,7 +70,7 @@ def search(run: Run) -> None:
         train(trainer)
     else:
         assert trainer.search_phase is not None
-        trainer.search_phase.run(config.train.search_steps, run.folder / "search")
+        trainer.search_phase.run(config.train.search_steps, run.folder / "search", "scoring skip sets")
     found = trainer.search_result()
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
@@ -320,7 +320,7 @@ def _bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]
 
 
 def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repeats: int) -> dict[str, Any]:
-    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=repeats)
+    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=repeats, title=f"timing {' and '.join(models)}")
     return {
         "prompt_tokens": inputs["input_ids"].shape[-1],
         "new_tokens": new_tokens,

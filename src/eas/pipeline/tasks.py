@@ -187,7 +187,7 @@ class MeterTask(Task):
         if self.name == "retrieval":
             path = run.folder / "scores" / f"{split}-{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            report = score_retrieval(model, run.processor, examples, path, pairs=batch_size)
+            report = score_retrieval(model, run.processor, examples, path, pairs=batch_size, title=title)
             return Evaluation(report.score, {}, report)
         return evaluate_meter(model, run.processor, examples, self.benchmark, batch_size=batch_size, title=title)
 
