@@ -80,7 +80,7 @@ def evaluate(
         DataError: the metric is unknown.
     """
     if metric == LOSS_ONLY:
-        losses = _losses(model, processor, examples, batch_size, title)
+        losses = target_losses(model, processor, examples, batch_size, title)
         scores = {example.id: math.exp(-loss) for example, loss in zip(examples, losses, strict=True)}
         report = Report(sum(scores.values()) / len(scores), {"loss": sum(losses) / len(losses)}, scores)
         return Evaluation(report.score, {}, report)
@@ -92,8 +92,10 @@ def evaluate(
     return Evaluation(report.score, answers, report)
 
 
-def _losses(model: Any, processor: Any, examples: Sequence[Example], batch_size: int, title: str) -> list[float]:
-    """The mean loss of each example's target, over its tokens and the end token."""
+def target_losses(
+    model: Any, processor: Any, examples: Sequence[Example], batch_size: int, title: str = ""
+) -> list[float]:
+    """The mean loss of each example's target, over its tokens and the end token; see ``answer`` for the arguments."""
     collate, losses = Collator(processor, training=True), []
     for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])

@@ -89,6 +89,7 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
     norms = [layer.get_submodule(anatomy.norm) for layer in layers]
+    config = config.at_width(norms[0].weight.shape[0])
     if any("_hf_hook" in vars(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
     own = list(model.parameters())

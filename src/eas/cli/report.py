@@ -34,7 +34,7 @@ def report(
     from eas.pipeline.steps import gather
     from eas.reports.page import write_page
     from eas.reports.sources import RESULT_FILE, read_json
-    from eas.reports.terminal import summary_table
+    from eas.reports.terminal import summary_view
 
     readable, left_out = [], []
     for folder in folders:
@@ -50,7 +50,7 @@ def report(
     page = write_page(readable, output_dir or (home if len(folders) == 1 else Path("runs/report")), left_out)
     out = Console()
     if len(folders) == 1 and (home / RESULT_FILE).is_file():
-        out.print(summary_table(read_json(home / RESULT_FILE)))
+        out.print(summary_view(read_json(home / RESULT_FILE)))
     for message in page.left_out:
         out.print(f"left out: {message}", markup=False, highlight=False, soft_wrap=True)
     print(json.dumps({"page": str(page.path), "left_out": page.left_out}, ensure_ascii=False))

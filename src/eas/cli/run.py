@@ -150,7 +150,7 @@ def generate(
     from eas.data.example import Example
     from eas.evaluation import answer
     from eas.pipeline import Run
-    from eas.pipeline.steps import fold_mode
+    from eas.pipeline.savings import fold_mode
     from eas.surgery import fold as fold_model
 
     opened = Run.open(folder)
@@ -205,8 +205,8 @@ def _step(folder: Path, name: str) -> None:
 def _show(folder: Path) -> None:
     """Ends a run: the table, and the page by name."""
     from eas.distributed import is_main
-    from eas.reports.terminal import summary_table
+    from eas.reports.terminal import summary_view
 
     if is_main():
-        Console().print(summary_table(json.loads((folder / "result.json").read_text())))
+        Console().print(summary_view(json.loads((folder / "result.json").read_text())))
         Console().print(f"page: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,8 @@ from transformers.utils import logging
 from eas import progress
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
+from eas.evaluation import Evaluation
+from eas.evaluation_forms import blind
 from eas.files import claimed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
@@ -36,8 +38,10 @@ from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.pipeline.savings import fold_mode, warning
 from eas.progress import Bar, duration
 from eas.reports.card import write_card
+from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
 from eas.surgery import attach, fold, select
 
@@ -94,7 +98,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         "config": config.to_dict(),
         "git_revision": git_revision(),
         "versions": library_versions(),
-        "task": {"data": jobs[0].config.data, "metric": jobs[0].config.metric_name, "split": "test"},
+        "task": _task(Run(jobs[0].config)),
         "trials": {label: [_summary(job) for job in group] for label, group in trials.items()},
         "rows": rows,
         "runs": len(jobs),
@@ -105,6 +109,13 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
     result["latency"] = time_rows(config, done, old.get("latency"))
     _write(path, result)
     return result
+
+
+def _task(run: Run) -> dict[str, Any]:
+    """What all runs are scored on, and what blind answers score there."""
+    examples, config = run.data("test"), run.config
+    known = {"data": config.data, "metric": config.metric_name, "split": "test", "examples": len(examples)}
+    return known | asdict(blind(config.metric_name, examples, config.data_options))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -190,22 +201,29 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
     start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
     model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
-    name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", steps.fold_mode(run))
-    costs, validation = (
-        count(model.eval(), *sizes),
-        run.task.evaluate(run, model, "validation", name, config.eval_batch_size),
-    )
+    name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", fold_mode(run))
+
+    def scored(split: str, batch_size: int) -> Evaluation:
+        found = run.task.evaluate(run, model, split, name, batch_size, f"evaluating {name}")
+        if not job.evaluate_only:
+            return found
+        base = run.task.meant(run, model, split, found, batch_size, f"ranking the choices of {name}")
+        record["comparable"] = base.comparable
+        return base.evaluation
+
+    costs, validation = count(model.eval(), *sizes), scored("validation", config.eval_batch_size)
     trained, unfolded = 0 if job.evaluate_only else costs.params_trained, validation.answers
     batch_size = 1 if mode == "per_example" else config.eval_batch_size
     if mode is not None:
         mode = fold(model, mode).mode
-        costs, validation = count(model, *sizes), run.task.evaluate(run, model, "validation", name, batch_size)
+        costs, validation = count(model, *sizes), scored("validation", batch_size)
     scores = {"validation": validation.score}
     if not job.trial:
-        scores["test"] = run.task.evaluate(run, model, "test", name, batch_size).score
+        scores["test"] = scored("test", batch_size).score
     searched, tuned = run.record("search") or {}, run.record("tune") or {}
     return record | {
         "score": scores,
+        "examples": {split: len(run.data(split)) for split in scores},
         "skip_set": searched.get("skip_set", []),
         "fold_mode": mode,
         "fold_keeps_answers": None if mode is None else validation.answers == unfolded,
@@ -239,7 +257,8 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
             said = "diverged"
         else:
             split = "validation" if job.trial else "test"
-            said = f"{split} {100 * result['score'][split]:.1f} %  {sum(result['seconds'].values()):.0f} s"
+            score = share(result["score"][split], result.get("examples", {}).get(split))
+            said = f"{split} {score}  {sum(result['seconds'].values()):.0f} s"
         remaining = (time.perf_counter() - start) / i * (len(todo) - i)
         said += f", about {duration(remaining)} left" if i < len(todo) else ""
         console.print(f"{who} seed {job.config.seed}  {said}", markup=False, highlight=False, soft_wrap=True)
@@ -331,6 +350,8 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
             with torch.device("meta"), no_init_weights():
                 model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
             select(model, job.config.skip_set or ())
+            if told := warning(run):
+                console.print(f"{job.row}: {told}", markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
 
@@ -369,6 +390,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "validation": _spread([result["score"]["validation"] for result in found]),
         "counts": {key: round(statistics.mean(c[key] for c in counts)) for key in counts[0]},
         "skip_sets": [result["skip_set"] for result in found],
+        "comparable": found[0].get("comparable"),
         "fold_keeps_answers": None
         if found[0]["fold_mode"] is None
         else all(result["fold_keeps_answers"] for result in found),

@@ -16,7 +16,7 @@ from eas.config import ConfigError
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline.run import Run
-from eas.pipeline.steps import fold_mode
+from eas.pipeline.savings import fold_mode
 from eas.pipeline.tasks import Size
 from eas.progress import track
 from eas.reports.frontier import write_frontier

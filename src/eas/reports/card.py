@@ -11,7 +11,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from eas.card import as_json, card_metadata, compose, on_hub, use, write
-from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
+from eas.reports.findings import at
+from eas.reports.places import without_places
+from eas.reports.summary import NOT_MEASURED, final_accuracy, headline, remarks, summary_rows
 
 ADAPTER = "adapter"
 TASKS = {
@@ -55,13 +57,14 @@ def card(result: Mapping[str, Any], base: Mapping[str, Any]) -> ModelCard:
         result: its ``result.json``.
         base: what the adapter's record says of its base: ``id``, ``revision``, ``class``.
     """
+    named, result = at(result, "model", "id"), without_places({k: v for k, v in result.items() if k != "samples"})
     model_id, method, data = at(result, "model", "id"), at(result, "model", "method"), at(result, "task", "data")
     hub = re.fullmatch(r"(?:(.+):)?hub:(.+)", data or "")
     dataset = hub[2] if hub else None
     title = f"{model_id} with {method} on {data}"
     scores = _scores(result, dataset, (hub[1] or hub[2]) if hub else str(data))
     datasets = [dataset] if dataset else None
-    metadata = card_metadata(on_hub(model_id), method or "eas", title, datasets=datasets, eval_results=scores)
+    metadata = card_metadata(on_hub(named), method or "eas", title, datasets=datasets, eval_results=scores)
     return compose(metadata, title, _sections(result, base))
 
 
@@ -76,7 +79,7 @@ def _scores(result: Mapping[str, Any], dataset: str | None, name: str) -> list[E
 
 
 def _sections(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    said = [headline(result)]
+    said = [headline(result), *remarks(result)]
     rows = [row for row in summary_rows(result) if row.tuned != NOT_MEASURED]
     lines = [["", "base", "this model", "change"], ["---", "---:", "---:", "---"]]
     lines += [[row.name, "" if row.base == NOT_MEASURED else row.base, row.tuned, row.change] for row in rows]
@@ -100,5 +103,6 @@ def _sections(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         "Revision of eas": at(result, "git_revision"),
     }
     said.append("\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None and value != ""))
-    said += [use(at(result, "model", "id")), f"## Configuration\n\n{as_json(at(result, 'config'))}"]
+    named = at(result, "model", "id") or ""
+    said += [use(None if named.startswith("…") else named), f"## Configuration\n\n{as_json(at(result, 'config'))}"]
     return said

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from eas.reports.figures import BLUE, GREY, INK, ORANGE
-from eas.reports.summary import at
+from eas.reports.findings import at
 
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)  # of Okabe and Ito
 MARKERS = "osD^vP*X<>"  # ten, so that colour and shape together repeat late
