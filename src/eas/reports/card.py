@@ -44,6 +44,7 @@ def _of_comparison(record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[s
     model["candidates"] = record.get("candidates")
     kind = "tuned" if record["fold_mode"] is None else "folded"
     task = {"data": config["data"], "metric": record["metric"], "split": "test"}
+    task["examples"] = at(record, "examples", "test")
     return {**record, "model": model, "task": task} | {
         "accuracy": {kind: at(record, "score", "test")},
         "counts": {"tuned": record["counts"]},

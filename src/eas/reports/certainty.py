@@ -43,11 +43,12 @@ def apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
 def decimals(value: float, width: float) -> int:
     """Digits behind the point that a spread of this width supports, at most three; negative: tens, hundreds.
 
-    A spread of nothing is a single measurement, of which two digits are kept.
+    The last digit is of the order of half the width. A spread of nothing is a single measurement, of which two digits
+    are kept.
     """
     if value == 0 and width <= 0:
         return 0
-    power = math.floor(math.log10(width)) if width > 0 else math.floor(math.log10(abs(value))) - 1
+    power = math.floor(math.log10(width / 2)) if width > 0 else math.floor(math.log10(abs(value))) - 1
     return min(3, -power)
 
 

@@ -124,10 +124,10 @@ def _no_gains(result: Mapping[str, Any], repeats: int | None) -> list[str]:
     """Rows whose times may not be taken as a speed-up over the base, and why."""
     if repeats is not None and repeats < FEWEST:
         return [f"timed {'once' if repeats == 1 else 'twice'}, which tells no spread: no speed-up follows"]
-    base = next((row for row in result["rows"] if row["method"] is None and row.get("counts")), None)
+    base: Mapping[str, Any] = next((row for row in result["rows"] if row["method"] is None and row.get("counts")), {})
     variants, said = at(result, "latency", "variants") or {}, list[str]()
-    for row in result["rows"] if base is not None else ():
-        if row is base or not row.get("counts"):
+    for row in result["rows"]:
+        if not base or row is base or not row.get("counts"):
             continue
         allowed = _bounds(base["counts"], row["counts"], at(result, "latency", "prompt_tokens"))
         for key, bound in allowed.items():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eas.reports.certainty import interval, percent, share
@@ -96,9 +97,8 @@ def accuracy(result: Mapping[str, Any]) -> Plot | None:
     axes.set_xticks(range(0, 101, 25), [f"{p} %" for p in range(0, 101, 25)])
     axes.spines.bottom.set_visible(True)
     for (name, score), style in zip(blind.items(), ("--", ":"), strict=False):
-        axes.axvline(
-            100 * score, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{short(name, 34)} {percent(score)}"
-        )
+        label = f"{short(name, 34)} {percent(score)}"
+        axes.axvline(100 * score, color=ORANGE, linestyle=style, linewidth=1.5, label=label)
     if blind:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0, fontsize=8.5)
     said = ", ".join(f"{label} {share(s, examples)}" for label, s in scores.items())
@@ -179,7 +179,7 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
         rows[1].set_ylabel("importance")
         rows[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
         named = range(len(final)) if len(final) <= MOST_NAMED else sorted(skip_set)[:MOST_NAMED]
-        figure.get_layout_engine().set(rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes
+        figure.set_layout_engine("constrained", rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes
         figure.draw_without_rendering()
         _name_ends(rows[1], {i: rounds[-1]["importances"][i] for i in named})
         named_all = len(named) == len(final)
@@ -368,11 +368,11 @@ def _bars(
 
 def _make_room(figure: Figure, rows: Sequence[Axes]) -> None:
     """Widens each axis until the number behind its longest bar is whole."""
-    texts = [[text for text in axes.texts if text.get_text()] for axes in rows]
-    for text in (text for some in texts for text in some):
+    numbers = [[text for text in axes.texts if isinstance(text, Annotation)] for axes in rows]
+    for text in (text for some in numbers for text in some):
         text.set_in_layout(False)
     figure.draw_without_rendering()
-    for axes, some in zip(rows, texts, strict=True):
+    for axes, some in zip(rows, numbers, strict=True):
         width = axes.get_window_extent().width
         taken = [(text.xy[0], text.get_window_extent().width + 10 * figure.dpi / 72) for text in some]
         axes.set_xlim(0, max(end * width / max(width - label, 0.1 * width) for end, label in taken) or 1.0)

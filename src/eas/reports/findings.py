@@ -28,7 +28,8 @@ class Finding(NamedTuple):
     @property
     def told(self) -> str:
         """In a table: with what is wrong with it."""
-        return self.said if not self.why_not else f"{self.said}, not taken as a gain: {self.why_not}"
+        kind = "gain" if self.change > 0 else "loss"
+        return self.said if not self.why_not else f"{self.said}, not taken as a {kind}: {self.why_not}"
 
 
 def at(values: Any, *keys: str) -> Any:
@@ -100,8 +101,8 @@ def compared(
     """Two times: how much faster the second is, and whether that may be said."""
     ratio = base["median"] / tuned["median"]
     low, high = base["low"] / tuned["high"], base["high"] / tuned["low"]
-    digits = min(2, max(1, decimals(ratio, high - low)))
-    text = f"{ratio:.{digits}f}x faster" if ratio >= 1 else f"{1 / ratio:.{digits}f}x slower"
+    times, width = (ratio, high - low) if ratio >= 1 else (1 / ratio, 1 / low - 1 / high)
+    text = f"{times:.{min(2, max(1, decimals(times, width)))}f}x {'faster' if ratio >= 1 else 'slower'}"
     text = "as fast" if float(text.partition("x")[0]) == 1 else text
     why = ""
     if repeats is not None and repeats < FEWEST:

@@ -33,8 +33,10 @@ COSTS = {
 
 
 class Point(NamedTuple):
-    """A row that was tuned and whose cost is known; ``low`` and ``high`` are a deviation of its seeds around the mean, of
-    one seed the 95 % interval of its examples."""
+    """A row that was tuned and whose cost is known.
+
+    ``low`` and ``high``: a deviation of its seeds around the mean; of one seed, the 95 % interval of its examples.
+    """
 
     name: str
     label: str
@@ -105,7 +107,8 @@ def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
     write_names(axes, [(str(i), to_rgb(INK), p.cost, 100 * p.accuracy) for i, p in enumerate(points, 1)])
     figure.set_layout_engine("none")  # they stay where they were found to fit
     said = "; ".join(f"{p.name} {percent(p.accuracy)} at {form(p.cost)}" for p in points)
-    note = f"By the means, nothing is both better and cheaper than {'; '.join(f'{points.index(p) + 1} {p.name}' for p in best)}."
+    unbeaten = "; ".join(f"{points.index(p) + 1} {p.name}" for p in best)
+    note = f"By the means, nothing is both better and cheaper than {unbeaten}."
     if key.endswith("_ms"):
         repeats = at(result, "latency", "settings", "repeats") or at(result, "latency", "repeats")
         note += " Timed too few times to tell." if repeats is not None and repeats < FEWEST else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ def in_columns(plots: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any
     """The figures in two columns as equal in height as can be, each in the order of the page."""
 
     def height(column: Sequence[Mapping[str, Any]]) -> float:
-        return sum(plot["height"] for plot in column)
+        return sum(float(plot["height"]) for plot in column)
 
     if len(plots) > 12:  # with so many, turn by turn is as good
         columns: list[list[Mapping[str, Any]]] = [[], []]
