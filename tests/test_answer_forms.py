@@ -17,8 +17,8 @@ from eas.evaluation_forms import Blind, blind, meant, named
 torch.set_num_threads(1)
 
 
-def asked(targets: list[str], choices: tuple[str, ...] = (), **metadata: Any) -> list[Example]:
-    return [Example.ask(str(i), "q", t, choices=choices, metadata=metadata) for i, t in enumerate(targets)]
+def asked(targets: list[str], choices: tuple[str, ...] = ()) -> list[Example]:
+    return [Example.ask(str(i), "q", t, choices=choices) for i, t in enumerate(targets)]
 
 
 def found(examples: list[Example], answers: list[str], metric: str = "exact") -> Evaluation:
@@ -103,14 +103,7 @@ def test_blind_answers() -> None:
     assert blind("exact", asked(["a", "b", "b", "a", "b"], ("a", "b", "c", "d"))) == Blind(0.25, 0.6, "b")
     assert blind("exact", asked(["one", "two", "three"])) == Blind(None, None, None)
     assert blind("none", asked(["yes", "yes"])) == Blind()
-    science = {
-        "choices": ["x", "y", "z"],
-        "answer": 1,
-        "subject": "s",
-        "grade": "grade1",
-        "hint": False,
-        "image": False,
-    }
-    assert blind(
-        "scienceqa", asked(["The answer is B. BECAUSE: so", "The answer is B. BECAUSE: no"], **science)
-    ) == Blind(pytest.approx(1 / 3), 1.0, "The answer is B.")
+    science = asked(["The answer is B. BECAUSE: so", "The answer is B. BECAUSE: no"])
+    about = {"choices": ["x", "y", "z"], "answer": 1, "subject": "s", "grade": "grade1", "hint": False, "image": False}
+    found = blind("scienceqa", [replace(example, metadata=about) for example in science])
+    assert found == Blind(pytest.approx(1 / 3), 1.0, "The answer is B.")

@@ -154,6 +154,8 @@ def _likeliest(
         for example in examples
         for choice in choices_of(example, metric)
     ]
+    if not asked:
+        return {}
     losses = target_losses(model, processor, [row for _, _, row in asked], batch_size, title)
     best: dict[str, tuple[float, str]] = {}
     for (id, choice, _), loss in zip(asked, losses, strict=True):

@@ -87,7 +87,7 @@ def _spread(spread: Mapping[str, float], digits: int, mark: str = "", scale: flo
     """The median, at most so many digits behind the point, and half the distance of the outer tenths, in percent."""
     width = spread["high"] - spread["low"]
     shown = rounded(spread["median"] / scale, min(digits, decimals(spread["median"] / scale, width / scale)))
-    return f"{shown}{mark} " + (f"±{50 * width / spread['median']:.0f} %" if width else "(once)")
+    return f"{shown}{mark}" + (f" ±{50 * width / spread['median']:.0f} %" if width else "")
 
 
 def notes(result: Mapping[str, Any], batch: int) -> str:
