@@ -21,7 +21,6 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from rich.console import Console
-from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from eas import progress
@@ -30,6 +29,7 @@ from eas.config import ConfigError
 from eas.evaluation import Evaluation
 from eas.evaluation_forms import blind
 from eas.files import claimed
+from eas.hf.api import no_init_weights
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.models.anatomy import auto_class
