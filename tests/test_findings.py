@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_report_page import comparison
+from test_report_page import comparison, run_result
 from test_reports import times, whole_result, write
 
 from eas.metrics.report import Report
@@ -74,6 +74,7 @@ def test_a_speed_up_above_its_bound_is_no_headline(tmp_path: Path) -> None:
         ((10, 9, 11), (20, 19, 21), 1.2, 20, "2.0x slower", ""),
         ((10, 9, 11), (9.5, 9, 11), 1.2, 20, "1.1x faster", "the spreads overlap"),
         ((10, 9, 11), (10, 9, 11), 1.2, 20, "as fast", ""),
+        ((2330, 2290, 12391), (12.9, 12.4, 13.9), None, 20, "180x faster", ""),
         ((1000, 999, 1001), (800, 799, 801), 1.25, 20, "1.25x faster", ""),
         ((1000, 999, 1001), (800, 799, 801), 1.24, 20, "1.25x faster", "allow 1.24x"),
     ],
@@ -227,6 +228,27 @@ def test_the_random_stand_in_is_not_called_my_model(tmp_path: Path) -> None:
     alone = whole_result()
     del alone["latency"]["larger"]
     assert all("stand-in" not in row.name for row in summary_rows(alone))
+
+
+def test_dollars_and_backslashes_in_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    result, odd = whole_result(), "$x_1 \\frac{a} of a name of forty characters"
+    result["task"] |= {"majority": 0.3, "majority_answer": odd}
+    result["latency"]["variants"][odd] = result["latency"]["variants"]["base"]
+    numbers = {odd: 10.0, f"{odd}$": 20.0}
+    result["categories"] = {"zero_shot": numbers, "folded": numbers, "examples": {odd: 9}}
+    write_report(write(tmp_path, result))
+    for name in ("accuracy", "latency", "categories"):
+        assert "$x_1 \\frac" in (tmp_path / "figures" / f"{name}.svg").read_text(), name
+
+
+def test_wide_tables_say_that_they_scroll(tmp_path: Path) -> None:
+    result = run_result(0, 4)
+    page = write_report(write(tmp_path, result)).read_text()
+    assert (
+        page.count('<div class="scroll') == page.count('<p class="soft hint">The table is wider than the screen') == 1
+    )
+    assert '.classList.toggle("wider", one.scrollWidth > one.clientWidth' in page
+    assert ".wider + .hint { display: block; }" in page
 
 
 @pytest.mark.parametrize(

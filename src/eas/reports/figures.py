@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eas.reports.certainty import interval, percent, share
 from eas.reports.findings import at, blind_answers
-from eas.reports.summary import STAND_IN, about_stand_in, decodes, milliseconds, number, size
+from eas.reports.summary import about_stand_in, decodes, milliseconds, number, size
 
 INK, GREY, BLUE, ORANGE, GREEN = "#24292f", "#8c96a0", "#0072b2", "#d55e00", "#009e73"  # colours of Okabe and Ito
 WIDTH = 3.8  # inches; 365 CSS pixels
@@ -111,7 +111,7 @@ def accuracy(result: Mapping[str, Any]) -> Plot | None:
 
 def latency(result: Mapping[str, Any]) -> Plot | None:
     """Prefill and decode times of all variants, with their spread; a row more for the random stand-in."""
-    settings = {"": at(result, "latency"), f"{STAND_IN}: ": at(result, "latency", "larger")}
+    settings = {"": at(result, "latency"), "stand-in: ": at(result, "latency", "larger")}
     panels = [
         (f"{prefix}{title if at(values, 'new_tokens') != 0 else 'pass'}", at(values, "variants"), key)
         for prefix, values in settings.items()
@@ -158,7 +158,8 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
     if not final:
         return None
     rounds = [r for r in at(result, "search", "rounds") or () if r.get("importances")]
-    figure, rows = _canvas(4.8 if rounds else 2.5, 2 if rounds else 1)
+    named = range(len(final)) if len(final) <= MOST_NAMED else sorted(skip_set)[:MOST_NAMED]
+    figure, rows = _canvas(4.8 + 0.12 * max(0, len(named) - 10) if rounds else 2.5, 2 if rounds else 1)
     bars = rows[0]
     for skipped, label, colour in ((False, "kept", GREY), (True, "skipped", BLUE)):
         layers = [i for i in range(len(final)) if (i in skip_set) is skipped]
@@ -178,13 +179,15 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
         rows[1].set_xlabel("training step")
         rows[1].set_ylabel("importance")
         rows[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
-        named = range(len(final)) if len(final) <= MOST_NAMED else sorted(skip_set)[:MOST_NAMED]
         figure.set_layout_engine("constrained", rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes
         figure.draw_without_rendering()
         _name_ends(rows[1], {i: rounds[-1]["importances"][i] for i in named})
-        named_all = len(named) == len(final)
     lowest = ", ".join(str(i) for i in sorted(skip_set)) or "none"
-    note = "" if not rounds or named_all else "Numbers at the ends: the skipped ones; the table below has all."
+    note = (
+        ""
+        if not rounds or len(named) == len(final)
+        else "Numbers at the ends: the skipped ones; the table below has all."
+    )
     return Plot(
         "Importance of each attention", f"Importance of {len(final)} attentions; skipped: {lowest}.", figure, note
     )
@@ -291,7 +294,7 @@ def short(name: str, most: int) -> str:
 def _name_ends(axes: Axes, values: Mapping[int, float]) -> None:
     """The layer's number beside the end of each line, moved apart where they would touch, joined to it by a hair."""
     low, high = axes.get_ylim()
-    end, size = axes.get_xlim()[1], 7.5
+    end, size = axes.get_xlim()[1], 7.0
     points = axes.get_window_extent().height * 72 / axes.figure.dpi
     order = sorted(values, key=values.__getitem__)
     places = spread_apart([values[i] for i in order], 1.15 * size * (high - low) / points, low, high)
@@ -359,7 +362,7 @@ def _bars(
         for line in sorted(lines):
             start = line if start <= line < start + 15 else start
         axes.annotate(label, (start, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
-    axes.set_yticks(range(len(names)), [short(name, 24) for name in names])
+    axes.set_yticks(range(len(names)), [short(name, 16) for name in names])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xticks([])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from eas.reports.certainty import apart, decimals, interval, percent
+from eas.reports.certainty import apart, decimals, interval, percent, rounded
 
 FEWEST = 3
 """Repeats below which a time has no spread to speak of."""
@@ -102,7 +103,8 @@ def compared(
     ratio = base["median"] / tuned["median"]
     low, high = base["low"] / tuned["high"], base["high"] / tuned["low"]
     times, width = (ratio, high - low) if ratio >= 1 else (1 / ratio, 1 / low - 1 / high)
-    text = f"{times:.{min(2, max(1, decimals(times, width)))}f}x {'faster' if ratio >= 1 else 'slower'}"
+    digits = max(1 - math.floor(math.log10(times)), min(2, decimals(times, width)))  # two of them at least
+    text = f"{rounded(times, digits)}x {'faster' if ratio >= 1 else 'slower'}"
     text = "as fast" if float(text.partition("x")[0]) == 1 else text
     why = ""
     if repeats is not None and repeats < FEWEST:
