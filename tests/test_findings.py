@@ -21,11 +21,13 @@ from eas.reports.certainty import decimals, interval, spread_text
 from eas.reports.comparison import cells, notes
 from eas.reports.figures import latency, spread_apart
 from eas.reports.findings import compared, saves_nothing
+from eas.reports.front import points_of
 from eas.reports.page import in_columns, write_report
 from eas.reports.places import without_places
 from eas.reports.reproduce import markdown as reproduced
 from eas.reports.summary import headline, milliseconds, remarks, summary_rows
 from eas.reports.terminal import summary_view
+from eas.reports.tradeoff import reach
 
 
 def said_everywhere(result: dict[str, Any], folder: Path) -> list[str]:
@@ -187,6 +189,17 @@ def test_a_comparison_has_intervals_and_names_what_is_no_speed_up() -> None:
     assert "EAS_2 prefill 6.03x faster, not taken as a gain: fewer MACs and bytes allow 1.01x" in said
     result["latency"]["settings"] = {"repeats": 1}
     assert "timed once, which tells no spread: no speed-up follows" in notes(result)
+
+
+def test_error_bars_of_one_seed_are_its_examples_interval() -> None:
+    one, several = {"mean": 0.44, "sd": None}, {"mean": 0.44, "sd": 0.02}
+    assert reach(one, 200) == pytest.approx((6.71, 6.93), abs=0.01)
+    assert reach(several, 200) == (2.0, 2.0)
+    assert reach(one, None) == (0.0, 0.0)
+    result = comparison()
+    result["task"]["examples"] = 200
+    result["rows"][2]["test"]["sd"] = None
+    assert [p.reach for p in points_of(result, "macs")] == [reach(row["test"], 200) for row in result["rows"][2:]]
 
 
 def test_a_prediction_file_s_numbers_have_intervals() -> None:

@@ -31,7 +31,8 @@ def write_comparison(path: Path) -> None:
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(values(result))
     with matplotlib.rc_context({**STYLE, "savefig.dpi": "figure", "svg.hashsalt": "comparison"}):
-        figure = tradeoff(result["rows"], at(result, "latency", "wide") or at(result, "latency") or {})
+        timing = at(result, "latency", "wide") or at(result, "latency") or {}
+        figure = tradeoff(result["rows"], timing, at(result, "task", "examples"))
         if figure is not None:
             figure.savefig(path.with_suffix(".png"))
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from eas.reports.certainty import interval, percent
+from eas.reports.certainty import percent
 from eas.reports.comparison import variant
 from eas.reports.figures import GREY, INK, WIDTH, Plot, short
 from eas.reports.findings import FEWEST, at
 from eas.reports.summary import number, size
-from eas.reports.tradeoff import COLOURS, MARKERS, write_names
+from eas.reports.tradeoff import COLOURS, MARKERS, reach, write_names
 
 
 def _time(milliseconds: float) -> str:
@@ -35,7 +35,7 @@ COSTS = {
 class Point(NamedTuple):
     """A row that was tuned and whose cost is known.
 
-    ``low`` and ``high``: a deviation of its seeds around the mean; of one seed, the 95 % interval of its examples.
+    ``reach``: how far its error bar goes down and up, in points.
     """
 
     name: str
@@ -44,8 +44,7 @@ class Point(NamedTuple):
     accuracy: float
     sd: float | None
     cost: float
-    low: float = math.nan
-    high: float = math.nan
+    reach: tuple[float, float] = (0.0, 0.0)
 
 
 def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
@@ -75,7 +74,7 @@ def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
         axes.errorbar(
             [p.cost for p in group],
             [100 * p.accuracy for p in group],
-            yerr=[[100 * (p.accuracy - p.low) for p in group], [100 * (p.high - p.accuracy) for p in group]],
+            yerr=[*zip(*(p.reach for p in group), strict=True)],
             color=colour,
             marker=marker,
             markersize=10 if marker == "*" else 7,
@@ -124,9 +123,8 @@ def points_of(result: Mapping[str, Any], key: str) -> list[Point]:
         cost = _cost(result, key, row)
         if row["method"] is not None and row.get("test") and cost is not None:
             test = row["test"]
-            mean, sd, examples = test["mean"], test["sd"], at(result, "task", "examples")
-            low, high = (mean - (sd or 0.0), mean + (sd or 0.0)) if sd or not examples else interval(mean, examples)
-            points.append(Point(row["row"], row["label"], int(row["k"]), mean, sd, cost, low, high))
+            error = reach(test, at(result, "task", "examples"))
+            points.append(Point(row["row"], row["label"], int(row["k"]), test["mean"], test["sd"], cost, error))
     return points
 
 
