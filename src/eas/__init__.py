@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from eas.checkpoint import CheckpointError, load, save
 from eas.config import ConfigError
 from eas.decoding import fast_decode
+from eas.likelihood import log_likelihood
 from eas.measure.count import Counts, count
 from eas.measure.latency import Latency, benchmark
 from eas.methods import METHODS, method_config
@@ -41,6 +42,7 @@ __all__ = [
     "fold_quantised",
     "freeze_router",
     "load",
+    "log_likelihood",
     "make_rule",
     "merge_and_save",
     "method_config",
