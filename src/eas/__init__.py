@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from eas.hf.versions import check as _check
+
 if TYPE_CHECKING:
     from eas.checkpoint import CheckpointError, load, save
     from eas.config import ConfigError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from eas.standalone import merge_and_save
     from eas.surgery import attach, attached, disabled, fold, prune, select, skip_set, unfold
     from eas.training import EASTrainer, WithPromptMask
+
+_check()
 
 __version__ = "0.1.0"
 
