@@ -1,8 +1,9 @@
 """Standalone folders: a pruned, tuned model that opens without its base.
 
-``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas``, ``AutoModel....from_pretrained(folder)``
-opens them. Their model type (``eas_llava``, ...) and their weight files (``model.eas.safetensors``) have names of their
-own: the stock class would fill the skipped attentions with random weights and only warn, so it must find neither.
+``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.standalone``,
+``AutoModel....from_pretrained(folder)`` opens them. Their model type (``eas_llava``, ...) and their weight files
+(``model.eas.safetensors``) have names of their own: the stock class would fill the skipped attentions with random
+weights and only warn, so it must find neither.
 """
 
 from __future__ import annotations
