@@ -165,7 +165,7 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
     tensors = _tensors(file, adapter_state(model), folder)
     _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
     if not state.pruned:
-        with _refusing(folder):
+        with fitting(folder):
             select(model, record["skip_set"])
     load_adapter_state(model, tensors)
 
@@ -225,6 +225,15 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
     return _read(folder)[0]
 
 
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The weights of an adapter, whatever base it is for.
+
+    Raises:
+        RecordError: the folder is damaged or incomplete.
+    """
+    return dict(_read(folder)[1])
+
+
 def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
     """The record of an adapter, and its weights, which are still to be read."""
     path = folder / WEIGHTS_FILE
@@ -253,7 +262,7 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
 
 def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> PreTrainedModel:
     """The model as the record wants it, on the meta device: whatever sizes that names, nothing is allocated."""
-    with torch.device("meta"), no_init_weights(), _refusing(folder):
+    with torch.device("meta"), no_init_weights(), fitting(folder):
         twin = attach(type(model)(copy.deepcopy(model.config)), method_config(record["config"]))
         select(twin, record["skip_set"])
         if record["pruned"]:
@@ -262,8 +271,12 @@ def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path
 
 
 @contextmanager
-def _refusing(folder: Path) -> Iterator[None]:
-    """What the record's method or skip set does to a model is refused in the folder's name."""
+def fitting(folder: Path) -> Iterator[None]:
+    """Within it the record's method and skip set are put on a model; what does not fit is refused in the file's name.
+
+    Raises:
+        CheckpointError: naming file and field.
+    """
     try:
         yield
     except (ValueError, RuntimeError) as error:  # the last of sizes that no tensor has

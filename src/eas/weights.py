@@ -103,8 +103,13 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def read_torch(path: Path, remedy: str) -> Any:
+def read_torch(path: Path, remedy: str, whole: bool = False) -> Any:
     """What ``torch.save`` wrote, as long as that is tensors and plain values; tensors stay on the disk until used.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is of no use.
+        whole: compare every byte with the file's checksums.
 
     Raises:
         RecordError: the file is missing, truncated, damaged or packed, or holds anything else.
@@ -114,10 +119,13 @@ def read_torch(path: Path, remedy: str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
+            damaged = archive.testzip() if whole and size <= path.stat().st_size else None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise RecordError(f"{path} is truncated, or was not written by torch.save (1.6 or later); {remedy}") from None
     if size > path.stat().st_size:
         raise RecordError(f"{path} is packed: it holds {size} bytes in {path.stat().st_size}; {remedy}")
+    if damaged is not None:
+        raise RecordError(f"{path} is damaged at {damaged}; {remedy}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # a damaged pickle raises anything; torch's own words advise to load it unsafely

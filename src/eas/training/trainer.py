@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,18 +14,17 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from eas.checkpoint import load_into, save
-from eas.distributed import from_all, is_main
+from eas.checkpoint import CheckpointError, load_into, save
+from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
 from eas.quantised import keep_gradients
+from eas.records import raised_as
 from eas.search import SearchConfig, SearchPhase, SearchResult
 from eas.search.base import SkipSet
 from eas.search.scoring import answers, score_sets
 from eas.surgery import attachment
 from eas.training import sharded
-
-PARTIAL = "partial"
-"""Folder, beside the checkpoints, of the one that is being written."""
+from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
 Phase = Literal["search", "tune"]
 
@@ -102,6 +100,22 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         if self.search_phase is None:
             raise ValueError("this trainer tunes; search_result belongs to phase='search'")
         return self.search_phase.result()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer``'s; a checkpoint is read as a whole first, and True passes over broken ones with a note.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged; or True, and there is none that is whole.
+        """
+        searching = self.search_phase is not None
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(self.args.output_dir, searching) if is_main() else None
+            if (resume_from_checkpoint := from_main(found)) is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no whole checkpoint; start over without one")
+        elif resume_from_checkpoint:
+            with raised_as(CheckpointError):
+                check_checkpoint(Path(resume_from_checkpoint), searching)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
@@ -204,21 +218,12 @@ class EASTrainer(Trainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_fsdp_enabled or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            try:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            except (ValueError, KeyError) as error:  # of other parameter groups
+                raise CheckpointError(
+                    f"{checkpoint}: its optimizer is of another training ({error}); {REMEDY}"
+                ) from error
             return
         sharded.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint in a trainer's output folder; a half-written one is passed over with a note."""
-    for path in Path(folder).glob(f"{PARTIAL}/*"):
-        print(f"passing over {path}: it was not written to its end")
-    found = sorted(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
-    for path in reversed(found):
-        try:  # the trainer writes this file last
-            json.loads((path / "trainer_state.json").read_text())
-            return os.fspath(path)
-        except (FileNotFoundError, json.JSONDecodeError):
-            print(f"passing over {path}: it was not written to its end")
-    return None
