@@ -27,6 +27,12 @@ class AdapterRecord(TypedDict):
     versions: dict[str, str]
 
 
+class CardRecord(TypedDict):
+    """The part of it that a card shows."""
+
+    base: dict[str, Any]
+
+
 class EASEntry(TypedDict):
     """What a standalone folder's config.json says about the method."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
 from eas.card import as_json, card_metadata, compose, on_hub, use, write
-from eas.records import AdapterRecord, raised_as, read_record
+from eas.records import CardRecord, raised_as, read_record
 from eas.reports.sources import ReportError, read_json
 from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
 
@@ -32,7 +32,7 @@ def write_card(folder: Path) -> Path | None:
     base: Mapping[str, Any] = {}
     if path.exists():
         with raised_as(ReportError):
-            base = cast("Mapping[str, Any]", read_record(path, AdapterRecord, "run `eas tune` again")["base"])
+            base = read_record(path, CardRecord, "run `eas tune` again")["base"]
     result = _of_comparison(result, base) if {"row", "trial"} <= result.keys() else result
     return write(folder / ADAPTER, card(result, base))
 

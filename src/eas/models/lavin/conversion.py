@@ -226,6 +226,16 @@ def shapes(config: LavinConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
+def _undone(folder: Path, where: Mapping[str, str], pairs: Pairs) -> Pairs:
+    """The same; where they end in an error, what was written so far is removed."""
+    try:
+        yield from pairs
+    except Exception:
+        for name in {*where.values()}:
+            (folder / name).unlink()
+        raise
+
+
 def write(
     folder: Path, config: LavinConfig, pairs: Callable[[], Pairs], dtype: torch.dtype, shard_bytes: int = 2**32
 ) -> None:
@@ -253,7 +263,7 @@ def write(
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for key, weight in pairs():
+        for key, weight in _undone(folder, where, pairs()):
             kept = torch.float32 if key.startswith("model.multi_modal_projector.") else dtype
             tensor = weight.detach().to(kept).contiguous()
             if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
