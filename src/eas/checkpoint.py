@@ -22,7 +22,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from eas.card import adapter_card, write
@@ -30,6 +29,7 @@ from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import WriteError, writing
 from eas.folder import model_config
+from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
 from eas.records import AdapterRecord, parse_record, raised_as

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Size, nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from eas.checkpoint import CheckpointError, refuse_non_finite
 from eas.folder import REMEDY, model_config
+from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
 from eas.records import IndexRecord, RecordError, StandaloneRecord, raised_as, read_record

@@ -19,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.hf.api import require_cache_argument
+from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
+from eas.hf.one_token import read_rows
+from eas.hf.skipping import SkippableBlock
 from eas.methods import Method, method_of
 from eas.models.anatomy import Anatomy
-from eas.models.one_token import read_rows
-from eas.models.skipping import SkippableBlock, become_again, is_mixed, revert
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
@@ -39,16 +41,21 @@ class Attachment:
         fingerprint: ``base_fingerprint`` of before; None where the weights were not there yet.
         pruned: whether the skipped modules and the unused PIAs are gone for good.
         fold_mode: how the method is folded at present.
-        form: of the model's `Anatomy`.
+        anatomy: the model's parts, as they are now.
     """
 
     config: MethodConfig
     trained: frozenset[str]
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
+    anatomy: Anatomy = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
-    form: str = "decoder"
+
+    @property
+    def form(self) -> str:
+        """Which form of the methods fits the model: "decoder", or "coattention" (METER)."""
+        return self.anatomy.form
 
     @property
     def method(self) -> Method:
@@ -85,12 +92,14 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if config.train_head and not anatomy.head:
         raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
-        if "forward" in vars(module) and "_hf_hook" not in vars(module):
+        if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
     norms = [layer.get_submodule(anatomy.norm) for layer in layers]
-    if any("_hf_hook" in vars(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
+    if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
+    if anatomy.form == "decoder":
+        require_cache_argument(anatomy.text_model, *layers)
     own = list(model.parameters())
     fingerprint = None if norms[0].weight.is_meta else base_fingerprint(model)
     required = [parameter for parameter in own if parameter.requires_grad]
@@ -108,7 +117,7 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if (head := model.get_output_embeddings()) is not None:  # METER has none
         read_rows(head)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, form=anatomy.form)
+    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
     return model
 
 
@@ -134,7 +143,7 @@ def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, 
     config = attachment(model).config
     if not isinstance(config, SkipConfig):
         return []
-    blocks = Anatomy.of(model).blocks(config.candidates)
+    blocks = model.eas.anatomy.blocks(config.candidates)
     return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 
@@ -191,7 +200,7 @@ def prune(model: PreTrainedModel) -> None:
                 delattr(block, part)
     if state.method.prune is not None:
         state.method.prune(model)
-    state.pruned = True
+    state.pruned, state.anatomy = True, Anatomy.of(model)
 
 
 class Folded(NamedTuple):

@@ -13,11 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from eas.checkpoint import WEIGHTS_FILE, read_adapter
+from eas.hf.trainer import (
+    OPTIMIZER_NAME,
+    PREFIX_CHECKPOINT_DIR,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+    random_states,
+)
 from eas.records import RecordError, misfit, read_record
 from eas.search.phase import STATE_FILE
 from eas.search.records import SearchState
@@ -77,8 +81,7 @@ def check_checkpoint(folder: Path, searching: bool = False) -> None:
     if not [*folder.glob("global_step*")]:  # DeepSpeed's own
         _check_optimizer(folder / OPTIMIZER_NAME, Counter(tensor.shape for tensor in tensors.values()))
     _read(folder / SCHEDULER_NAME, SchedulerRecord)
-    random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]  # one a process
-    for path in random_states:
+    for path in sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]:  # one a process
         _check_random(path)
     if searching or (folder / STATE_FILE).exists():
         read_record(folder / STATE_FILE, SearchState, REMEDY)
@@ -103,7 +106,7 @@ def _check_optimizer(path: Path, trained: Counter[torch.Size]) -> None:
 
 def _check_random(path: Path) -> None:
     """Sets generators of no other use to the states."""
-    with safe_globals():
+    with random_states():
         states = read_torch(path, REMEDY, whole=True)
     try:
         random.Random().setstate(states["python"])
