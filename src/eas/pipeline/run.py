@@ -121,7 +121,15 @@ class Run:
             "test": self.config.test_limit,
         }
         options = {**self.task.data_options, **self.config.data_options}
-        return load_data(self.config.data, split, limits[split], options)
+        if split not in self._kept:
+            accept = self.task.trial(self) if options.get("skip_bad") else None
+            self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
+        return self._kept[split]
+
+    @cached_property
+    def _kept(self) -> dict[str, Sequence[Example]]:
+        """The examples by split: under ``skip_bad`` each was opened, and tried with the processor."""
+        return {}
 
     def record(self, step: str) -> dict[str, Any] | None:
         """What a step left, None if it has not finished.

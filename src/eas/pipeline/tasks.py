@@ -67,6 +67,11 @@ class Task:
         train = run.config.train
         return Collator(run.processor, training=True, max_length=train.max_length, cut=train.cut)
 
+    def trial(self, run: Run) -> Callable[[Example], Batch]:
+        """Tries whether the model's processor and chat template take an example as training would give it to them."""
+        collate = self.collator(run)
+        return lambda example: collate([example])
+
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         """What the model is called with to answer."""
         batch = Collator(run.processor, training=False)(examples)
@@ -177,6 +182,10 @@ class MeterTask(Task):
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         captions = run.data("train") if self.name == "retrieval" else ()
         return MeterCollator(run.processor, self.name, self._answers(run), captions)
+
+    def trial(self, run: Run) -> Callable[[Example], Batch]:
+        collate = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)
+        return lambda example: collate([example])
 
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         batch = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)(examples)
