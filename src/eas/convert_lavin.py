@@ -108,7 +108,7 @@ def convert_base(
             )
         }
         expected = shapes(config)
-    check(expected, names)
+    check(expected, names, f"{llama} and {clip}")
     report = Conversion()
 
     def pairs() -> Pairs:
@@ -164,7 +164,11 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
                 train_projector=True,
             ),
         )
-    check({name: model.get_parameter(name).shape for name in model.eas.trained}, {k: v.shape for k, v in pairs.items()})
+    check(
+        {name: model.get_parameter(name).shape for name in model.eas.trained},
+        {k: v.shape for k, v in pairs.items()},
+        f"{checkpoint} and {base}",
+    )
     with raised_as(ConversionError):
         require_finite(pairs.items(), checkpoint, AGAIN)
     model.load_state_dict(pairs, strict=False, assign=True)

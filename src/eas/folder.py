@@ -14,8 +14,9 @@ from eas.records import ModelRecord, RecordError, read_record
 from eas.weights import Safetensors
 
 REMEDY = "copy or download the folder again"
-COUNTS = {"num_hidden_layers": 1000, "num_layers": 1000, "depth": 1000, "num_labels": 10**6}
-"""Numbers of a configuration that a model is built by one at a time, and the most of each."""
+BLOCKS = ("num_hidden_layers", "num_layers", "depth")
+COUNTS = {**dict.fromkeys(BLOCKS, 1000), "num_labels": 10**6}
+"""Numbers of a configuration that a model is built by one at a time, and the most of each; every block has weights."""
 
 
 def model_config(id_or_folder: str, revision: str | None = None) -> Any:
@@ -25,16 +26,18 @@ def model_config(id_or_folder: str, revision: str | None = None) -> Any:
         RecordError: config.json is damaged, or names sizes that no model has, or a file of weights is truncated.
         OSError: there is none, or the Hub cannot be reached.
     """
-    path = Path(cached_file(id_or_folder, "config.json", revision=revision))
+    local = Path(id_or_folder) / "config.json"
+    path = local if local.parent.is_dir() else Path(cached_file(id_or_folder, "config.json", revision=revision))
     record = read_record(path, ModelRecord, REMEDY)
+    files = sorted(path.parent.glob("model*.safetensors"))
+    weights = sum(len(Safetensors([file], REMEDY)) for file in files)
     for name, value in _numbers(record, ""):
         key = name.rpartition(".")[2]
         if isinstance(value, float) and not math.isfinite(value):
             raise RecordError(f"{path}: {name} = {value} must be finite; {REMEDY}")
-        if key in COUNTS and not (isinstance(value, int) and 0 <= value <= COUNTS[key]):
-            raise RecordError(f"{path}: {name} = {value} must be a whole number up to {COUNTS[key]}; {REMEDY}")
-    for file in sorted(path.parent.glob("model*.safetensors")):
-        Safetensors([file], REMEDY)
+        most = min(COUNTS[key], weights) if key in BLOCKS and weights else COUNTS.get(key, 0)
+        if key in COUNTS and not (isinstance(value, int) and 0 <= value <= most):
+            raise RecordError(f"{path}: {name} = {value} must be a whole number up to {most}; {REMEDY}")
     try:
         return AutoConfig.from_pretrained(id_or_folder, revision=revision)
     except OSError:

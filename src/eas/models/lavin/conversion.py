@@ -198,8 +198,8 @@ def fresh_projector(config: LavinConfig) -> Pairs:
         yield f"model.multi_modal_projector.{name}", weight
 
 
-def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
-    """Compares names and shapes.
+def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], what: str = "the checkpoints") -> None:
+    """Compares names and shapes; ``what`` names the files.
 
     Raises:
         ConversionError: some are missing, left over or of another shape.
@@ -208,13 +208,13 @@ def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -
     other = [key for key in sorted(expected.keys() & found.keys()) if expected[key] != found[key]]
     if missing or extra:
         raise ConversionError(
-            f"the checkpoints do not make up the model: {len(missing)} weights are missing {missing[:3]}, "
+            f"{what} do not make up the model: {len(missing)} weights are missing {missing[:3]}, "
             f"{len(extra)} are left over {extra[:3]}; do they belong together (params.json, number of layers)?"
         )
     if other:
         key = other[0]
         raise ConversionError(
-            f"{len(other)} weights do not fit the configuration: {key} is {tuple(found[key])}, not "
+            f"{what}: {len(other)} weights do not fit the configuration: {key} is {tuple(found[key])}, not "
             f"{tuple(expected[key])}; do params.json, CLIP and LaVIN's options belong together?"
         )
 

@@ -86,12 +86,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a Lightning checkpoint, or of a file that holds nothing else; runs no code of the file.
 
     Raises:
-        ConversionError: the file holds more than tensors, plain values and Lightning's callback names.
-        FileNotFoundError: there is no such file; says where METER's are.
+        ConversionError: there is no such file, and the message says where METER's are; or it is damaged, or holds more
+            than tensors, plain values and Lightning's callback names.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ConversionError(
             f"{path} does not exist; METER's checkpoints are the files meter_clip16_288_roberta_*.ckpt of "
             "https://github.com/zdou0830/METER/releases/tag/checkpoint"
         )
