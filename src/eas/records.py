@@ -114,6 +114,7 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
 
     An int is a float, a bool is no int, and floats are finite.
     """
+    kind = NoneType if kind is None else kind
     origin, parts = get_origin(kind), get_args(kind)
     shown = f"{where or 'the whole'} = {reprlib.repr(value)}"
     if kind is Any:

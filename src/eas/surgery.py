@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,12 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
-from eas.hf.api import require_cache_argument
+from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
 from eas.hf.one_token import read_rows
 from eas.hf.skipping import SkippableBlock
+from eas.hf.twin import TOLERANCE, deviation
+from eas.hf.versions import TransformersChangedError
 from eas.methods import Method, method_of
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import FAMILIES, Anatomy, model_class
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
@@ -82,6 +84,12 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     """
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
+    _attach(model, config)
+    return model
+
+
+def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -> None:
+    """``attach``; ``tried`` for the twin on which the installation is tried."""
     anatomy = Anatomy.of(model)
     layers, method = anatomy.layers, method_of(anatomy.form, config.name)
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
@@ -100,6 +108,8 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
     if anatomy.form == "decoder":
         require_cache_argument(anatomy.text_model, *layers)
+        if not tried:
+            require_decoding(model, config)
     own = list(model.parameters())
     fingerprint = None if norms[0].weight.is_meta else base_fingerprint(model)
     required = [parameter for parameter in own if parameter.requires_grad]
@@ -118,7 +128,41 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         read_rows(head)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
-    return model
+
+
+def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
+    """Tries the installed transformers on a tiny twin of a model, once per process, class and method.
+
+    Raises:
+        TransformersChangedError: the twin decodes something else than its whole forward pass computes.
+    """
+    family, text = type(model).__name__, model.config.get_text_config(decoder=True)
+    key = (family, type(text).__name__, config.name, attention_implementation(text))
+    if key not in _deviations:
+        _deviations[key] = twin_deviation(model_class(family), model.config, config)
+    if not _deviations[key] <= TOLERANCE:
+        raise TransformersChangedError(
+            f"{family} with method {config.name} decodes wrongly: on a tiny random model, cached decoding differs from "
+            f"the whole forward pass by {_deviations[key]:.1e} of the logits' norm, {TOLERANCE:.0e} is allowed"
+        )
+
+
+_deviations: dict[tuple[str, ...], float] = {}
+TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False, "train_head": False}
+"""Options that depend on a model's size or kind, as they are for a twin."""
+
+
+def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
+    """``eas.hf.twin.deviation`` of a class under a method, with block 0 skipped where the method skips."""
+
+    def prepare(twin: PreTrainedModel) -> None:
+        own = {f.name for f in fields(method)}
+        small: dict[str, Any] = {name: value for name, value in TWIN.items() if name in own}
+        _attach(twin, replace(method, **small), tried=True)
+        if isinstance(method, SkipConfig):
+            select(twin, [0])
+
+    return deviation(cls, config, FAMILIES[cls.__name__][0], prepare)
 
 
 def attached(model: PreTrainedModel) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from eas.checkpoint import WEIGHTS_FILE, fitting, read_adapter_record
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.folder import model_config
+from eas.hf.api import no_init_weights
 from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts

@@ -86,11 +86,16 @@ class DivergedRun(TypedDict):
     diverged: str
 
 
-class ComparedRun(TypedDict):
-    """result.json of a comparison's run."""
+class TrialRun(TypedDict):
+    """result.json of a comparison's trial."""
 
     seed: int
     score: dict[str, float]
+
+
+class ComparedRun(TrialRun):
+    """result.json of a comparison's run."""
+
     skip_set: list[int]
     fold_mode: str | None
     fold_keeps_answers: bool | None
