@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eas.checkpoint import CheckpointError, load, save
     from eas.config import ConfigError
     from eas.decoding import fast_decode
+    from eas.likelihood import log_likelihood
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
@@ -53,6 +54,7 @@ __all__ = [
     "fold_quantised",
     "freeze_router",
     "load",
+    "log_likelihood",
     "make_rule",
     "merge_and_save",
     "method_config",
@@ -67,6 +69,7 @@ _NAMES = {
     "checkpoint": "CheckpointError load save",
     "config": "ConfigError",
     "decoding": "fast_decode",
+    "likelihood": "log_likelihood",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",
