@@ -103,12 +103,12 @@ def test_texts_that_cannot_be_encoded():
         ("what \ud83d ?", "red", "its text holds half a surrogate pair"),
         ("what ?", "\ude00", "its answer holds half a surrogate pair"),
         ("what \0 ?", "red", "its text holds a NUL character"),
-        ("x" * LONGEST, "red", "its texts have 500,004 characters"),
+        ("x" * LONGEST, "red", "its texts have 500,003 characters"),
         (7, "red", "its text is a int; expected a text"),
     ):
         with pytest.raises(DataError, match=f"example x: {words}"):
             Example.ask("x", question, answer)
-    Example.ask("x", "x" * (LONGEST - 4), "red")
+    Example.ask("x", "x" * (LONGEST - 3), "red")
 
 
 def test_end_tokens_are_taken_off_answers():

@@ -99,7 +99,7 @@ class Example:
                 raise DataError(f"example {self.id}: its {name} is a {type(text).__name__}; expected a text")
             if found := fault(text):
                 raise DataError(f"example {printable(self.id)}: its {name} holds {found}; take it out, or drop the row")
-        if (length := sum(len(text) for _, text in texts)) > LONGEST:
+        if (length := sum(len(text) for _, text in texts[1:])) > LONGEST:
             raise DataError(
                 f"example {self.id[:60]}: its texts have {length:,} characters, more than the {LONGEST:,} that any "
                 "model reads; shorten them, or drop the row"

@@ -215,7 +215,10 @@ def measure(run: Run) -> None:
         wide = wide_inputs["input_ids"].shape[1]
         bounds = _bounds(count(wide_base, wide), count(wide_folded, wide), wide)
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
-        latency["larger"] = {"name": name, "bounds": bounds, **timed}
+        latency |= {
+            "larger": {"name": name, "bounds": bounds, **timed},
+            "width": base.config.get_text_config().hidden_size,
+        }
     totals = {name: asdict(c) for name, c in counts.items()}
     run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency, "made": _made()})
 
