@@ -79,8 +79,8 @@ class EASConfig(SkipConfig):
         for name, rank in ranks.items():
             ok = self.preset is not None if rank is None else rank >= 1
             self._require(name, ok, "must be at least 1; give it, or a preset")
-        self._require("temperature", self.temperature > 0, "must be above 0")
-        self._require("hidden_scale", self.hidden_scale > 0, "must be above 0")
+        self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
+        self._require("hidden_scale", 0 < self.hidden_scale <= 1000, "must be above 0 and at most 1000")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("up_groups", self.up_groups >= 1, "must be at least 1")
         for name, rank in ranks.items():

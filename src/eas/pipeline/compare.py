@@ -37,9 +37,11 @@ from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
+from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.pipeline.savings import fold_mode, warning
 from eas.progress import Bar, duration
+from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
@@ -120,13 +122,10 @@ def _task(run: Run) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """An earlier comparison, of which the timing is kept."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it, the runs are kept") from error
-    return result
+    with raised_as(ConfigError):
+        return dict(read_record(path, ComparisonRecord, "remove it, the runs are kept"))
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
@@ -358,8 +357,11 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
 
 def _result(job: Job) -> dict[str, Any] | None:
     result = Run(job.config).record("result")
-    if result is not None and not result.keys() >= {"seed", "score"}:
-        raise ConfigError(f"{job.folder / 'result.json'} is not what a comparison leaves there; remove {job.folder}")
+    if result is None:
+        return None
+    if wrong := misfit(result, TrialRun if job.trial else ComparedRun, ""):
+        path = job.folder / "result.json"
+        raise ConfigError(f"{path} is not what a comparison leaves there ({wrong}); remove {job.folder}")
     return result
 
 

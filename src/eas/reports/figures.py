@@ -110,8 +110,8 @@ def accuracy(result: Mapping[str, Any]) -> Plot | None:
 
 
 def latency(result: Mapping[str, Any]) -> Plot | None:
-    """Prefill and decode times of all variants, with their spread; a row more for the random stand-in."""
-    settings = {"": at(result, "latency"), "stand-in: ": at(result, "latency", "larger")}
+    """Prefill and decode times of all variants with their spread; a random stand-in, if there is one, comes first."""
+    settings = {"stand-in: ": at(result, "latency", "larger"), "": at(result, "latency")}
     panels = [
         (f"{prefix}{title if at(values, 'new_tokens') != 0 else 'pass'}", at(values, "variants"), key)
         for prefix, values in settings.items()

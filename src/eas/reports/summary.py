@@ -100,8 +100,8 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
         _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}", "macs", number),
         *([_count(result, "KV cache per token", "kv_bytes_per_token", size)] if decodes(result) else []),
         _count(result, f"Weights read per {'token' if decodes(result) else 'pass'}", "weight_bytes", size),
-        *_times(at(result, "latency"), ""),
         *(_times(stand_in, f" ({STAND_IN})") if stand_in else []),
+        *_times(at(result, "latency"), ""),
     ]
 
 
