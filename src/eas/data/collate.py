@@ -191,13 +191,13 @@ class Collator:
             raise
 
     def _encode(self, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        bos = self.tokenizer.bos_token
+        bos, text_only = self.tokenizer.bos_token, self.tokenizer.split_special_tokens
         options = {
             "padding": True,
             "padding_side": "right" if self.training else "left",
             "return_tensors": "pt",
-            # Many chat templates write the first token themselves; it must not come twice.
-            "add_special_tokens": bos is None or not prompts[0].startswith(bos),
+            # Many chat templates write the first token themselves; it must not come twice. To LaVIN it is text.
+            "add_special_tokens": bos is None or text_only or not prompts[0].startswith(bos),
         }
         if self.processor is self.tokenizer:
             return dict(self.tokenizer(prompts, **options))

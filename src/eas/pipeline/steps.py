@@ -106,7 +106,10 @@ def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
     model = attached(run)
-    select(model, found["skip_set"])
+    try:
+        select(model, found["skip_set"])
+    except ValueError as error:
+        raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
         load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
     if isinstance(run.config.method, SkipConfig):
@@ -212,7 +215,10 @@ def measure(run: Run) -> None:
         wide = wide_inputs["input_ids"].shape[1]
         bounds = _bounds(count(wide_base, wide), count(wide_folded, wide), wide)
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
-        latency["larger"] = {"name": name, "bounds": bounds, **timed}
+        latency |= {
+            "larger": {"name": name, "bounds": bounds, **timed},
+            "width": base.config.get_text_config().hidden_size,
+        }
     totals = {name: asdict(c) for name, c in counts.items()}
     run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency, "made": _made()})
 

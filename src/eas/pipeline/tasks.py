@@ -161,7 +161,8 @@ class MeterTask(Task):
             raise ConfigError(
                 f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} cannot be folded; leave fold_mode out"
             )
-        if self.name == "vqa" and len(self._answers(run)) != (classes := run.load_config().num_answers):
+        classes = run.load_config().num_answers
+        if self.name == "vqa" and sorted(self._answers(run).values()) != [*range(classes)]:
             raise ConfigError(
                 f"model = {config.model!r}: its configuration does not name the {classes} answers of its head; convert "
                 "the checkpoint with --answers VQA_FOLDER (docs/meter.md)"
