@@ -115,7 +115,7 @@ CASES = [
     line("two rows on a line", f"{LINE}{LINE}"),
     line("not a number", '{"id": NaN, "prompt": "q", "completion": "a"}'),
     line("infinity", '{"id": -Infinity, "prompt": "q", "completion": "a"}'),
-    line("a float without end", '{"id": 1e999, "prompt": "q", "completion": "a"}'),
+    line("a float without end", '{"weight": 1e999, "prompt": "q", "completion": "a"}'),
     line("an integer of 100,000 digits", f'{{"id": {"9" * 100_000}, "prompt": "q", "completion": "a"}}'),
     line("a key twice", '{"id": 1, "prompt": "q", "prompt": "p", "completion": "a"}'),
     line("a key twice below", '{"messages": [{"role": "user", "role": "system", "content": "q"}]}'),
