@@ -17,6 +17,7 @@ from PIL import Image
 from eas.config import ConfigError
 from eas.data import load_data
 from eas.data.example import DataError, Example
+from eas.data.hub import HubRows
 from eas.data.jsonl import load_jsonl
 from eas.data.nlvr import load_nlvr
 from eas.metrics import METRICS
@@ -479,3 +480,11 @@ def test_answers_and_losses_are_scored():
     assert losses.report.scores == pytest.approx(singly.report.scores, rel=1e-4)
     with pytest.raises(DataError, match=r"metric 'bleu' is unknown; there is exact, .*scienceqa"):
         evaluate(model, processor, examples, metric="bleu", **ask)
+
+
+def test_a_class_label_of_minus_one_is_no_label():
+    """Not the last class, as Python's index -1 would have it."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"kind": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = datasets.Dataset.from_dict({"kind": [0, 1, -1]}, features=features)
+    assert [row["kind"] for row in HubRows(rows, {"kind": "kind"}, "rows")] == ["cat", "dog", None]

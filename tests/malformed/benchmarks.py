@@ -118,7 +118,8 @@ CASES = [
     ),
     *values("scienceqa", PROBLEMS, ("7", "choices"), "problem 7: choices", "ab", [], None, [1, 2], list("abcdef")),
     *values("scienceqa", PROBLEMS, ("7", "answer"), "problem 7: answer", 2, -1, "0", True, 0.0, None, 10**30),
-    *values("scienceqa", PROBLEMS, ("7", "hint"), "problem 7: .*hint", 7, ["h"]),
+    *values("scienceqa", PROBLEMS, ("7", "hint"), "problem 7: .*hint", 7, ["h"], [], {}, False),
+    *values("scienceqa", PROBLEMS, ("7", "grade"), "problem 7: grade", 7, ["grade1"], {}),
     *values("scienceqa", PIDS, ("test",), "pid_splits.json", "7", 7, [["7"]], ["8"]),
     *values("scienceqa", CAPTIONS, ("captions",), "captions.json", ABSENT, ["c"], {"7": 7}, captions=True),
     *no_texts("slake", "test.json", (0, "question"), r"test.json\[0\]: .*question"),
@@ -128,6 +129,7 @@ CASES = [
     *values("slake", "test.json", (0, "q_lang"), r"test.json", ABSENT),
     *values("vqa2", QUESTIONS, ("questions",), QUESTIONS, ABSENT, {"a": 1}, [7]),
     *values("vqa2", QUESTIONS, ("data_subtype",), QUESTIONS, ABSENT, 7),
+    *values("vqa2", QUESTIONS, ("data_subtype",), None, "x" * 600_000),
     *no_texts("vqa2", QUESTIONS, ("questions", 0, "question"), "question 1000: .*question"),
     *values(
         "vqa2", QUESTIONS, ("questions", 0, "image_id"), "an entry of 'questions'", "1", None, [1], ABSENT, True, 0.5
@@ -138,6 +140,7 @@ CASES = [
     *values("vqa2", ANNOTATIONS, ("annotations", 0, "answer_type"), "question 1000: .*answer_type", ABSENT, 7, None),
     *values("vqa2", ANNOTATIONS, ("annotations", 0, "question_id"), "annotations", 1001, "1000", None),
     *no_texts("nlvr2", "dev.json", ("identifier",), "dev.json:1: .*identifier"),
+    *values("nlvr2", "dev.json", ("identifier",), "dev.json:1: identifier", "", "1", "dev-1"),
     *no_texts("nlvr2", "dev.json", ("sentence",), "dev.json:1: .*sentence"),
     *values(
         "nlvr2", "dev.json", ("label",), "dev.json:1: .*label|dev-1-0-0: answer", ABSENT, None, "Maybe", 1, ["True"]

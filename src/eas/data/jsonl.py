@@ -136,6 +136,10 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
     if sum(slots) != len(files):
         raise DataError(f"{sum(slots)} places for images but {len(files)} images; write one {MARKER} or part per image")
 
+    for role, parts in zip(roles, contents, strict=True):
+        if role != "system" and not any(part["type"] == "image" or part["text"] for part in parts):
+            raise DataError(f"an empty turn of the {role}; give it a text, or drop the row")
+
     messages = [
         {"role": role, "content": _ended(parts) if role == "assistant" else parts}
         for role, parts in zip(roles, contents, strict=True)
@@ -161,7 +165,9 @@ def _ended(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[str | ImageSource]:
     """The row's images, as it lists them or as its parts of type "image" name them."""
     own = [part["image"] for part in parts if part.get("image") is not None]
-    listed = row.get("images") or row.get("image") or []
+    images, image = (row.get(key) for key in ("images", "image"))
+    listed = image if images is None or images == [] else images
+    listed = [] if listed is None or listed == "" else listed  # as rows without an image have it
     if own and (listed or len(own) < len(parts)):
         raise DataError(
             f"{len(own)} of {len(parts)} parts name their image and the row lists {'others' if listed else 'none'}; "
@@ -183,7 +189,9 @@ def _is_image(value: Any) -> bool:
 
 
 def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    match row.get(key) or []:
+    match row.get(key):
+        case None:
+            return ()
         case [*texts] if all(isinstance(text, str) for text in texts):
             return tuple(texts)
         case other:

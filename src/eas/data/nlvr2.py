@@ -84,6 +84,8 @@ def _example(
     where: str, row: Mapping[str, Any], images: tuple[ImageSource, ImageSource], options: NLVR2Options
 ) -> Example:
     id, said = text_of(row, "identifier", where), text_of(row, "sentence", where)
+    if id.count("-") != 3:
+        raise DataError(f"{where}: identifier is {shown(id)}; expected split-set-pair-sentence, as dev-850-0-0")
     ask = said if options.prompt == "sentence" else f"{said}\n{INSTRUCTION}"
     label = row.get("label")
     label = str(label) if isinstance(label, bool) else text_of(row, "label", where)

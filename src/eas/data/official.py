@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ def find_file(folder: Path, name: str, places: Sequence[str] = (".",)) -> Path:
         DataError: it is in none of them.
     """
     candidates = [folder / place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if os.path.isfile(path)), None)
     if found is None:
         raise DataError(f"{candidates[0]} does not exist, nor {name}.gz; put the official file there")
     return found
@@ -33,7 +34,7 @@ def find_file(folder: Path, name: str, places: Sequence[str] = (".",)) -> Path:
 
 def find_folder(folder: Path, places: Sequence[str]) -> Path:
     """The first of some places below a folder that exists, or else the first."""
-    return next((folder / place for place in places if (folder / place).is_dir()), folder / places[0])
+    return next((folder / place for place in places if os.path.isdir(folder / place)), folder / places[0])
 
 
 def read_text(path: Path) -> str:
@@ -42,7 +43,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is missing, no plain file (a folder, a pipe), not UTF-8, or not whole.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no of any name, however odd
         raise DataError(f"{path} is not a file; check the path")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -178,6 +179,6 @@ def id_of(row: Mapping[str, Any], key: str, where: str) -> str:
     """
     if key not in row:
         raise DataError(f"{where}: no key {key!r}; complete the row, or drop it")
-    if isinstance(value := row[key], bool) or not isinstance(value, int | str):
+    if isinstance(value := row[key], bool) or not isinstance(value, int | str) or value == "":
         raise DataError(f"{where}: {key} is {shown(value)}; expected a text or a whole number")
     return str(value)

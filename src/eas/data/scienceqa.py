@@ -144,14 +144,15 @@ def _example(
     pid: str, problem: Mapping[str, Any], image: ImageSource | None, caption: str, options: ScienceQAOptions
 ) -> Example:
     try:
-        choices, answer, hint = problem["choices"], problem["answer"], problem["hint"] or ""
-        texts = {key: problem[key] or "" for key in ("question", "lecture", "solution")}
-        about = {key: problem[key] for key in ("subject", "grade", "topic")}
+        choices, answer = problem["choices"], problem["answer"]
+        given = {key: problem[key] for key in ("question", "lecture", "solution", "hint", "subject", "grade", "topic")}
     except (KeyError, TypeError) as error:
         raise DataError(f"problem {pid}: {error} is missing; complete the row, or drop it") from error
-    for name, text in [*texts.items(), ("hint", hint)]:
-        if not isinstance(text, str):
+    for name, text in given.items():
+        if not isinstance(text, str | None):
             raise DataError(f"problem {pid}: {name} is {shown(text)}; expected a text")
+    texts = {key: given[key] or "" for key in ("question", "lecture", "solution")}
+    about, hint = {key: given[key] for key in ("subject", "grade", "topic")}, given["hint"] or ""
     if not isinstance(choices, list) or not 0 < len(choices) <= len(LETTERS):
         raise DataError(f"problem {pid}: choices are {shown(choices)}; expected a list of 1 to {len(LETTERS)}")
     if not all(isinstance(choice, str) for choice in choices):
