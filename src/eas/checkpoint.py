@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from eas.card import adapter_card, write
@@ -27,6 +27,7 @@ from eas.distributed import full, is_main, sharded_as
 from eas.files import writing
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
+from eas.models.stranger import read_config
 from eas.surgery import attach, attached, attachment, base_fingerprint, prune, select, skip_set
 
 CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
@@ -138,9 +139,13 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
 
     The commit it came from, if it came from the Hub, stays on ``model.config`` for ``save`` to record.
     """
-    revision = from_pretrained.get("revision")
-    auto = auto_class(AutoConfig.from_pretrained(id_or_folder, revision=revision).model_type)
-    model = auto.from_pretrained(id_or_folder, **from_pretrained)
+    if id_or_folder == "tiny":
+        from eas.demo.tiny import TINY_DIR  # a package of its own, for those who use it
+
+        id_or_folder = str(TINY_DIR)
+    revision, own = from_pretrained.get("revision"), "attn_implementation" not in from_pretrained
+    auto = auto_class(read_config(id_or_folder, revision, own_attention=own).model_type)
+    model = auto.from_pretrained(id_or_folder, **{"trust_remote_code": False, **from_pretrained})
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
     return model
 

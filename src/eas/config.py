@@ -37,18 +37,103 @@ def section(build: Callable[[Mapping[str, Any]], Config], help: str, **defaults:
     return field(default_factory=partial(filled, {}), metadata={"help": help, "build": filled})
 
 
+LONGEST, DEEPEST, MOST_VALUES = 1_000_000, 50, 100_000
+"""Characters of a configuration, levels of its nesting, and values in it where its aliases are written out."""
+MOST = 10**7
+"""Of steps, repeats, examples and the like: more is a slip of the finger."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but ``1e-4`` is a number, as in YAML 1.2 and JSON."""
+    """YAML 1.1 without its traps: ``1e-4`` is a number, as in JSON; ``010``, ``12:30`` and ``2024-01-01`` are text;
+    ``<<`` merges nothing (there is ``extends``), and no key occurs twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(problem="a key occurs twice", problem_mark=node.start_mark)
+        return mapping
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around the texts that ``_Loader`` would take for numbers."""
+
+
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "float": r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$",
+}
+_TRAPS = {f"tag:yaml.org,2002:{name}" for name in ("int", "timestamp", "merge")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _TRAPS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    for _either in (_Loader, _Dumper):
+        _either.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list("-+.0123456789"))
 
 
 def read_yaml(text: str) -> Any:
-    """The value that a YAML text holds."""
-    return yaml.load(text, _Loader)
+    """The value that a YAML text holds.
+
+    Raises:
+        ConfigError: the text is no YAML, too long or nested too deep; the message goes on from the text's name.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"is longer than {LONGEST} characters; a configuration is short")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        where = f" at line {at.line + 1}, column {at.column + 1}" if at is not None else ""
+        raise ConfigError(f"is not YAML: {error.problem}{where}") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last three: what a !!tag cannot read
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    _count_values(value, 0, {})
+    return value
+
+
+def _read_json(text: str) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(found)) < len(found):
+            raise ConfigError("is not JSON as it should be: a key occurs twice")
+        return values
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except ConfigError:
+        raise
+    except ValueError as error:  # broken, or a number of too many digits
+        raise ConfigError(f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    _count_values(value, 0, {})
+    return value
+
+
+def _count_values(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Refuses what is small as a text and huge, or without an end, as a value."""
+    if depth > DEEPEST:
+        raise _too_deep()
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(part, depth + 1, known) for part in parts)
+    if known[id(value)] > MOST_VALUES:
+        raise ConfigError(f"holds more than {MOST_VALUES} values, its aliases written out; a configuration is short")
+    return known[id(value)]
+
+
+def _too_deep() -> ConfigError:
+    return ConfigError(f"is nested deeper than {DEEPEST} levels, or holds itself; write it flat")
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:160]}... ({len(text)} characters)"
 
 
 @dataclass
@@ -63,8 +148,13 @@ class Config:
                 ok = bool in kinds
             else:
                 ok = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-            self._require(name, ok, f"must be {' or '.join(kind.__name__ for kind in kinds)}")
+            quotes = "; put quotes around it" if str in kinds and not isinstance(value, dict | list) else ""
+            self._require(name, ok, f"must be {' or '.join(kind.__name__ for kind in kinds)}{quotes}")
             self._require(name, not isinstance(value, float) or math.isfinite(value), "must be finite")
+            self._require(name, not isinstance(value, int) or abs(value) < 2**63, "must be below 2**63")
+            if isinstance(value, list) and (element := _element(hint)) is not None:
+                fits = all(isinstance(item, element) and not isinstance(item, bool) for item in value)
+                self._require(name, fits, f"must hold nothing but {element[0].__name__}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -78,13 +168,13 @@ class Config:
             if key not in names:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(names)}"
-                raise ConfigError(f"{cls.__name__} has no key {key!r}; {hint}")
+                raise ConfigError(f"{cls.__name__} has no key {shortened(key)}; {hint}")
         values = dict(values)
         for f in dataclasses.fields(cls):
             if f.name in values and "build" in f.metadata:
                 if not isinstance(values[f.name], Mapping):
                     raise ConfigError(
-                        f"{cls.__name__}.{f.name} = {values[f.name]!r}: must be a mapping of keys to values"
+                        f"{cls.__name__}.{f.name} = {shortened(values[f.name])}: must be a mapping of keys to values"
                     )
                 values[f.name] = f.metadata["build"](values[f.name])
         return cls(**values)
@@ -117,7 +207,8 @@ class Config:
         """Writes a ``.json`` file, or YAML for any other suffix."""
         path, values = Path(path), self.to_dict()
         as_json = path.suffix == ".json"
-        write_text(path, json.dumps(values, indent=2) + "\n" if as_json else yaml.safe_dump(values, sort_keys=False))
+        as_yaml = "" if as_json else yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+        write_text(path, json.dumps(values, indent=2) + "\n" if as_json else as_yaml)
 
     def describe(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         """Every key with its value here and its help text; the keys of sections are dotted."""
@@ -130,22 +221,37 @@ class Config:
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
-            value = getattr(self, name)
-            raise ConfigError(f"{type(self).__name__}.{name} = {value!r}: {allowed}")
+            raise ConfigError(f"{type(self).__name__}.{name} = {shortened(getattr(self, name))}: {allowed}")
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            count = getattr(self, name)
+            self._require(name, count >= 1, "must be at least 1")
+            self._require(name, count <= MOST, f"must be at most {MOST}")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)  # whatever it is: a device has no end
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise ConfigError(f"{path} is not {kind}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+    try:
+        values = _read_json(text) if path.suffix == ".json" and len(text) <= LONGEST else read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold one mapping of keys to values, not {type(values).__name__}")
     return values
+
+
+def _element(hint: Any) -> tuple[type, ...] | None:
+    """What a list of a hint like ``list[int] | None`` may hold; None: anything."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    found = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), Any)
+    return None if found is Any else (float, int) if found is float else (found,)
 
 
 def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +276,10 @@ class MethodConfig(Config):
     """
 
     name: str = method_name("")
-    train_projector: bool = field(
-        default=False, kw_only=True, metadata={"help": "tune the vision-language projector along, as the authors do"}
+    train_projector: bool | None = field(
+        default=False,
+        kw_only=True,
+        metadata={"help": "tune the vision-language projector along, as the authors do; null: where there is one"},
     )
 
     train_head: bool = field(

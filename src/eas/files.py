@@ -52,14 +52,16 @@ def write_text(path: Path, text: str) -> None:
 def claimed(folder: Path, who: str) -> Iterator[None]:
     """No second process works in a folder meanwhile; the system frees it, however this one ends.
 
+    The process that has claimed it may claim it again.
+
     Raises:
         WriteError: another process works in it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held = FileLock(folder / LOCK_FILE, timeout=0).acquire()
+            held = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=True).acquire()
         except Timeout as error:
-            raise WriteError(f"{folder}: another {who} works in it; wait, or use another output_dir") from error
+            raise WriteError(f"{folder}: another {who} works in it; wait for it, or name another folder") from error
     with held:
         yield

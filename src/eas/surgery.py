@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import NamedTuple
 
@@ -73,6 +73,11 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         ConfigError: the configuration does not fit the model, which is left as it was.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
     """
+    if not isinstance(config, MethodConfig):
+        named = config if isinstance(config, str) else "eas"
+        raise ConfigError(
+            f"attach(model, {config!r}): give a configuration, as eas.method_config({{'name': {named!r}}}) makes one"
+        )
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     anatomy = Anatomy.of(model)
@@ -80,6 +85,8 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
+    if config.train_projector is None:
+        config = replace(config, train_projector=anatomy.projector is not None)
     if config.train_projector and anatomy.projector is None:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
     if config.train_head and not anatomy.head:

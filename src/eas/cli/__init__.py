@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
+import warnings
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from eas.cli import run, report, compare, data, count, reproduce, convert, bench  # noqa: F401
 from eas.cli.app import app
+from eas.cli.errors import as_typed
+from eas.terminal import console, printable
 
 __all__ = ["app", "main"]
 
@@ -18,10 +22,22 @@ def main() -> None:
     """Entry point: an expected error is one red line with its remedy, anything else a traceback."""
     from transformers.utils import logging
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter still shows the rest
+    warnings.showwarning = _warn
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         app()
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        said = as_typed(str(error), next(iter(sys.argv[1:]), ""))
+        console(stderr=True).print(Text("error: ", "red").append(said, "default"), highlight=False, soft_wrap=True)
         sys.exit(1)
+    except Exception:  # not expected: whoever mends it needs all of it
+        sys.stderr.write(printable(traceback.format_exc()))
+        sys.exit(1)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    print(printable(f"{category.__name__}: {message}"), file=sys.stderr)

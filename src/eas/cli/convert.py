@@ -44,7 +44,7 @@ def meter(
     if task is not None and task not in TASKS:
         raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
     state = read_checkpoint(checkpoint)
-    words = AutoTokenizer.from_pretrained(tokenizer)  # before the work: it may not be there
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)  # before the work: it may not be there
     classes = {} if answers is None else answer_classes(answers)
     torch.manual_seed(seed)
     model, conversion = convert(state, task, image_size, len(classes) or None)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from eas.cli.app import app, console
+from eas.cli.app import app
+from eas.terminal import console
 
 CONVENTION = "'honest': every module once, PIA where it is not folded away. 'paper': the paper's own; docs/count.md."
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from eas.cli.app import DataOverrides, SkipBad, console, data_app
+from eas.cli.app import DataOverrides, SkipBad, data_app
+from eas.terminal import console, printable
 
 
 @data_app.command(name="check")
@@ -31,7 +32,7 @@ def data_check(
     spec = data if data is not None else f"{dataset}:{data_dir}"
     check = check_data(spec, split or [], data_options(spec, skip_bad, option))
     console().print(check_view(check, whole=skip_bad))
-    print(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False))
+    print(printable(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False)))
     if check.failures or (check.problems and not skip_bad):
         raise typer.Exit(1)
 
@@ -54,7 +55,7 @@ def score_predictions(
     out = console()
     out.print(report_table(f"{dataset} {split}: {predictions}", report, result.examples))
     for message in result.left_out:
-        out.print(f"left out: {message}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"left out: {message}", highlight=False, soft_wrap=True)
     given = {"dataset": dataset, "data_dir": data_dir, "split": split, "predictions": str(predictions)}
     found = {"examples": result.examples, "score": report.score, "numbers": dict(report.numbers)}
     if json_file is not None:
@@ -62,7 +63,7 @@ def score_predictions(
         json_file.write_text(
             json.dumps({**given, **found, **rest}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    print(json.dumps({**given, **found, "left_out": len(result.left_out)}, ensure_ascii=False))
+    print(printable(json.dumps({**given, **found, "left_out": len(result.left_out)}, ensure_ascii=False)))
 
 
 def data_options(spec: str, skip_bad: bool, option: list[str] | None) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 
 from eas.config import Config, ConfigError, option
@@ -27,6 +27,7 @@ from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.one_token import read_rows
 from eas.models.prompt_cache import kv_cache_bytes, prompt_states
+from eas.models.stranger import read_config
 from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,8 +157,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
         return build(name, device, dtype)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
-    auto = auto_class(AutoConfig.from_pretrained(name).model_type)
-    model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype).to(device).eval()
+    auto = auto_class(read_config(name).model_type)
+    model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(device).eval()
     return model
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from eas.checkpoint import CONFIG_FILE, WEIGHTS_FILE
@@ -24,6 +24,7 @@ from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
 from eas.methods import method_config
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.stranger import read_config
 from eas.surgery import attach, attached, attachment, candidates, fold, prune, select
 
 __all__ = ["CONVENTIONS", "Counts", "count"]
@@ -129,7 +130,7 @@ def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
     try:
-        return AutoConfig.from_pretrained(name)
+        return read_config(name)
     except OSError as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{name} has no config.json, in a folder or on the Hub: {why}") from error

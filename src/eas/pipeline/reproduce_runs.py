@@ -12,7 +12,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
@@ -20,7 +20,8 @@ from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
 from eas.models.anatomy import Anatomy
-from eas.pipeline.config import RunConfig
+from eas.models.stranger import read_config
+from eas.pipeline.config import RunConfig, read_assignments
 from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps
@@ -273,11 +274,11 @@ def training_config(
         run.method = scaled(config.method, Run(run).load_config().get_text_config())
         config, data = replace(run, search=replace(run.search, rule=config.search.rule)), data or "scenes:textures"
     folder = output_dir / "runs" / (name if seed is None else f"{name}-s{seed}")
-    changes = [f"output_dir={folder}"]
-    changes += [] if data is None else [f"data={data}", "data_options={}"]
-    changes += [] if model is None else [f"model={model}"]
-    changes += [] if seed is None else [f"seed={seed}", f"search.seed={seed}"]
-    return config.with_overrides([*changes, *options])
+    changes: dict[str, Any] = {"output_dir": str(folder)}
+    changes |= {} if data is None else {"data": data, "data_options": {}}
+    changes |= {} if model is None else {"model": model}
+    changes |= {} if seed is None else {"seed": seed, "search.seed": seed}
+    return config.with_values(changes | read_assignments(options))
 
 
 def require_inputs(name: str, config: RunConfig) -> None:
@@ -300,6 +301,6 @@ def require_inputs(name: str, config: RunConfig) -> None:
     try:
         if config.model in needs and config.model.startswith("models/"):
             raise refuse("the model", config.model)
-        AutoConfig.from_pretrained(config.model, revision=config.revision)
+        read_config(config.model, config.revision)
     except OSError as error:
         raise refuse("the model", config.model) from error
