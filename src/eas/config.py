@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,24 @@ def read_yaml(text: str) -> Any:
         raise _too_deep() from error
     _count_values(value, 0, {})
     return value
+
+
+def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of ``key=value`` texts; a value is YAML, and the last of a key counts.
+
+    Raises:
+        ConfigError: a text without "=", or a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"-o {assignment[:200]}: write key=value, as in -o train.learning_rate=0.001")
+        try:
+            values[key] = read_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"-o {key}: the value {error}; {shortened(text)} was given") from error
+    return values
 
 
 def _read_json(text: str) -> Any:

@@ -10,7 +10,7 @@ import warnings
 
 from rich.text import Text
 
-from eas.cli import run, report, compare, data, count, reproduce, convert, bench  # noqa: F401
+from eas.cli import run, predict, report, compare, data, count, reproduce, convert, bench  # noqa: F401
 from eas.cli.app import app
 from eas.cli.errors import as_typed
 from eas.terminal import console, printable

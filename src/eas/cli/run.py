@@ -210,7 +210,7 @@ def _started(
 
 
 def _options(folder: Path, option: list[str] | None) -> dict[str, Any]:
-    from eas.pipeline.config import read_assignments
+    from eas.config import read_assignments
 
     given = read_assignments(option or [])
     if "output_dir" in given:

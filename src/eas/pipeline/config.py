@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_yaml, section, shortened
+from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
 from eas.data.collate import CUTS
 from eas.methods import METHODS, method_config
@@ -116,7 +117,9 @@ class RunConfig(Config):
         self._require_counts("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens")
         self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
         for name in ("model", "data", "output_dir"):
-            self._require(name, bool(getattr(self, name)) and "\0" not in getattr(self, name), "must name something")
+            text = getattr(self, name)
+            self._require(name, bool(text) and "\0" not in text, "must name something")
+            self._require(name, not re.search("[\ud800-\udfff]", text), "must be UTF-8; rename it")
         for name in ("train_limit", "validation_limit", "test_limit"):
             limit = getattr(self, name)
             self._require(name, limit is None or limit >= 1, "must be at least 1, or null for all")
@@ -172,21 +175,3 @@ class RunConfig(Config):
             if key == "method.name" and at["name"] != self.method.name:
                 values["method"] = {"name": at["name"]}  # another method's keys
         return type(self).from_dict(values)
-
-
-def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """The values of ``key=value`` texts; a value is YAML, and the last of a key counts.
-
-    Raises:
-        ConfigError: a text without "=", or a value that is no YAML.
-    """
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"-o {assignment[:200]}: write key=value, as in -o train.learning_rate=0.001")
-        try:
-            values[key] = read_yaml(text)
-        except ConfigError as error:
-            raise ConfigError(f"-o {key}: the value {error}; {shortened(text)} was given") from error
-    return values

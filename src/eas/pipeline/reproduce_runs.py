@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
+from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
 from eas.models.anatomy import Anatomy
 from eas.models.stranger import read_config
-from eas.pipeline.config import RunConfig, read_assignments
+from eas.pipeline.config import RunConfig
 from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps

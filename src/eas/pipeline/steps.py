@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
-from eas.files import writing
+from eas.files import write_text, writing
 from eas.measure.count import Counts, count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
@@ -219,7 +221,12 @@ def _made() -> dict[str, Any]:
 
 @alone
 def gather(run: Run) -> None:
-    """Gathers all records into result.json.
+    """Gathers all records into result.json, see ``gather_into``."""
+    gather_into(run, run.folder)
+
+
+def gather_into(run: Run, folder: Path) -> None:
+    """Gathers a run's records, and the pictures of its samples, into the result.json of a folder.
 
     Raises:
         ConfigError: the folder is that of a comparison's run, whose result.json is another.
@@ -233,7 +240,7 @@ def gather(run: Run) -> None:
     result = {
         "versions": made.get("versions"),
         "git_revision": made.get("git_revision"),
-        "command": f"eas run --output-dir {config.output_dir}",
+        "command": shlex.join(["eas", "run", "--output-dir", config.output_dir]),
         "hardware": made.get("hardware"),
         "config": config.to_dict(),
         "seed": config.seed,
@@ -268,9 +275,9 @@ def gather(run: Run) -> None:
                 "evaluate": records["eval"].get("seconds"),
             },
         },
-        "samples": _samples(run, records["eval"].get("answers")),
+        "samples": _samples(run, records["eval"].get("answers"), folder),
     }
-    run.finish("result", result)
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 @alone
@@ -340,16 +347,16 @@ def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repea
     }
 
 
-def _samples(run: Run, answers: dict[str, dict[str, str]] | None, most: int = 6) -> list[dict[str, Any]]:
+def _samples(run: Run, answers: dict[str, dict[str, str]] | None, into: Path, most: int = 6) -> list[dict[str, Any]]:
     if not answers or not answers["zero_shot"]:  # not evaluated, or without answers: metric none
         return []
-    folder, examples, samples = run.folder / "samples", run.data("test"), []
-    folder.mkdir(exist_ok=True)
+    examples, samples = run.data("test"), []
+    (into / "samples").mkdir(exist_ok=True)
     for i in range(min(most, len(examples))):
         example, paths = examples[i], []
         for j, image in enumerate(example.load_images()):
             paths.append(f"samples/{i}-{j}.png")
-            image.save(run.folder / Path(paths[-1]))
+            image.save(into / paths[-1])
         samples.append(
             {
                 "id": example.id,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eas.card import portable, portable_result
 from eas.metrics.exact import exact_match
 from eas.reports.comparison import cells, notes
 from eas.reports.curves import Curve, curve, importances_plot, losses_plot
@@ -24,6 +25,7 @@ Section = dict[str, Any]
 
 def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], folder: Path, prefix: str) -> Section:
     """One run: before and after, figures, those of its frontier among them, answers, how it was made."""
+    result = portable_result(result)
     return {
         "kind": "run",
         "file": str(folder / RESULT_FILE),
@@ -74,7 +76,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
         "plots": _comparison_plots(result, curves, prefix),
         "runs": runs,
         "gone": sum(run["folder"] is None for run in runs),
-        "shared": json.dumps(at(result, "config", "run") or {}, indent=2),
+        "shared": json.dumps(portable(at(result, "config", "run") or {}), indent=2),
         "result": result,
         "problems": problems,
     }
