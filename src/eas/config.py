@@ -47,6 +47,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 without its traps: ``1e-4`` is a number, as in JSON; ``010``, ``12:30`` and ``2024-01-01`` are text;
     ``<<`` merges nothing (there is ``extends``), and no key occurs twice."""
 
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level >= DEEPEST:  # found here, in no time
+            raise _too_deep()
+        super().fetch_flow_collection_start(kind)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
@@ -82,6 +87,8 @@ def read_yaml(text: str) -> Any:
         raise ConfigError(f"is longer than {LONGEST} characters; a configuration is short")
     try:
         value = yaml.load(text, _Loader)
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         where = f" at line {at.line + 1}, column {at.column + 1}" if at is not None else ""

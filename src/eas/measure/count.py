@@ -129,11 +129,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
 def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
-    try:
-        return read_config(name)
-    except OSError as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"{name} has no config.json, in a folder or on the Hub: {why}") from error
+    return read_config(name)
 
 
 def _from_config(config: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, MethodConfig
+from eas.config import ConfigError, MethodConfig, shortened
 from eas.methods import adapter, das, drop, eas, full, lavin_adapter, llama_adapter, lora, mam, prefix, prompts
 from eas.methods import meter_adapters as meter
 from eas.methods.meter_drop import attach_drop, prune_drop
@@ -118,6 +118,6 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
         ConfigError: the name is unknown, or a key or value is refused.
     """
     name = values.get("name", "eas")
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown; there is {', '.join(METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(f"method {shortened(name)} is unknown; there is {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

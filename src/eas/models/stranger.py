@@ -27,8 +27,8 @@ def read_config(id_or_folder: str, revision: str | None = None, own_attention: b
             asks for that, and the file counts for nothing.
 
     Raises:
-        OSError: there is no such folder or Hub id, or its ``config.json`` is no JSON.
-        ConfigError: a value of the file is impossible or would run code of the Hub; file and key are named.
+        ConfigError: there is no such folder or Hub id, its ``config.json`` is no JSON, or a value of the file is
+            impossible or would run code of the Hub; file and key are named.
     """
     where = f"{Path(id_or_folder) / 'config.json'}" if Path(id_or_folder).is_dir() else f"config.json of {id_or_folder}"
     try:
@@ -38,8 +38,11 @@ def read_config(id_or_folder: str, revision: str | None = None, own_attention: b
         if "model_type" not in values:
             raise ConfigError(f"{where} has no model_type; name the folder or Hub id of a transformers model")
         return AutoConfig.from_pretrained(id_or_folder, revision=revision, trust_remote_code=False)
-    except (OSError, ConfigError):
+    except ConfigError:
         raise
+    except OSError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{where} is not there or cannot be read: {said}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deep; copy the file again from its source") from error
     except Exception as error:  # whatever a configuration's class says of a value

@@ -14,7 +14,6 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from eas.config import ConfigError, SkipConfig
-from eas.data.example import Example
 from eas.distributed import is_main
 from eas.files import WriteError
 from eas.metrics import METRICS
@@ -37,16 +36,16 @@ def check(run: Run) -> None:
     """
     run.task.check(run)
     check_tracker(run.config.train.report_to)
-    metric = METRICS.get(run.config.metric_name, _official)
     for split in SPLITS:
-        examples = run.data(split)
-        for example in examples if split != "train" else ():
-            metric("", example)  # a metric refuses examples that lack what it asks for
+        run.data(split)
     model, method, search = check_method(run), run.config.method, run.config.search
     if isinstance(method, SkipConfig) and run.config.skip_set is None and search.rule in RULES:
         SearchPhase(model, search, run.data("validation"), lambda sets, _: [0.0] * len(sets))  # which checks them
     for split in SPLITS:
         run.task.first(run, split)  # the processor takes the data's form
+    if (metric := METRICS.get(run.config.metric or "")) is not None:
+        for example in (*run.data("validation"), *run.data("test")):
+            metric("", example)  # a metric refuses examples that lack what it asks for
 
 
 def check_tracker(name: str) -> None:
@@ -108,11 +107,6 @@ def check_room(run: Run) -> None:
             f"{run.folder}: checkpoints and the standalone model need about {need / 2**30:.1f} GiB, and its disk has "
             f"{free / 2**30:.1f} GiB free; make room, or name a folder on another disk"
         )
-
-
-def _official(answer: str, example: Example) -> float:
-    """A benchmark's own metric reads its own examples."""
-    return 0.0
 
 
 def _existing(folder: Path) -> Path:

@@ -298,9 +298,9 @@ def require_inputs(name: str, config: RunConfig) -> None:
         raise refuse("the data", place or kind)
     if config.model == "tiny" or Path(config.model).exists():
         return
+    if config.model in needs and config.model.startswith("models/"):
+        raise refuse("the model", config.model)
     try:
-        if config.model in needs and config.model.startswith("models/"):
-            raise refuse("the model", config.model)
         read_config(config.model, config.revision)
-    except OSError as error:
+    except ConfigError as error:
         raise refuse("the model", config.model) from error

@@ -44,6 +44,7 @@ def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], 
 
 def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix: str) -> Section:
     """One comparison: its table, whose cells lead to configuration and seed, and its figures."""
+    result = portable_result(result)
     runs, curves, problems = [], list[Curve](), list[str]()
     for i, row in enumerate(result["rows"]):
         for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False):
@@ -60,7 +61,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
                     "skip_set": " ".join(map(str, sets.get(seed) or ())),
                     "rate": row.get("learning_rate"),
                     "settings": _settings(result, row["label"]),
-                    "folder": None if folder is None else str(folder),
+                    "folder": None if folder is None else portable(str(folder)),
                     "href": None if folder is None else Path(os.path.relpath(folder / "run.yaml", out)).as_posix(),
                 }
             )
@@ -76,7 +77,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
         "plots": _comparison_plots(result, curves, prefix),
         "runs": runs,
         "gone": sum(run["folder"] is None for run in runs),
-        "shared": json.dumps(portable(at(result, "config", "run") or {}), indent=2),
+        "shared": json.dumps(at(result, "config", "run") or {}, indent=2),
         "result": result,
         "problems": problems,
     }
@@ -90,7 +91,7 @@ def together_section(group: Mapping[str, Any], results: Mapping[str, Mapping[str
         results: of all runs of the page by folder, in its order.
         prefix: of ids.
     """
-    folders = list(results)
+    folders, group = list(results), portable_result(group)
     curves = [
         curve(row["row"], seed, results[folder]["search"], results[folder]["training"])
         for row in group["rows"]
