@@ -12,6 +12,7 @@ import eas
 from eas import METHODS
 from eas.checkpoint import adapter_state
 from eas.config import SkipConfig
+from eas.hf.trainer import checkpoint_activations
 from eas.measure.layers import block_costs
 from eas.methods import COATTENTION, NOT_ON_METER
 from eas.models.anatomy import Anatomy
@@ -159,7 +160,7 @@ class TestContract:
         for checkpointing in (False, True):
             model = tuned(label, pruned=True)
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                checkpoint_activations(model)
             for layers in (model.meter.cross_modal_text_layers, model.meter.cross_modal_image_layers):
                 for module in layers.train().modules():
                     module.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))

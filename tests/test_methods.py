@@ -11,6 +11,7 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
+from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
 from eas.surgery import candidates, disabled
 
@@ -180,7 +181,7 @@ class TestContract:
         for checkpointing in (False, True):
             model = tuned(family, label, pruned=True).train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                checkpoint_activations(model)
             for layer in Anatomy.of(model).layers:
                 layer.input_layernorm.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
             model(**batch_of(family), use_cache=False).loss.backward()

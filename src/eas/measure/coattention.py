@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.checkpoint import adapter_state
+from eas.hf.skipping import SkippableBlock
 from eas.measure.modules import Counts, module_macs
 from eas.methods.meter_adapters import DeepPrompted, ShallowPrompted
 from eas.methods.meter_drop import DropAttention, DropLayer
 from eas.methods.meter_eas import DASLayer, EASAttention, EASLayer
 from eas.methods.meter_prefix import PrefixedAttention
 from eas.models.anatomy import Anatomy
-from eas.models.skipping import SkippableBlock
 from eas.surgery import attached
 
 

@@ -14,12 +14,24 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, shortened
-from eas.methods import adapter, das, drop, eas, full, lavin_adapter, llama_adapter, lora, mam, prefix, prompts
+from eas.methods import (
+    adapter,
+    das,
+    drop,
+    eas,
+    full,
+    lavin_adapter,
+    llama_adapter,
+    lora,
+    mam,
+    prefix,
+    prompts,
+    soft_prompt,
+)
 from eas.methods import meter_adapters as meter
 from eas.methods.meter_drop import attach_drop, prune_drop
 from eas.methods.meter_eas import attach_das, attach_eas, prune_das, prune_eas
 from eas.methods.meter_prefix import attach_mam, attach_prefix
-from eas.models import prompt_attention
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,8 @@ PIA_FOLD: dict[str, Any] = {
 INPUT_ROUTED: dict[str, Any] = PIA_FOLD | {"fold_modes": ("shared", "per_example")}
 MERGE: dict[str, Any] = {"fold": lora.fold, "unfold": lora.unfold, "fold_modes": ("merged",)}
 PRECOMPUTED: dict[str, Any] = {
-    "fold": prompt_attention.fold,
-    "unfold": prompt_attention.unfold,
+    "fold": soft_prompt.fold,
+    "unfold": soft_prompt.unfold,
     "fold_modes": ("precomputed",),
 }  # of every method whose prompt becomes keys and values
 METHODS: dict[str, Method] = {

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.hf.classes import become
 from eas.methods.adapter import AdapterConfig, Bottleneck, ParallelAdapterConfig
 from eas.methods.full import FullConfig, HeadConfig
 from eas.methods.lora import LoRAConfig, inject_at
 from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
 from eas.models.anatomy import Anatomy
 from eas.models.meter.modeling import MeterOutput, Stream, attend
-from eas.models.skipping import become
 
 # LoRA's names of maps, as METER calls them; it has no gate
 MAPS = {

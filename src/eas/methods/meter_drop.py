@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError
+from eas.hf.classes import become
+from eas.hf.skipping import SkippableBlock
 from eas.methods.drop import DropConfig
 from eas.methods.meter_adapters import MAPS, inject
 from eas.models.anatomy import Anatomy
-from eas.models.skipping import SkippableBlock, become
 
 
 class DropAttention(SkippableBlock):

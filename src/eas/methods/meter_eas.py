@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError
+from eas.hf.classes import become
+from eas.hf.skipping import SkippableBlock
 from eas.methods.adapter import Bottleneck
 from eas.methods.das import DASConfig
 from eas.methods.eas import EASConfig
 from eas.methods.meter_adapters import ParallelOutput, put
 from eas.models.anatomy import Anatomy
 from eas.models.meter.modeling import Stream, attend
-from eas.models.skipping import SkippableBlock, become
 from eas.pia import PIA
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError
+from eas.hf.classes import become
 from eas.methods.mam import MAMConfig
 from eas.methods.meter_adapters import ParallelOutput, put
 from eas.methods.prefix import PrefixConfig
 from eas.models.anatomy import Anatomy
-from eas.models.skipping import become
 
 
 class MeterPrefix(nn.Module):

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, method_name, option
+from eas.hf.prompt_attention import PromptKeyValues
+from eas.methods.soft_prompt import SoftPrompt, add_prompt
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_attention import Prompt, PromptStates, add_prompt
 
 
 @dataclass
@@ -38,7 +39,7 @@ class PrefixConfig(MethodConfig):
         self._require("reparameterise", self.reparameterise is None or self.reparameterise >= 1, "must be at least 1")
 
 
-class Prefix(Prompt):
+class Prefix(SoftPrompt):
     """``table``: ``(m, layers x 2 x key heads x head size)``, normal (0, 0.02); or, standard normal, the
     ``(m, hidden size)`` input of ``mlp``, which gives them."""
 
@@ -53,12 +54,12 @@ class Prefix(Prompt):
             0.02 * torch.randn(num_tokens, size) if mlp is None else torch.randn(num_tokens, hidden_size)
         )
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         rows = self.table if self.mlp is None else self.mlp(self.table)
         head_size = text_model.layers[0].self_attn.head_dim
         pairs = rows.view(self.num_tokens, len(text_model.layers), 2, -1, head_size).permute(1, 2, 3, 0, 4)
         weights = [layer.input_layernorm.weight for layer in text_model.layers]
-        return [PromptStates(*pair[:, None].to(weight)) for pair, weight in zip(pairs, weights, strict=True)]
+        return [PromptKeyValues(*pair[:, None].to(weight)) for pair, weight in zip(pairs, weights, strict=True)]
 
 
 def attach(model: PreTrainedModel, config: PrefixConfig) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.distributed import from_main, is_main
+from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
@@ -52,7 +53,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         disable_tqdm=True,
     )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     trainer = EASTrainer(
         model,
         args,

@@ -9,26 +9,26 @@ visible to every token, also where a sliding window has left the sequence's firs
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.llama.modeling_llama import rotate_half
 
-from eas.config import ConfigError, MethodConfig
-from eas.models.anatomy import Anatomy
-from eas.models.costed import Costed
-from eas.models.skipping import become
+from eas.hf.api import (
+    AttentionInterface,
+    attention_implementation,
+    rotate_half,
+    sdpa_attention_forward,
+    set_attention_implementation,
+)
+from eas.hf.classes import become
 
 PROMPT_ATTENTION = "eas_prompt"
 REMEDY = 'prompts need attn_implementation="sdpa"; load the model with it, or call set_attn_implementation("sdpa")'
 
 
-class PromptStates(NamedTuple):
+class PromptKeyValues(NamedTuple):
     """A prompt at one attention.
 
     Args:
@@ -43,59 +43,6 @@ class PromptStates(NamedTuple):
     gate: Tensor | None = None
 
 
-class StoredStates(nn.Module):
-    """A prompt at one attention, computed once; no checkpoint holds it."""
-
-    def __init__(self, states: PromptStates) -> None:
-        super().__init__()
-        for name, tensor in states._asdict().items():
-            self.register_buffer(name, tensor, persistent=False)
-
-    def states(self) -> PromptStates:
-        """As they were given, on the module's device."""
-        return PromptStates(**self._buffers)  # type: ignore[arg-type]
-
-
-class Prompt(Costed):
-    """What a prompt method trains; it lies beside the blocks, as ``prompt`` of the language model.
-
-    Args:
-        layers: the blocks that see the prompt.
-        num_tokens: m, prompt tokens at each of them.
-        maps: modules of the base through which every prompt token goes to become keys and values.
-        own_macs: multiply-accumulates of making keys and values, besides those of the maps.
-    """
-
-    def __init__(self, layers: Iterable[Any], num_tokens: int, maps: Iterable[nn.Module], own_macs: int = 0) -> None:
-        super().__init__()
-        linear: list[Any] = [m for module in maps for m in module.modules() if isinstance(m, nn.Linear)]
-        self.num_tokens = num_tokens
-        self.query_width: int = sum(layer.self_attn.q_proj.out_features for layer in layers)
-        self.making_macs: int = own_macs + num_tokens * sum(m.in_features * m.out_features for m in linear)
-        self.making_bytes: int = sum(p.nbytes for m in linear for p in m.parameters())
-        self.stored: nn.ModuleList | None = None
-
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
-        """The prompt at every attention of the language model, None where there is none."""
-        raise NotImplementedError
-
-    def states(self, text_model: Any) -> list[PromptStates | None]:
-        """``compute``, or what a fold stored of it."""
-        if self.stored is None:
-            return self.compute(text_model)
-        return [None if stored is None else stored.states() for stored in self.stored]  # type: ignore[operator]
-
-    def macs(self, tokens: int) -> int:
-        """Every query meets m more keys and values; unfolded, each forward pass makes them anew."""
-        return 2 * self.query_width * tokens * self.num_tokens + (self.making_macs if self.stored is None else 0)
-
-    def decode_bytes(self) -> int:
-        """Folded, the stored keys and values; unfolded, a step reads the base's maps once more, for the prompt."""
-        if self.stored is None:
-            return super().decode_bytes() + self.making_bytes
-        return sum(buffer.nbytes for buffer in self.stored.buffers())
-
-
 class PromptAttention(nn.Module):
     """An attention that sees the prompt: its configuration names ``prompt_attention`` as the implementation."""
 
@@ -104,15 +51,15 @@ class PromptAttention(nn.Module):
     @property
     def config(self) -> Any:
         """What the attention reads; the model's own decides about masks, and stays as it is."""
-        if vars(self)["config"]._attn_implementation != "sdpa":
+        if attention_implementation(vars(self)["config"]) != "sdpa":
             raise ValueError(REMEDY)
         return self.prompt_config
 
 
-class PromptTextModel(nn.Module):
+class SoftPromptTextModel(nn.Module):
     """A language model that hands the prompt's keys and values to its attentions."""
 
-    prompt: Prompt
+    prompt: Any  # eas.methods.soft_prompt.SoftPrompt
 
     def forward(
         self,
@@ -131,39 +78,15 @@ class PromptTextModel(nn.Module):
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         states = self.prompt.states(self)
         return super().forward(
-            input_ids, attention_mask, position_ids, *args, inputs_embeds=inputs_embeds, prompt_states=states, **kw
+            input_ids, attention_mask, position_ids, *args, inputs_embeds=inputs_embeds, prompt_key_values=states, **kw
         )
 
 
-def add_prompt(model: PreTrainedModel, config: MethodConfig, prompt: Prompt) -> None:
-    """Puts a prompt into a model, in place.
-
-    Raises:
-        ConfigError: the model's attention implementation knows no prompt.
-    """
-    text_model = Anatomy.of(model).text_model
-    if (own := text_model.config._attn_implementation) != "sdpa":
-        raise ConfigError(f"{type(config).__name__}: the model attends with {own!r}; {REMEDY}")
-    text_model.prompt = prompt.to(text_model.get_input_embeddings().weight.device).train(text_model.training)
-    for layer in text_model.layers:
-        layer.self_attn.prompt_config = copy.copy(layer.self_attn.config)
-        layer.self_attn.prompt_config._attn_implementation = PROMPT_ATTENTION
-        become(layer.self_attn, PromptAttention)
-    become(text_model, PromptTextModel)
-
-
-@torch.no_grad()
-def fold(model: PreTrainedModel, mode: str) -> None:
-    """Computes the prompt's keys and values once and stores them, ``mode`` "precomputed"."""
-    text_model = Anatomy.of(model).text_model
-    states = text_model.prompt.compute(text_model)
-    stored: list[Any] = [None if one is None else StoredStates(one) for one in states]
-    text_model.prompt.stored = nn.ModuleList(stored)
-
-
-def unfold(model: PreTrainedModel) -> None:
-    """Drops what ``fold`` stored."""
-    Anatomy.of(model).text_model.prompt.stored = None
+def see_prompt(attention: Any) -> None:
+    """Lets an attention see the prompt, in place: its configuration is a copy that names ``prompt_attention``."""
+    attention.prompt_config = copy.copy(attention.config)
+    set_attention_implementation(attention.prompt_config, PROMPT_ATTENTION)
+    become(attention, PromptAttention)
 
 
 def prompt_attention(
@@ -172,11 +95,11 @@ def prompt_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prompt_states: list[PromptStates | None],
+    prompt_key_values: list[PromptKeyValues | None],
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """``sdpa_attention_forward`` with the prompt of this layer in front of, or beside, the sequence's keys."""
-    prompt, tokens = prompt_states[module.layer_idx], query.shape[2]
+    prompt, tokens = prompt_key_values[module.layer_idx], query.shape[2]
     if prompt is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
     keys, values = (states.to(key).expand(len(key), -1, -1, -1) for states in prompt[:2])
@@ -215,6 +138,8 @@ def heads(attention: Any, states: Tensor, rotary: tuple[Tensor, Tensor] | None =
     return rotated
 
 
-def project(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> PromptStates:
+def project(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> PromptKeyValues:
     """The attention's own keys and values of ``hidden``, ``(1, m, hidden size)``."""
-    return PromptStates(heads(attention, attention.k_proj(hidden), rotary), heads(attention, attention.v_proj(hidden)))
+    return PromptKeyValues(
+        heads(attention, attention.k_proj(hidden), rotary), heads(attention, attention.v_proj(hidden))
+    )
