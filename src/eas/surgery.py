@@ -164,7 +164,9 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
 
     def prepare(twin: PreTrainedModel) -> None:
         own = {f.name for f in fields(method)}
-        small: dict[str, Any] = {name: value for name, value in TWIN.items() if name in own}
+        ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
+        small: dict[str, Any] = dict.fromkeys(ranks, 64)
+        small |= {name: value for name, value in TWIN.items() if name in own}
         _attach(twin, replace(method, **small), tried=True)
         if isinstance(method, SkipConfig):
             select(twin, [0])
