@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import eas
-from eas.checkpoint import load_base
+from eas.checkpoint import CheckpointError, load_base
 from eas.config import ConfigError
 from eas.demo.tiny import TINY_DIR
-from eas.models.stranger import read_config
+from eas.folder import model_config
 from eas.pipeline import Run, RunConfig
+from eas.records import RecordError
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 
@@ -25,26 +26,26 @@ def folder(path: Path, **values: object) -> Path:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: must be a whole number of at most 1000"),
-        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2': must be a whole number"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: must be a whole number up to 1000"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = 2: must be a whole number"),
         ({"num_hidden_layers": -1}, "num_hidden_layers = -1: must be a whole number"),
         ({"num_hidden_layers": True}, "num_hidden_layers = True: must be a whole number"),
-        ({"hidden_size": 10**9}, "hidden_size = 1000000000: must be a whole number of at most 10000000"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000: must be a whole number up to 10000000"),
         ({"vocab_size": 1.5}, "vocab_size = 1.5: must be a whole number"),
         ({"model_type": "llava", "text_config": {"num_hidden_layers": 10**9}}, "text_config.num_hidden_layers = 10"),
         ({"attn_implementation": "org/kernel"}, "attn_implementation = 'org/kernel' would run code of the Hub"),
         ({"_attn_implementation": "org/kernel"}, "_attn_implementation = 'org/kernel' would run code of the Hub"),
-        ({"text_config": {"attn_implementation": "org/kernel@v1:f"}}, "would run code of the Hub; take the key out"),
+        ({"text_config": {"attn_implementation": "org/kernel@v1:f"}}, "would run code of the Hub; take it out"),
     ],
 )
 def test_values_that_cannot_be_are_refused_with_file_and_key(tmp_path, values, words):
     for read in (
-        read_config,
+        model_config,
         load_base,
         lambda name: Run(RunConfig(model=name)).load_config(),
         lambda name: eas.count(name, 8),
     ):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises((RecordError, CheckpointError, ConfigError)) as refused:
             read(str(folder(tmp_path, **values)))
         assert str(refused.value).startswith(f"{tmp_path / 'config.json'}: ")
         assert words in str(refused.value)
@@ -55,8 +56,8 @@ def test_values_that_cannot_be_are_refused_with_file_and_key(tmp_path, values, w
 )
 def test_other_files_are_refused_by_name(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises((ConfigError, OSError)) as refused:
-        read_config(str(tmp_path))
+    with pytest.raises((ValueError, OSError)) as refused:
+        model_config(str(tmp_path))
     assert str(tmp_path) in str(refused.value)
 
 
@@ -65,7 +66,7 @@ def test_code_of_a_folder_is_not_run_and_no_question_asked(tmp_path, monkeypatch
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     auto_map = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoProcessor", "AutoTokenizer"), "code.C")
     folder(tmp_path, model_type="mine", auto_map=auto_map)
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json is no configuration of a model"):
         load_base(str(tmp_path))
     folder(tmp_path, auto_map=auto_map)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["code.C", None]}}))
@@ -78,7 +79,7 @@ def test_code_of_a_folder_is_not_run_and_no_question_asked(tmp_path, monkeypatch
 
 def test_an_implementation_that_is_asked_for_counts(tmp_path):
     named = folder(tmp_path, attn_implementation="org/kernel")
-    assert read_config(str(named), own_attention=False).num_hidden_layers == 2
+    assert model_config(str(named), own_attention=False).num_hidden_layers == 2
 
 
 def test_tiny_is_a_base_and_a_name_is_no_configuration(tmp_path):

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 import yaml
 
 from eas.files import write_text
+from eas.records import kind_name, misfit
 
 
 class ConfigError(ValueError):
@@ -167,19 +167,12 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value, kinds = getattr(self, name), get_args(hint) if get_origin(hint) is UnionType else (hint,)
-            kinds = tuple(get_origin(kind) or kind for kind in kinds)  # list for list[int]
-            if isinstance(value, bool):  # an int to Python, but not to us
-                ok = bool in kinds
-            else:
-                ok = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-            quotes = "; put quotes around it" if str in kinds and not isinstance(value, dict | list) else ""
-            self._require(name, ok, f"must be {' or '.join(kind.__name__ for kind in kinds)}{quotes}")
+            value = getattr(self, name)
             self._require(name, not isinstance(value, float) or math.isfinite(value), "must be finite")
             self._require(name, not isinstance(value, int) or abs(value) < 2**63, "must be below 2**63")
-            if isinstance(value, list) and (element := _element(hint)) is not None:
-                fits = all(isinstance(item, element) and not isinstance(item, bool) for item in value)
-                self._require(name, fits, f"must hold nothing but {element[0].__name__}")
+            text = isinstance(value, bool | int | float) and str in (hint, *get_args(hint))
+            quotes = "; put quotes around it" if text else ""
+            self._require(name, misfit(value, hint, name) is None, f"must be {kind_name(hint)}{quotes}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -272,13 +265,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _element(hint: Any) -> tuple[type, ...] | None:
-    """What a list of a hint like ``list[int] | None`` may hold; None: anything."""
-    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-    found = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), Any)
-    return None if found is Any else (float, int) if found is float else (found,)
-
-
 def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """The second's keys over the first's; where both hold sections, key by key."""
     merged = dict(values)
@@ -313,6 +299,11 @@ class MethodConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in vars(self).items():  # float32 overflows not far beyond, and nobody has such a machine
+            if isinstance(value, float):
+                self._require(name, abs(value) <= 1e6, "must be at most 1e6")
+            elif isinstance(value, int):
+                self._require(name, value <= 2**20, "must be at most 2^20")
         own = type(self).name  # the default
         self._require("name", self.name == own, f"must be {own!r}; other methods have configurations of their own")
 

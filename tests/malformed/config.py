@@ -3,7 +3,6 @@
 import json
 import random
 
-from malformed import Case, flipped
 from typer.testing import CliRunner
 
 from eas import cli
@@ -14,6 +13,7 @@ from eas.demo.tiny import TINY_DIR
 from eas.measure.count import count
 from eas.pipeline import RunConfig
 from eas.pipeline.compare_config import CompareConfig
+from malformed import Case, flipped
 
 DEEP = "[" * 3000 + "]" * 3000
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
@@ -172,7 +172,7 @@ CASES = [
     override("samples", "search.samples=1000000000", "search.samples = 1000000000: must be at most"),
     override("not a number", "train.learning_rate=.nan", r"train\.learning_rate = nan: must be finite"),
     override("infinite", "train.learning_rate=.inf", r"train\.learning_rate = inf: must be finite"),
-    override("a set of texts", "skip_set=['1', '2']", "skip_set = .*nothing but int"),
+    override("a set of texts", "skip_set=['1', '2']", "skip_set = .*must be list"),
     override("a set outside", "skip_set=[1, 12]", r"skip_set = \[1, 12\]: .*0 to 11"),
     override("a set of one twice", "skip_set=[3, 3]", r"skip_set = \[3, 3\]: .*twice"),
     override("a set of another size", "skip_set=[3]", r"skip_set = \[3\] does not hold"),
@@ -217,12 +217,12 @@ CASES = [
     model("half", "", text='{"model_type"'),
     model("a list", "", text="[]"),
     model("deep", "", text='{"a": ' + DEEP + "}"),
-    model("no model type", "has no model_type", text="{}"),
+    model("no model type", "has no 'model_type'", text="{}"),
     model("an unknown type", "'nothing'|`nothing`", model_type="nothing"),
     model("a number as type", "", model_type=3),
     model("many layers", r"text_config\.num_hidden_layers = 1000000", text_config__num_hidden_layers=10**6),
     model("very many layers", r"text_config\.num_hidden_layers = ", text_config__num_hidden_layers=10**12),
-    model("layers, a text", r"text_config\.num_hidden_layers = '4'", text_config__num_hidden_layers="4"),
+    model("layers, a text", r"text_config\.num_hidden_layers = 4", text_config__num_hidden_layers="4"),
     model("negative layers", r"text_config\.num_hidden_layers = -4", text_config__num_hidden_layers=-4),
     model("wide", r"text_config\.hidden_size = ", text_config__hidden_size=10**10),
     model("width, a list", r"text_config\.hidden_size = ", text_config__hidden_size=["a"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,8 +229,9 @@ def _step(folder: Path, name: str) -> None:
 def _show(folder: Path) -> None:
     """Ends a run: the table, and the page by name."""
     from eas.distributed import is_main
+    from eas.reports.sources import read_json
     from eas.reports.terminal import summary_table
 
     if is_main():
-        console().print(summary_table(json.loads((folder / "result.json").read_text())))
+        console().print(summary_table(read_json(folder / "result.json")))
         console().print(f"page: {folder / 'report.html'}", highlight=False, soft_wrap=True)

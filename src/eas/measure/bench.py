@@ -18,6 +18,7 @@ from transformers.generation import StoppingCriteria
 
 from eas.config import Config, ConfigError, option
 from eas.decoding import fast_decode
+from eas.folder import model_config
 from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.hf.one_token import read_rows
@@ -28,7 +29,6 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.stranger import read_config
 from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -158,7 +158,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
         return build(name, device, dtype)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
-    auto = auto_class(read_config(name).model_type)
+    auto = auto_class(model_config(name).model_type)
     model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(device).eval()
     return model
 

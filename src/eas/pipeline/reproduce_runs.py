@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
+from eas.folder import model_config
 from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
 from eas.models.anatomy import Anatomy
-from eas.models.stranger import read_config
 from eas.pipeline.config import RunConfig
 from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps
+from eas.records import RecordError
 from eas.surgery import attach, candidates, fold, prune, select
 
 DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
@@ -301,6 +302,6 @@ def require_inputs(name: str, config: RunConfig) -> None:
     if config.model in needs and config.model.startswith("models/"):
         raise refuse("the model", config.model)
     try:
-        read_config(config.model, config.revision)
-    except ConfigError as error:
+        model_config(config.model, config.revision)
+    except (OSError, RecordError) as error:
         raise refuse("the model", config.model) from error
