@@ -98,7 +98,6 @@ def test_the_folder_is_named_once(tmp_path):
         ("--skip 2 -o skip_set=[1,1]", "skip_set = [1, 1]: skip set [1, 1] names a candidate twice"),
         ("--skip 3 -o skip_set=[1,2]", "skip_set = [1, 2] does not hold method.num_skip = 3 candidates"),
         ("--method nothing", "method 'nothing' is unknown"),
-        ("--skip 2 -o method.skip_rank=1000000000", "method: what eas trains needs"),
         ("-o train.report_to=wandb --skip 2", "train.report_to = 'wandb': it is not installed; pip install wandb"),
         ("-o train.report_to=wand --skip 2", "train.report_to = 'wand': there is none, all,"),
         ("-o metric=choice --skip 2 --data own.json", "has no choices; use the metric `exact`"),
@@ -119,6 +118,13 @@ def test_a_setting_that_cannot_work_is_one_line_before_a_model_is_loaded(
     assert words in said
     assert "Config" not in said
     assert not (tmp_path / "run" / "search.json").exists()
+
+
+def test_what_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 2**20}))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = error_of(monkeypatch, capsys, "search", str(tmp_path / "run"), "--skip", "2")
+    assert "method: what eas trains needs 0 GiB, and this machine has 0 GiB; lower the method's ranks" in said
 
 
 def test_long_values_are_shortened(tmp_path, monkeypatch, capsys):

@@ -26,12 +26,12 @@ def folder(path: Path, **values: object) -> Path:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: must be a whole number up to 1000"),
-        ({"num_hidden_layers": "2"}, "num_hidden_layers = 2: must be a whole number"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers = -1: must be a whole number"),
-        ({"num_hidden_layers": True}, "num_hidden_layers = True: must be a whole number"),
-        ({"hidden_size": 10**9}, "hidden_size = 1000000000: must be a whole number up to 10000000"),
-        ({"vocab_size": 1.5}, "vocab_size = 1.5: must be a whole number"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000 must be a whole number up to 1000"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = 2 must be a whole number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers = -1 must be a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True must be a whole number"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000 must be a whole number up to 10000000"),
+        ({"vocab_size": 1.5}, "vocab_size = 1.5 must be a whole number"),
         ({"model_type": "llava", "text_config": {"num_hidden_layers": 10**9}}, "text_config.num_hidden_layers = 10"),
         ({"attn_implementation": "org/kernel"}, "attn_implementation = 'org/kernel' would run code of the Hub"),
         ({"_attn_implementation": "org/kernel"}, "_attn_implementation = 'org/kernel' would run code of the Hub"),

@@ -62,7 +62,9 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
     except OSError:
         raise
     except Exception as error:  # whatever a configuration's own checks raise
-        raise RecordError(f"{path} is no configuration of a model ({error}); {REMEDY}") from error
+        raise RecordError(
+            f"{path} is no configuration of a model ({' '.join(str(error).split())}); {REMEDY}"
+        ) from error
 
 
 def _numbers(values: Any, where: str) -> Iterator[tuple[str, Any]]:

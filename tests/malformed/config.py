@@ -176,7 +176,7 @@ CASES = [
     override("a set outside", "skip_set=[1, 12]", r"skip_set = \[1, 12\]: .*0 to 11"),
     override("a set of one twice", "skip_set=[3, 3]", r"skip_set = \[3, 3\]: .*twice"),
     override("a set of another size", "skip_set=[3]", r"skip_set = \[3\] does not hold"),
-    override("ranks beyond memory", "method.skip_rank=1000000000", "method: what eas trains needs"),
+    override("ranks beyond memory", "method.skip_rank=1000000000", "method.skip_rank = 1000000000: must be at most"),
     override("range beyond the model", "search.num_skip_range=[1, 12]", r"search\.num_skip_range = .*12 attentions"),
     override("a tracker", "train.report_to=nothing", r"train\.report_to = 'nothing'"),
     override("a date for a name", "data=2024-01-01", "unknown data '2024-01-01'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 
 import typer
@@ -27,7 +26,7 @@ def doctor() -> None:
 
     table = Table("", "found", "", "what to do", title="This installation")
     rows = []
-    with Console(file=sys.stderr).status("looking") as status:
+    with console(stderr=True).status("looking") as status:
         for row in findings():
             rows.append(row)
             status.update(row.name)
