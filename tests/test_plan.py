@@ -80,5 +80,5 @@ def test_the_projector_is_tuned_where_there_is_one(family, there):
     model = eas.attach(build(family), eas.method_config({"name": "lora", "train_projector": None}))
     assert model.eas.config.train_projector is there
     assert any("projector" in name for name in model.eas.trained) is there
-    with pytest.raises(ConfigError, match="train_projector = 'yes': must be bool or NoneType"):
+    with pytest.raises(ConfigError, match="train_projector = 'yes': must be bool or None"):
         attached(family, (), {"train_projector": "yes", "skip_rank": 4, "adapt_rank": 2})

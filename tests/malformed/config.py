@@ -225,7 +225,7 @@ CASES = [
     model("layers, a text", r"text_config\.num_hidden_layers = 4", text_config__num_hidden_layers="4"),
     model("negative layers", r"text_config\.num_hidden_layers = -4", text_config__num_hidden_layers=-4),
     model("wide", r"text_config\.hidden_size = ", text_config__hidden_size=10**10),
-    model("width, a list", r"text_config\.hidden_size = ", text_config__hidden_size=["a"]),
+    model("width, a list", "hidden_size", text_config__hidden_size=["a"]),
     model("words", r"text_config\.vocab_size = ", text_config__vocab_size=10**12),
     model("heads", r"text_config\.num_attention_heads = ", text_config__num_attention_heads=1.5),
     model("a text model of no mapping", "", text_config=3),
