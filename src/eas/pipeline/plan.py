@@ -91,7 +91,7 @@ def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
         batch = trainer.data_collator(examples)
         loss = trainer.compute_loss(model.train(), {key: value.to(model.device) for key, value in batch.items()})
         loss.backward()
-        float(loss)  # waits for the accelerator
+        loss.detach().item()  # waits for the accelerator
     model.zero_grad(set_to_none=True)
     model.train(training)
     return (time.perf_counter() - start) * train.accumulation
