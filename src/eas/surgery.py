@@ -83,6 +83,11 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         ConfigError: the configuration does not fit the model, which is left as it was.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
     """
+    if not isinstance(config, MethodConfig):
+        named = config if isinstance(config, str) else "eas"
+        raise ConfigError(
+            f"attach(model, {config!r}): give a configuration, as eas.method_config({{'name': {named!r}}}) makes one"
+        )
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     _attach(model, config)
@@ -96,6 +101,8 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
+    if config.train_projector is None:
+        config = replace(config, train_projector=anatomy.projector is not None)
     if config.train_projector and anatomy.projector is None:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
     if config.train_head and not anatomy.head:
@@ -161,7 +168,9 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
 
     def prepare(twin: PreTrainedModel) -> None:
         own = {f.name for f in fields(method)}
-        small: dict[str, Any] = {name: value for name, value in TWIN.items() if name in own}
+        ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
+        small: dict[str, Any] = dict.fromkeys(ranks, 64)
+        small |= {name: value for name, value in TWIN.items() if name in own}
         _attach(twin, replace(method, **small), tried=True)
         if isinstance(method, SkipConfig):
             select(twin, [0])

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from eas.cli.app import app, console
+from eas.cli.app import app
+from eas.terminal import console
 
 
 @app.command()
@@ -51,7 +51,7 @@ def bench(
         "decode": decode,
         "quantise": quantise,
     }
-    with Console(stderr=True).status("starting") as status:
+    with console(stderr=True).status("starting") as status:
         result = measure(BenchConfig.from_dict(values), say=status.update)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps(result, indent=1) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, MethodConfig
+from eas.config import ConfigError, MethodConfig, shortened
 from eas.methods import (
     adapter,
     das,
@@ -131,5 +131,5 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """
     name = values.get("name", "eas")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown; there is {', '.join(METHODS)}")
+        raise ConfigError(f"method {shortened(name)} is unknown; there is {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

@@ -20,30 +20,29 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from rich.console import Console
 from transformers.utils import logging
 
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
 from eas.files import claimed
-from eas.hf.api import no_init_weights
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
-from eas.models.anatomy import auto_class
 from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
+from eas.pipeline.fit import check_method
 from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
-from eas.surgery import attach, fold, select
+from eas.surgery import fold
+from eas.terminal import console as make_console
 
 COMPARISON_FILE, ERROR_FILE = "comparison.json", "error.txt"
 WORKER_BYTES = 1.5 * 2**30  # torch, transformers and the tiny model in training
-console = Console()
+console = make_console()
 
 
 def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
@@ -86,7 +85,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         _refuse_changes(ready)
         _do(ready, pool)
     for label in sorted(waiting):
-        console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged", markup=False)
+        console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged")
     done = [job for job in ready if _result(job) is not None]
     rows = _aggregate(jobs)
     result = {
@@ -236,7 +235,7 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
         else:
             split = "validation" if job.trial else "test"
             said = f"{split} {100 * result['score'][split]:.1f} %  {sum(result['seconds'].values()):.0f} s"
-        console.print(f"{who} seed {job.config.seed}  {said}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{who} seed {job.config.seed}  {said}", highlight=False, soft_wrap=True)
 
 
 def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job, str | None]]:
@@ -316,12 +315,8 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
         run = Run(job.config)
         try:
             run.task.check(run)
-            if job.evaluate_only:
-                continue
-            base = run.load_config()
-            with torch.device("meta"), no_init_weights():
-                model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
-            select(model, job.config.skip_set or ())
+            if not job.evaluate_only:
+                check_method(run)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
-from eas.files import claimed, writing
+from eas.files import write_text, writing
 from eas.measure.count import Counts, count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
@@ -28,8 +29,10 @@ from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.finals import FOLDER as FINALS
 from eas.pipeline.finals import WINNER, finals
-from eas.pipeline.phases import attached, console, logged_losses, make_trainer, train
-from eas.pipeline.run import Run
+from eas.pipeline.fit import check, check_room
+from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
+from eas.pipeline.plan import plan
+from eas.pipeline.run import Run, working
 from eas.reports.card import write_card
 from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
@@ -55,10 +58,8 @@ def search(run: Run) -> None:
 
     The PIAs that were trained on the way are left for ``tune`` to go on with.
     """
-    run.task.check(run)
-    config, _ = run.config, run.processor
-    for split in ("train", "validation", "test"):
-        run.data(split)  # bad data is refused before anything is loaded or computed
+    check(run)
+    config = run.config
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
@@ -66,16 +67,18 @@ def search(run: Run) -> None:
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
         return
-    trainer = make_trainer(run, model, "search", config.train.search_steps)
+    planned = plan(run, "search")
+    trainer = make_trainer(run, model, "search", planned.steps)
+    announce(run, trainer, planned)
     if config.search.train:
         train(trainer)
     else:
         assert trainer.search_phase is not None
-        trainer.search_phase.run(config.train.search_steps, run.folder / "search")
+        trainer.search_phase.run(planned.steps, run.folder / "search")
     found = trainer.search_result()
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
-    record = {**found.to_dict(), "searched": True, "log": logged_losses(trainer)}
+    record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
     if config.search.finalists:
@@ -114,10 +117,13 @@ def tune(run: Run) -> None:
         load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
     if isinstance(run.config.method, SkipConfig):
         prune(model)
-    trainer = make_trainer(run, model, "tune", run.config.train.tune_steps)
+    planned = plan(run, "tune")
+    trainer = make_trainer(run, model, "tune", planned.steps)
+    announce(run, trainer, planned)
     seconds = train(trainer)
     save(model, run.folder / "adapter")
-    run.finish("tune", {"log": logged_losses(trainer), "seconds": seconds, "made": _made()})
+    record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
+    run.finish("tune", {**record, "made": _made()})
 
 
 @alone
@@ -230,7 +236,12 @@ def _made() -> dict[str, Any]:
 
 @alone
 def gather(run: Run) -> None:
-    """Gathers all records into result.json.
+    """Gathers all records into result.json, see ``gather_into``."""
+    gather_into(run, run.folder)
+
+
+def gather_into(run: Run, folder: Path) -> None:
+    """Gathers a run's records, and the pictures of its samples, into the result.json of a folder.
 
     Raises:
         ConfigError: the folder is that of a comparison's run, whose result.json is another.
@@ -244,7 +255,7 @@ def gather(run: Run) -> None:
     result = {
         "versions": made.get("versions"),
         "git_revision": made.get("git_revision"),
-        "command": f"eas run --output-dir {config.output_dir}",
+        "command": shlex.join(["eas", "run", "--output-dir", config.output_dir]),
         "hardware": made.get("hardware"),
         "config": config.to_dict(),
         "seed": config.seed,
@@ -279,9 +290,9 @@ def gather(run: Run) -> None:
                 "evaluate": records["eval"].get("seconds"),
             },
         },
-        "samples": _samples(run, records["eval"].get("answers")),
+        "samples": _samples(run, records["eval"].get("answers"), folder),
     }
-    run.finish("result", result)
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 @alone
@@ -308,11 +319,12 @@ def run_steps(run: Run) -> None:
     Raises:
         WriteError: another process does them in the same folder.
     """
-    with claimed(run.folder, "eas run") if is_main() else nullcontext():
+    with working(run.folder):
         _run_steps(run)
 
 
 def _run_steps(run: Run) -> None:
+    check_room(run)
     try:
         for name, step in STEPS.items():
             missing = run.record(name) is None
@@ -320,9 +332,15 @@ def _run_steps(run: Run) -> None:
                 title, _, _ = (step.__doc__ or "").partition("\n")
                 console.rule(f"{name}: {title.rstrip('.')}", align="left")
                 step(run)
-    finally:
+    except Exception as error:
         if run.record("search") is not None:
-            report(run)
+            try:
+                report(run)
+            except Exception as second:  # the disk may be full: what stopped the step comes first
+                error.add_note(f"the report could not be written either: {second}")
+                console.print(f"the report could not be written: {second}")
+        raise
+    report(run)
 
 
 def _bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
@@ -344,16 +362,16 @@ def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repea
     }
 
 
-def _samples(run: Run, answers: dict[str, dict[str, str]] | None, most: int = 6) -> list[dict[str, Any]]:
+def _samples(run: Run, answers: dict[str, dict[str, str]] | None, into: Path, most: int = 6) -> list[dict[str, Any]]:
     if not answers or not answers["zero_shot"]:  # not evaluated, or without answers: metric none
         return []
-    folder, examples, samples = run.folder / "samples", run.data("test"), []
-    folder.mkdir(exist_ok=True)
+    examples, samples = run.data("test"), []
+    (into / "samples").mkdir(exist_ok=True)
     for i in range(min(most, len(examples))):
         example, paths = examples[i], []
         for j, image in enumerate(example.load_images()):
             paths.append(f"samples/{i}-{j}.png")
-            image.save(run.folder / Path(paths[-1]))
+            image.save(into / paths[-1])
         samples.append(
             {
                 "id": example.id,

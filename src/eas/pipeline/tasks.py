@@ -177,7 +177,8 @@ class MeterTask(Task):
     def method(self, run: Run) -> MethodConfig:
         """With the head in the projector's place: METER has none, and a new head must be tuned along."""
         method = run.config.method
-        return replace(method, train_projector=False, train_head=method.train_head or method.train_projector)
+        tune_head = method.train_head or method.train_projector is not False
+        return replace(method, train_projector=False, train_head=tune_head)
 
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         captions = run.data("train") if self.name == "retrieval" else ()

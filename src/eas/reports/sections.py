@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eas.card import portable, portable_result
 from eas.metrics.exact import exact_match
 from eas.reports.comparison import cells, notes
 from eas.reports.curves import Curve, curve, importances_plot, losses_plot
@@ -24,6 +25,7 @@ Section = dict[str, Any]
 
 def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], folder: Path, prefix: str) -> Section:
     """One run: before and after, figures, those of its frontier among them, answers, how it was made."""
+    result = portable_result(result)
     return {
         "kind": "run",
         "file": str(folder / RESULT_FILE),
@@ -42,6 +44,7 @@ def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], 
 
 def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix: str) -> Section:
     """One comparison: its table, whose cells lead to configuration and seed, and its figures."""
+    result = portable_result(result)
     runs, curves, problems = [], list[Curve](), list[str]()
     for i, row in enumerate(result["rows"]):
         for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False):
@@ -58,7 +61,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
                     "skip_set": " ".join(map(str, sets.get(seed) or ())),
                     "rate": row.get("learning_rate"),
                     "settings": _settings(result, row["label"]),
-                    "folder": None if folder is None else str(folder),
+                    "folder": None if folder is None else portable(str(folder)),
                     "href": None if folder is None else Path(os.path.relpath(folder / "run.yaml", out)).as_posix(),
                 }
             )
@@ -88,7 +91,7 @@ def together_section(group: Mapping[str, Any], results: Mapping[str, Mapping[str
         results: of all runs of the page by folder, in its order.
         prefix: of ids.
     """
-    folders = list(results)
+    folders, group = list(results), portable_result(group)
     curves = [
         curve(row["row"], seed, results[folder]["search"], results[folder]["training"])
         for row in group["rows"]

@@ -228,7 +228,7 @@ class AutoMeter:
 
     @classmethod
     def from_pretrained(cls, id_or_folder: str, **kwargs: Any) -> Any:
-        config = AutoConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"))
+        config = AutoConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"), trust_remote_code=False)
         return cls._head(config).from_pretrained(id_or_folder, **kwargs)
 
     @classmethod
