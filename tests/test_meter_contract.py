@@ -13,7 +13,7 @@ from eas import METHODS
 from eas.checkpoint import adapter_state
 from eas.config import SkipConfig
 from eas.measure.layers import block_costs
-from eas.methods import COATTENTION, NOT_ON_METER
+from eas.methods import OWN_FORMS, REFUSED, method_of
 from eas.models.anatomy import Anatomy
 from eas.models.meter import TASKS, MeterConfig
 from eas.surgery import candidates, disabled
@@ -92,9 +92,8 @@ def logits(model, inputs=None):
 
 
 def test_every_method_of_meter_has_signed():
-    assert {method(label) for label in CONFIGS} == set(COATTENTION) <= set(METHODS)
-    assert all(entry.config is METHODS[name].config for name, entry in COATTENTION.items())
-    assert set(METHODS) - set(COATTENTION) == set(NOT_ON_METER)
+    assert {method(label) for label in CONFIGS} == set(METHODS) - set(REFUSED["coattention"])
+    assert all(entry.config is METHODS[name].config for name, entry in OWN_FORMS["coattention"].items())
 
 
 @pytest.mark.parametrize("label", CONFIGS)
@@ -137,7 +136,7 @@ class TestContract:
             optimizer.step()
         eas.prune(model.eval())
         assert all(torch.equal(parameter, old) for parameter, old in before if not parameter.requires_grad)
-        if COATTENTION[method(label)].fold is not None:
+        if method_of("coattention", method(label)).fold is not None:
             unfolded = logits(model)
             assert eas.fold(model).mode == "merged"
             close(logits(model), unfolded)

@@ -33,13 +33,12 @@ def naive_pia(pia, n, pooled):
 
 
 def naive_attention(attention, queries, keys):
-    core, heads = attention.self, attention.self.num_attention_heads
     q, k, v = (
-        part(tokens).view(len(tokens), heads, -1).transpose(0, 1)
-        for part, tokens in ((core.query, queries), (core.key, keys), (core.value, keys))
+        part(tokens).view(len(tokens), 2, -1).transpose(0, 1)
+        for part, tokens in ((attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys))
     )
     mixed = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-    return attention.output.dense(mixed.transpose(0, 1).flatten(1))
+    return attention.o_proj(mixed.transpose(0, 1).flatten(1))
 
 
 def naive_layer(layer, x, other):
@@ -51,18 +50,18 @@ def naive_layer(layer, x, other):
     def adapted(pia, tokens):
         return tokens + naive_pia(pia, tokens, tokens)
 
-    own, cross = layer.attention, layer.crossattention
+    own, cross = layer.self_attn, layer.cross_attn
     if own.skip_mha:
-        y = norm(own.output.LayerNorm, x + naive_pia(own.skip_pia, x, x))
+        y = norm(layer.self_attn_norm, x + naive_pia(own.skip_pia, x, x))
     else:
         a = adapted(own.adapt_pia, x)
-        y = norm(own.output.LayerNorm, x + naive_attention(own, a, a))
+        y = norm(layer.self_attn_norm, x + naive_attention(own, a, a))
     if cross.skip_mha:
-        z = norm(cross.output.LayerNorm, y + naive_pia(cross.skip_pia, x, other))
+        z = norm(layer.cross_attn_norm, y + naive_pia(cross.skip_pia, x, other))
     else:
-        z = norm(cross.output.LayerNorm, y + naive_attention(cross, adapted(cross.adapt_pia, y), other))
-    hidden = F.gelu(layer.intermediate.dense(adapted(layer.adapt_pia, z)))
-    return norm(layer.output.LayerNorm, z + layer.output.dense(hidden))
+        z = norm(layer.cross_attn_norm, y + naive_attention(cross, adapted(cross.adapt_pia, y), other))
+    hidden = F.gelu(layer.mlp.up_proj(adapted(layer.adapt_pia, z)))
+    return norm(layer.mlp_norm, z + layer.mlp.down_proj(hidden))
 
 
 @pytest.mark.parametrize("label", ["eas", "eas, constant"])
@@ -94,7 +93,7 @@ def test_candidates_are_the_texts_self_and_cross_then_the_images():
     order = [
         getattr(layer, kind)
         for side in (trunk.cross_modal_text_layers, trunk.cross_modal_image_layers)
-        for kind in ("attention", "crossattention")
+        for kind in ("self_attn", "cross_attn")
         for layer in side
     ]
     assert [block for block, _ in candidates(model)] == order
@@ -108,11 +107,10 @@ def test_das_skips_layers_and_adapts_beside_the_parts_of_others():
     text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
     skipped, kept = model.meter.cross_modal_text_layers
     close(skipped(text, image), text + skipped.skip_adapter(text))
-    y = kept.attention.output
     base = build().meter.cross_modal_text_layers[1]
-    seen = base.attention.self(text)[0]
-    expected = y.LayerNorm(text + y.adapter(text) + base.attention.output.dense(seen))
-    close(kept.attention(text)[0], expected)
+    y = base.self_attn_norm(text + kept.self_attn.adapter(text) + base.self_attn(text)[0])
+    z = base.cross_attn_norm(y + kept.cross_attn.adapter(y) + base.cross_attn(y, None, image)[0])
+    close(kept(text, image), base.mlp_norm(z + kept.mlp.adapter(z) + base.mlp(z)))
     assert logits(model, inputs).isfinite().all()
 
 

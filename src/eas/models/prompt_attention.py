@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import rotate_half
 
 from eas.config import ConfigError, MethodConfig
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import Anatomy, attentions
 from eas.models.costed import Costed
 from eas.models.skipping import become
 
@@ -60,17 +60,19 @@ class Prompt(Costed):
     """What a prompt method trains; it lies beside the blocks, as ``prompt`` of the language model.
 
     Args:
-        layers: the blocks that see the prompt.
+        attentions: those that see the prompt.
         num_tokens: m, prompt tokens at each of them.
         maps: modules of the base through which every prompt token goes to become keys and values.
         own_macs: multiply-accumulates of making keys and values, besides those of the maps.
     """
 
-    def __init__(self, layers: Iterable[Any], num_tokens: int, maps: Iterable[nn.Module], own_macs: int = 0) -> None:
+    def __init__(
+        self, attentions: Iterable[Any], num_tokens: int, maps: Iterable[nn.Module], own_macs: int = 0
+    ) -> None:
         super().__init__()
         linear: list[Any] = [m for module in maps for m in module.modules() if isinstance(m, nn.Linear)]
         self.num_tokens = num_tokens
-        self.query_width: int = sum(layer.self_attn.q_proj.out_features for layer in layers)
+        self.query_width: int = sum(attention.q_proj.out_features for attention in attentions)
         self.making_macs: int = own_macs + num_tokens * sum(m.in_features * m.out_features for m in linear)
         self.making_bytes: int = sum(p.nbytes for m in linear for p in m.parameters())
         self.stored: nn.ModuleList | None = None
@@ -135,21 +137,30 @@ class PromptTextModel(nn.Module):
         )
 
 
+class PromptTrunk(nn.Module):
+    """METER, which hands the prompt's keys and values to its co-attention layers."""
+
+    prompt: Prompt
+
+    def fuse(self, text: Any, image: Any, **kwargs: Any) -> Any:
+        return super().fuse(text, image, prompt_states=self.prompt.states(self), **kwargs)  # type: ignore[misc]
+
+
 def add_prompt(model: PreTrainedModel, config: MethodConfig, prompt: Prompt) -> None:
     """Puts a prompt into a model, in place.
 
     Raises:
         ConfigError: the model's attention implementation knows no prompt.
     """
-    text_model = Anatomy.of(model).text_model
+    text_model: Any = Anatomy.of(model).text_model
     if (own := text_model.config._attn_implementation) != "sdpa":
         raise ConfigError(f"{type(config).__name__}: the model attends with {own!r}; {REMEDY}")
     text_model.prompt = prompt.to(text_model.get_input_embeddings().weight.device).train(text_model.training)
-    for layer in text_model.layers:
-        layer.self_attn.prompt_config = copy.copy(layer.self_attn.config)
-        layer.self_attn.prompt_config._attn_implementation = PROMPT_ATTENTION
-        become(layer.self_attn, PromptAttention)
-    become(text_model, PromptTextModel)
+    for attention, _ in attentions(text_model):
+        attention.prompt_config = copy.copy(attention.config)
+        attention.prompt_config._attn_implementation = PROMPT_ATTENTION
+        become(attention, PromptAttention)
+    become(text_model, PromptTextModel if model.can_generate() else PromptTrunk)
 
 
 @torch.no_grad()
@@ -185,7 +196,9 @@ def prompt_attention(
         kwargs |= {"is_causal": False, "dropout": 0.0}
         seen, _ = sdpa_attention_forward(module, query, keys, values, None, **kwargs)
         return own + (prompt.gate.to(own.device)[:, None] * seen).to(own), None
-    if attention_mask is None and tokens > 1:  # causal, which torch would align with the prompt's first token
+    if (
+        attention_mask is None and tokens > 1 and module.is_causal
+    ):  # which torch would align with the prompt's first token
         key, value = key[:, :, :tokens], value[:, :, :tokens]  # an empty static cache is longer
         attention_mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=key.device).tril()
     if attention_mask is not None:
