@@ -204,7 +204,7 @@ def test_what_is_skipped_leaves_its_layer():
     assert skipped[0].mha == 0 < skipped[0].ffn == layers[0].ffn
     assert skipped[0].other > layers[0].other
     assert skipped[1:] == layers[1:]
-    das = block_costs(tuned("das"), 7, 1)
+    das = block_costs(tuned("das, wide"), 7, 1)
     assert [layer.mha == layer.ffn == 0 for layer in das] == [True, False, False, True]
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_meter import close
-from test_meter_contract import CONFIGS, PIA, batch, build, exactly, logits, tuned
+from test_meter_contract import batch, build, exactly, logits, tuned
+from test_methods import METER_CONFIGS as CONFIGS
+from test_methods import PIA, method
 from transformers import TrainingArguments
 
 import eas
@@ -64,7 +66,7 @@ def naive_layer(layer, x, other):
     return norm(layer.mlp_norm, z + layer.mlp.down_proj(hidden))
 
 
-@pytest.mark.parametrize("label", ["eas", "eas, constant"])
+@pytest.mark.parametrize("label", ["eas", "eas, grouped"])
 @pytest.mark.parametrize("skipped", [(), (0,), (2,), (0, 2), (4, 6, 2, 0)])
 def test_layers_are_the_equations(label, skipped):
     model = tuned(label)
@@ -97,13 +99,13 @@ def test_candidates_are_the_texts_self_and_cross_then_the_images():
         for layer in side
     ]
     assert [block for block, _ in candidates(model)] == order
-    skipping = tuned("das")
+    skipping = tuned("das, wide")
     layers = [*skipping.meter.cross_modal_text_layers, *skipping.meter.cross_modal_image_layers]
     assert [block for block, _ in candidates(skipping)] == layers
 
 
 def test_das_skips_layers_and_adapts_beside_the_parts_of_others():
-    model, inputs = tuned("das"), batch()
+    model, inputs = tuned("das, wide"), batch()
     text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
     skipped, kept = model.meter.cross_modal_text_layers
     close(skipped(text, image), text + skipped.skip_adapter(text))
@@ -156,7 +158,7 @@ def test_scoring_sets_is_scoring_them_one_by_one(task):
     assert score_sets(model, inputs, sets) == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("label", ["eas", "das"])
+@pytest.mark.parametrize("label", ["eas", "das, wide"])
 def test_a_search_and_a_tune_phase(label, tmp_path):
     examples = [{key: value[i % 2] for key, value in batch().items()} for i in range(6)]
 
@@ -173,7 +175,7 @@ def test_a_search_and_a_tune_phase(label, tmp_path):
             use_cpu=True,
         )
 
-    config = METHODS[label].config(**CONFIGS[label], train_head=True)
+    config = METHODS[method(label)].config(**CONFIGS[label], train_head=True)
     model = eas.attach(build(), config)
     search = SearchConfig(rule="spread", warmup_steps=1, interval=1, samples=2, batch_size=2)
     trainer = EASTrainer(
