@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from eas.hf.one_token import attend_one
 from eas.measure.latency import git_revision, hardware
-from eas.models.one_token import attend_one
 
 OUT, WIDTH, HEADS, SIZE, TOKENS, LAYERS = 2816, 1024, 16, 64, 768, 24  # of llava-0.5b, after a prompt of 700
 

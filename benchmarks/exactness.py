@@ -18,9 +18,10 @@ from transformers.cache_utils import DynamicCache
 
 import eas
 from eas.checkpoint import adapter_state
+from eas.hf.api import cached
+from eas.hf.cache import kv_cache_bytes
 from eas.measure.latency import git_revision, hardware
 from eas.measure.shapes import build
-from eas.models.prompt_cache import kv_cache_bytes
 
 SKIP_SET, LENGTHS, TOKENS, WIDTH, FFN = list(range(0, 24, 3)), (120, 35, 77, 120, 64, 9, 101, 50), 64, 1024, 2816
 MODES = {"shared": "input", "per_example": "input", "constant": "constant"}
@@ -51,10 +52,10 @@ def logits(model: Any, batch: int) -> tuple[Tensor, list[int]]:
     inputs, cache = prompts(batch), DynamicCache(config=model.config)
     answer = torch.randint(10, 30000, (batch, TOKENS), generator=torch.Generator().manual_seed(2))
     mask = inputs["attention_mask"]
-    seen, held = [model(**inputs, past_key_values=cache).logits[mask.bool()]], [kv_cache_bytes(cache)]
+    seen, held = [model(**inputs, **cached(cache)).logits[mask.bool()]], [kv_cache_bytes(cache)]
     for token in answer.T[:, :, None]:
         mask = torch.cat([mask, torch.ones_like(token)], 1)
-        seen.append(model(input_ids=token, attention_mask=mask, past_key_values=cache).logits[:, 0])
+        seen.append(model(input_ids=token, attention_mask=mask, **cached(cache)).logits[:, 0])
         held.append(kv_cache_bytes(cache))
     return torch.cat(seen).float(), held
 

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.config import ConfigError
+from eas.hf.one_token import NAME, attend_one, narrow, wide
 from eas.measure import bench as bench_module
 from eas.measure import rates, shapes
 from eas.measure.bench import BenchConfig, bench, decode_macs
 from eas.measure.count import count
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
-from eas.models.one_token import NAME, attend_one, narrow, wide
 from eas.reports.bench import COSTS, HEAD, TIMES, bench_tables, cells, heading, markdown, notes, write_bench
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import eas
 from eas import ConfigError, EASConfig, count, fold, unfold
-from eas.models.prompt_cache import kv_cache_bytes, prompt_states
+from eas.hf.api import cached
+from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.pipeline.config import RunConfig
 
 torch.set_num_threads(1)
@@ -51,10 +52,10 @@ def lengths_of(mode):
 def forced(model, inputs, answer, cache=None):
     """Logits of the prompt and of an answer that is forced token by token, ``(batch, tokens, vocab)``."""
     cache = DynamicCache(config=model.config) if cache is None else cache
-    seen, mask = [model(**inputs, past_key_values=cache).logits], inputs["attention_mask"]
+    seen, mask = [model(**inputs, **cached(cache)).logits], inputs["attention_mask"]
     for token in answer.T[:, :, None]:
         mask = torch.cat([mask, torch.ones_like(token)], 1)
-        seen.append(model(input_ids=token, attention_mask=mask, past_key_values=cache).logits)
+        seen.append(model(input_ids=token, attention_mask=mask, **cached(cache)).logits)
     return torch.cat(seen, 1)
 
 
@@ -161,11 +162,11 @@ def test_requests_do_not_see_each_other(case):
     requests, answer = [prompts(LLAMA, (6,)), prompts(LLAMA, (9,))], answers(2, 6)
     expected = [forced(model, inputs, answer[i : i + 1]) for i, inputs in enumerate(requests)]
     caches = [DynamicCache(), StaticCache(model.config, max_cache_len=32)]
-    steps = [[logits(model, requests[i], past_key_values=caches[i])] for i in (0, 1)]
+    steps = [[logits(model, requests[i], **cached(caches[i]))] for i in (0, 1)]
     for token in range(6):
         for i in (1, 0):
             one = {"input_ids": answer[i : i + 1, token, None]}
-            steps[i].append(logits(model, one, past_key_values=caches[i]))
+            steps[i].append(logits(model, one, **cached(caches[i])))
     for mine, own in zip(steps, expected, strict=True):
         torch.testing.assert_close(torch.cat(mine, 1), own, rtol=1e-5, atol=1e-5)
 
@@ -202,7 +203,7 @@ def test_however_requests_take_turns_each_gets_what_it_gets_alone(mode, order, s
     steps = [iter(pieces) for pieces, _ in requests]
     seen = [[], []]
     for i in order:
-        seen[i].append(logits(model, next(steps[i]), past_key_values=caches[i]))
+        seen[i].append(logits(model, next(steps[i]), **cached(caches[i])))
     for mine, (_, expected) in zip(seen, requests, strict=True):
         torch.testing.assert_close(torch.cat(mine, 1), expected, rtol=1e-5, atol=1e-5)
 
@@ -211,11 +212,11 @@ def test_a_request_may_go_on_in_another_mode():
     model, _ = of("constant")
     inputs, answer = prompts(LLAMA, (6, 9)), answers(2, 3)
     expected, cache = forced(model, inputs, answer), DynamicCache()
-    seen, mask = [logits(model, inputs, past_key_values=cache)], inputs["attention_mask"]
+    seen, mask = [logits(model, inputs, **cached(cache))], inputs["attention_mask"]
     for token, mode in zip(answer.T[:, :, None], ("constant", "shared", "constant"), strict=True):
         mask = torch.cat([mask, torch.ones_like(token)], 1)
         fold(model, mode)
-        seen.append(logits(model, {"input_ids": token, "attention_mask": mask}, past_key_values=cache))
+        seen.append(logits(model, {"input_ids": token, "attention_mask": mask}, **cached(cache)))
         unfold(model)
     torch.testing.assert_close(torch.cat(seen, 1), expected, rtol=1e-5, atol=1e-5)
 
@@ -228,7 +229,7 @@ def test_skipped_attentions_keep_nothing_per_token(case):
     for tokens in (1, 6):
         cache = DynamicCache(config=model.config)
         forced(model, prompts(LLAMA, lengths), answers(len(lengths), tokens), cache)
-        states = prompt_states(cache)
+        states = prompt_layer(cache)
         assert cache.layers[0].keys is None
         assert cache.layers[2].keys is None
         assert all(tensor._base is None for tensor in (*states.states.values(), *states.kept.values()))  # no views
@@ -274,9 +275,9 @@ def test_what_depends_on_no_prompt_is_an_ordinary_model():
             fold(model, mode)
         assert torch.equal(greedy(**inputs, prefill_chunk_size=4), expected)
         cache = DynamicCache(config=model.config)
-        greedy(input_ids=inputs["input_ids"][:, :6], past_key_values=cache)
+        greedy(input_ids=inputs["input_ids"][:, :6], **cached(cache))
         cache.crop(-3)  # another request with the same beginning
-        assert torch.equal(greedy(**inputs, past_key_values=cache), expected)
+        assert torch.equal(greedy(**inputs, **cached(cache)), expected)
         close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
         close(model.model(**inputs).last_hidden_state @ model.lm_head.weight.T, logits(model, inputs))
 

@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from eas import fold, select, unfold
-from eas.models.prompt_cache import kv_cache_bytes, prompt_states
+from eas.hf.api import cached, output_cache
+from eas.hf.cache import kv_cache_bytes, prompt_layer
 
 torch.set_num_threads(1)
 LLAMA, LLAVA, QWEN_VL = "LlamaForCausalLM", "LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration"
@@ -95,10 +96,10 @@ def test_every_cache_gives_the_numbers_of_none(family):
     close(expected, teacher_forced(model, inputs, answer))
     caches = [DynamicCache(), DynamicCache(config=model.config), StaticCache(model.config, max_cache_len=40)]
     for cache in caches:
-        close(decode(model, inputs, answer, past_key_values=cache), expected)
+        close(decode(model, inputs, answer, **cached(cache)), expected)
     caches[-1].reset()
     longer = prompts(family, (11, 8))
-    close(decode(model, longer, answer, past_key_values=caches[-1]), decode(model, longer, answer))
+    close(decode(model, longer, answer, **cached(caches[-1])), decode(model, longer, answer))
     embeds = {"inputs_embeds": model.get_input_embeddings()(prompts(family, images=False)["input_ids"])}
     embeds["attention_mask"] = prompts(family, images=False)["attention_mask"]
     greedy = {"max_new_tokens": 5, "do_sample": False}
@@ -141,7 +142,7 @@ def test_sliding_windows(family, text):
     for chosen in [*SKIP_SETS, (2, 3), (0, 2), (1, 3)]:
         select(model, chosen)
         expected = teacher_forced(model, inputs, answer)
-        for more in ({}, {"cache_implementation": "static"}, {"past_key_values": DynamicCache()}, {"use_cache": False}):
+        for more in ({}, {"cache_implementation": "static"}, cached(DynamicCache()), {"use_cache": False}):
             close(decode(model, inputs, answer, **more), expected)
 
 
@@ -151,8 +152,8 @@ def test_what_the_cache_holds(family):
     cache, sizes = DynamicCache(config=model.config), []
     for tokens in (1, 5):
         cache = DynamicCache(config=model.config)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=tokens)
-        states = prompt_states(cache)
+        model.generate(**inputs, **cached(cache), max_new_tokens=tokens)
+        states = prompt_layer(cache)
         # r + 2 numbers of a skip PIA and 2 of an adapt PIA per sequence
         shapes = {i: tuple(state.shape) for i, state in states.states.items()}
         assert shapes == {
@@ -172,43 +173,43 @@ def test_what_the_cache_holds(family):
 def test_the_cache_follows_its_rows():
     model, inputs = attached(LLAMA), prompts(LLAMA, (6, 6))
     next_token = {"input_ids": answers(2, 1)}
-    plain = logits(model, next_token, past_key_values=model(**inputs, use_cache=True).past_key_values)
+    plain = logits(model, next_token, **cached(output_cache(model(**inputs, use_cache=True))))
     for follow, rows in (
         (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
         (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
         (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
     ):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
         follow(cache)
-        close(logits(model, {"input_ids": next_token["input_ids"][rows]}, past_key_values=cache), plain[rows])
+        close(logits(model, {"input_ids": next_token["input_ids"][rows]}, **cached(cache)), plain[rows])
 
 
 def test_started_caches():
     model, inputs, answer = attached(LLAMA, (0, 2)), prompts(LLAMA, (6,)), answers(1, 6)
     expected = teacher_forced(model, inputs, answer)
     cache = DynamicCache(config=model.config)
-    first = model(**inputs, past_key_values=cache)
+    first = model(**inputs, **cached(cache))
     close(first.logits[:, -1:], expected[:, :1])
     longer = {"input_ids": torch.cat([inputs["input_ids"], answer[:, :2]], 1)}
     with pytest.raises(ValueError, match=r"cache was started with an earlier prompt.*; pass the whole text"):
-        model.generate(**longer, past_key_values=cache)
+        model.generate(**longer, **cached(cache))
     first = model(**inputs, use_cache=True)
-    close(model(input_ids=answer[:, :1], past_key_values=first.past_key_values).logits, expected[:, 1:2])
-    outside = model.prepare_inputs_for_generation(answers(1, 30), past_key_values=DynamicCache())
+    close(model(input_ids=answer[:, :1], **cached(output_cache(first))).logits, expected[:, 1:2])
+    outside = model.prepare_inputs_for_generation(answers(1, 30), **cached(DynamicCache()))
     assert outside["prompt_mask"].all()  # of a loop other than generate's
 
     cache = DynamicCache(config=model.config)
-    model(**inputs, past_key_values=cache)
+    model(**inputs, **cached(cache))
     select(model, (1,))
     with pytest.raises(ValueError, match=r"filled under skip set \(0, 2\), not \(1,\); start a new cache"):
-        model(input_ids=answer[:, :1], past_key_values=cache)
+        model(input_ids=answer[:, :1], **cached(cache))
     base = build(LLAMA)
     for cache in (DynamicCache(), DynamicCache(config=base.config), StaticCache(base.config, max_cache_len=20)):
-        base(**inputs, past_key_values=cache)
+        base(**inputs, **cached(cache))
         with pytest.raises(ValueError, match="filled before the model was attached or selected; start a new cache"):
-            model(input_ids=answer[:, :1], past_key_values=cache)
+            model(input_ids=answer[:, :1], **cached(cache))
     with pytest.raises(ValueError, match="has 2 layers, the model 4; start a new cache"):
-        model(**inputs, past_key_values=DynamicCache(config=build(LLAMA, num_hidden_layers=2).config))
+        model(**inputs, **cached(DynamicCache(config=build(LLAMA, num_hidden_layers=2).config)))
 
 
 @every_family
@@ -253,17 +254,17 @@ def test_requests_do_not_see_each_other():
     answer = answers(2, 6)
     expected = [decode(model, inputs, answer[i : i + 1]) for i, inputs in enumerate(requests)]
     caches = [DynamicCache(), DynamicCache()]
-    steps = [[logits(model, requests[i], past_key_values=caches[i])[:, -1]] for i in (0, 1)]
+    steps = [[logits(model, requests[i], **cached(caches[i]))[:, -1]] for i in (0, 1)]
     for token in range(5):
         for i in (1, 0):
             one = {"input_ids": answer[i : i + 1, token, None]}
-            steps[i].append(logits(model, one, past_key_values=caches[i])[:, -1])
+            steps[i].append(logits(model, one, **cached(caches[i]))[:, -1])
     for mine, own in zip(steps, expected, strict=True):
         close(torch.stack(mine, 1), own)
     static = StaticCache(model.config, max_cache_len=32)
     for inputs, row, own in zip(requests, answer[:, None], expected, strict=True):
         static.reset()
-        close(decode(model, inputs, row, past_key_values=static), own)
+        close(decode(model, inputs, row, **cached(static)), own)
     for mode in ("per_example", "shared", None):
         if mode != "per_example":
             unfold(model)
@@ -295,7 +296,7 @@ def test_assisted_decoding_keeps_candidates_out_of_the_statistics(family, mode):
     for helper in helpers:
         assisted = run(**helper)
         assert torch.equal(assisted.sequences, greedy.sequences)
-        states, expected = (prompt_states(out.past_key_values).states for out in (assisted, greedy))
+        states, expected = (prompt_layer(output_cache(out)).states for out in (assisted, greedy))
         for block, state in states.items():
             close(state, expected[block])
 
@@ -329,9 +330,9 @@ def test_no_answer_token_reaches_the_prompt(family, pad):
     for seed in (1, 2):
         batch, where = answered(inputs, answers(2, seed=seed), pad)
         cache = DynamicCache(config=model.config)
-        out = logits(model, batch, past_key_values=cache, use_cache=True)
+        out = logits(model, batch, **cached(cache), use_cache=True)
         prompt = torch.arange(out.shape[1]) <= where[:, :1]
-        seen.append((out[prompt & batch["attention_mask"].bool()], prompt_states(cache).states))
+        seen.append((out[prompt & batch["attention_mask"].bool()], prompt_layer(cache).states))
         late = out[batch["labels"] != -100]
         seen[-1] += (late,)
     (before, states, late), (after, others, different) = seen

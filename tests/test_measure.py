@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import eas
 from eas import EASConfig
 from eas.checkpoint import adapter_state
+from eas.hf.api import output_cache
+from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.measure.count import Counts, count
 from eas.measure.latency import Latency, Spread, benchmark, git_revision, hardware
 from eas.models.anatomy import FAMILIES
-from eas.models.prompt_cache import kv_cache_bytes, prompt_states
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 LLAVA = "LlavaForConditionalGeneration"
@@ -160,10 +161,10 @@ def test_cache_bytes_are_those_of_a_real_cache(name: str, dtype: torch.dtype) ->
     model, inputs = variant(name, dtype=dtype), prompts(LLAVA, (7,))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     with torch.inference_mode():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(model(**inputs, use_cache=True))
     counts, tokens = count(model, 12), inputs["input_ids"].shape[1]
     assert kv_cache_bytes(cache) == counts.kv_bytes_per_token * tokens + counts.prompt_state_bytes
-    states = prompt_states(cache)
+    states = prompt_layer(cache)
     folded = states.folded.values() if states is not None else []
     ours = sum(
         linear.weight.nbytes + linear.bias.nbytes

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokeniz
 from typer.testing import CliRunner
 
 from eas.cli import app
+from eas.hf.trainer import checkpoint_activations
 from eas.models.meter import TASKS, MeterForVisualQuestionAnswering, MeterImageProcessor, MeterProcessor
 from eas.models.meter.conversion import ConversionError, _rename, convert, read_checkpoint
 from eas.models.meter.modeling import Stream, interpolate_positions
@@ -302,7 +303,7 @@ def test_padding_is_not_seen_and_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         torch.manual_seed(0)
         model.zero_grad()
         model(**inputs, labels=torch.rand(2, 7)).loss.backward()

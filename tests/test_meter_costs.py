@@ -58,11 +58,11 @@ def test_a_prefix_is_keys_and_values_in_front():
             k, v = (torch.cat(pair) for pair in zip(table[:, index].unbind(1), (k, v), strict=True))
             q, k, v = (part.transpose(0, 1) for part in (q, k, v))
             expected = attention.o_proj(((q @ k.mT / 4).softmax(-1) @ v).transpose(0, 1).flatten(1))
-            close(attention(queries, bias, other, prompt_states=states)[0][0], expected)
+            close(attention(queries, bias, other, prompt_key_values=states)[0][0], expected)
 
 
 def test_mam_is_a_prefix_and_adapters_beside_the_ffns():
-    assert eas.count(tuned("mam"), 7, 1).params_trained == 4 * 2 * (2 * 2 * 32) + 4 * (2 * 32 * 16 + 16 + 32)
+    assert eas.count(tuned("mam, short"), 7, 1).params_trained == 4 * 2 * (2 * 2 * 32) + 4 * (2 * 32 * 16 + 16 + 32)
     extra = eas.count(tuned("prefix"), 7, 1).macs - eas.count(build(), 7, 1).macs
     assert extra == 2 * 2 * 32 * 3 * 2 * (7 + 5)  # two attentions of two layers meet three more keys and values
     without = METHODS["mam"].config(num_tokens=0, rank=4)

@@ -12,6 +12,7 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
+from eas.hf.trainer import checkpoint_activations
 from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
 from eas.surgery import candidates, disabled
@@ -52,13 +53,14 @@ CONFIGS = {
     "llama_adapter": {"num_tokens": 3},
     "mam": {"num_tokens": 3, "rank": 8},
 }
-SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt", "mam")
+SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt")
 METER_CONFIGS = {label: CONFIGS[label] for label in SHARED} | {
     "eas, grouped": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
     "das, wide": {"num_skip": 2, "skip_rank": 8, "adapt_rank": 16},  # a narrow ReLU may be zero for all tokens
     "drop, layers": {"num_skip": 2, "rank": 2, "candidates": "layer"},
     "adapter, wide": {"rank": 16, "placement": "both"},
     "parallel_adapter, both": {"rank": 16, "placement": "both"},
+    "mam, short": {"num_tokens": 2, "rank": 16, "scale": 2.0},
 }
 PAIRS = [*product(FAMILIES, CONFIGS), *((METER, label) for label in METER_CONFIGS)]
 SETS = {"either": (0, 2, 5), "ffn": (1, 2)}  # others skip 0 and 2
@@ -214,7 +216,7 @@ class TestContract:
         for checkpointing in (False, True):
             model = tuned(family, label, pruned=True).train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                checkpoint_activations(model)
             for module in (module for layer in Anatomy.of(model).layers for module in layer.modules()):
                 module.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
             model(**batch_of(family)).loss.backward()

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, rotat
 import eas
 from eas.checkpoint import adapter_state
 from eas.config import ConfigError
+from eas.hf.api import cached
 from eas.measure.count import count
 from eas.methods import METHODS
 from eas.methods.llama_adapter import LlamaAdapterConfig
@@ -226,7 +227,7 @@ def test_every_way_of_decoding_gives_the_numbers_of_training(family, method):
     model, inputs, answer = tuned(family, method), prompts(family), answers(2)
     expected = teacher_forced(model, inputs, answer)
     close(teacher_forced(model, inputs, answer, "right"), expected)
-    for more in ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"past_key_values": DynamicCache()}):
+    for more in ({}, {"use_cache": False}, {"cache_implementation": "static"}, cached(DynamicCache())):
         close(decode(model, inputs, answer, **more), expected)
     for row in (0, 1):  # no padding: the mask may be left out
         single = alone(family, inputs, row, (True, True))
@@ -266,7 +267,7 @@ def test_a_prompt_compiles_to_one_graph(method):
 def test_sliding_windows_keep_the_prompt(family, text, method):
     model, inputs, answer = tuned(family, method, **text), prompts(family, (6, 9)), answers(2, 6)
     expected = teacher_forced(model, inputs, answer)
-    for more in ({}, {"cache_implementation": "static"}, {"past_key_values": DynamicCache()}, {"use_cache": False}):
+    for more in ({}, {"cache_implementation": "static"}, cached(DynamicCache()), {"use_cache": False}):
         close(decode(model, inputs, answer, **more), expected)
 
 

@@ -11,8 +11,9 @@ from accelerate import cpu_offload, dispatch_model
 from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, prompts, randomise
 
 from eas import ConfigError, EASConfig, UnsupportedModelError, attach, fold, prune, select, skip_set, unfold
+from eas.hf.one_token import read_rows
+from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
-from eas.models.one_token import read_rows
 from eas.surgery import attachment
 
 torch.set_num_threads(1)
@@ -100,7 +101,6 @@ def test_exactly_the_pias_in_use_get_gradients(family, train_projector):
 
 
 @every_family
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_is_active_and_changes_nothing(family, reentrant):
     model, inputs = attached(family).train(), training_batch(family)
@@ -109,7 +109,7 @@ def test_gradient_checkpointing_is_active_and_changes_nothing(family, reentrant)
     calls = []
     for block in blocks(model):
         block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_activations(model, reentrant)
     loss_2, recomputed = gradients(model, inputs)
     assert len(calls) == 2 * len(blocks(model))
     torch.testing.assert_close(loss, loss_2)

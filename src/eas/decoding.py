@@ -2,7 +2,7 @@
 
 On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
 laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about
-twice as fast, those of one input side by side; attention and thin products are those of ``eas.models.one_token``.
+twice as fast, those of one input side by side; attention and thin products are those of ``eas.hf.one_token``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
-from transformers import CompileConfig, PreTrainedModel
-from transformers.cache_utils import Cache, StaticCache, StaticLayer
+from transformers import PreTrainedModel
 
-from eas.models import one_token
+from eas.hf import one_token
+from eas.hf.api import Cache, StaticCache, StaticLayer, attention_implementation, cached
+from eas.hf.generation import compile_config
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
 from eas.surgery import attached
@@ -69,15 +70,14 @@ def fast_decode(
             "it with mode 'shared' or 'constant', or use model.generate"
         )
     text = Anatomy.of(model).text_model
-    if model.device.type == "cpu" and text.config._attn_implementation == "sdpa":
+    if model.device.type == "cpu" and attention_implementation(text.config) == "sdpa":
         text.set_attn_implementation(one_token.NAME)  # outside of compiled steps it is sdpa still
     freeze = model.device.type == "cpu" and backend == "inductor"
     # a CUDA graph's outputs are overwritten by its next run, and a running mean is one
     running = any(isinstance(module, PIA) and module.running for module in model.modules())
     cuda_graphs = model.device.type == "cuda" and not running
     mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
-    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=mode)
-    config._compile_all_devices = True  # without it generate compiles on accelerators only
+    config = compile_config(fullgraph=True, dynamic=False, backend=backend, mode=mode)
     fixed = _weights(model) if freeze else None
 
     def generate(inputs: Tensor | None = None, *, max_new_tokens: int, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ def fast_decode(
         options = {"freezing": freeze, "cpp.enable_concat_linear": freeze}
         with inductor.patch(options), dynamo.patch(recompile_limit=GRAPHS):
             return model.generate(
-                inputs, max_new_tokens=max_new_tokens, past_key_values=cache, compile_config=config, **kwargs
+                inputs, max_new_tokens=max_new_tokens, compile_config=config, **cached(cache), **kwargs
             )
 
     return generate

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eas.models import one_token
-from eas.models.costed import Costed
+from eas.costed import Costed
+from eas.hf import one_token
 
 
 class GroupedLinear(nn.Module):

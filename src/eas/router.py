@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
+from eas.hf.api import DynamicCache, cached
+from eas.hf.cache import prompt_layer
 from eas.methods.eas import EASConfig
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_cache import prompt_states
 from eas.pia import PIA
 from eas.surgery import attachment
 
@@ -70,13 +70,7 @@ def freeze_router(model: PreTrainedModel, loader: Iterable[Mapping[str, Tensor]]
 
 def _pias(model: PreTrainedModel) -> dict[int, PIA]:
     """The PIAs in use by their key among the prompt states."""
-    pias: dict[int, PIA] = {}
-    for block in Anatomy.of(model).layers:
-        if (pia := block.foldable_pia()) is not None:
-            pias[block.index] = pia
-        if block.skip_ffn:
-            pias[~block.index] = block.ffn_pia
-    return pias
+    return {key: pia for block in Anatomy.of(model).layers for key, pia in block.pias().items()}
 
 
 def _gone_through(
@@ -89,8 +83,8 @@ def _gone_through(
         if "labels" not in batch:
             raise ValueError("a batch has no labels; pass batches as for training")
         moved, cache = {key: value.to(model.device) for key, value in batch.items()}, DynamicCache(config=model.config)
-        loss = model(**moved, past_key_values=cache, use_cache=True).loss
-        answered, states = int((moved["labels"][:, 1:] != -100).sum()), prompt_states(cache)
+        loss = model(**moved, **cached(cache), use_cache=True).loss
+        answered, states = int((moved["labels"][:, 1:] != -100).sum()), prompt_layer(cache)
         assert states is not None
         for key, alpha in alphas.items():
             alpha += states.states[key][:, -1, :2].double().sum(0).cpu()

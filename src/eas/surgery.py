@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,10 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.hf.api import attention_implementation, require_cache_argument
+from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
+from eas.hf.one_token import read_rows
+from eas.hf.skipping import SkippableBlock
+from eas.hf.twin import TOLERANCE, deviation
+from eas.hf.versions import TransformersChangedError
 from eas.methods import Method, method_of, require_fit
-from eas.models.anatomy import Anatomy
-from eas.models.one_token import read_rows
-from eas.models.skipping import SkippableBlock, become_again, is_mixed, revert
+from eas.models.anatomy import FAMILIES, Anatomy, model_class
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
@@ -45,16 +49,21 @@ class Attachment:
         fingerprint: ``base_fingerprint`` of before; None where the weights were not there yet.
         pruned: whether the skipped modules and the unused PIAs are gone for good.
         fold_mode: how the method is folded at present.
-        form: of the model's `Anatomy`.
+        anatomy: the model's parts, as they are now.
     """
 
     config: MethodConfig
     trained: frozenset[str]
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
+    anatomy: Anatomy = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
-    form: str = "decoder"
+
+    @property
+    def form(self) -> str:
+        """Which form of the methods fits the model: "decoder", or "coattention" (METER)."""
+        return self.anatomy.form
 
     @property
     def method(self) -> Method:
@@ -81,6 +90,12 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     """
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
+    _attach(model, config)
+    return model
+
+
+def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -> None:
+    """``attach``; ``tried`` for the twin on which the installation is tried."""
     anatomy = Anatomy.of(model)
     layers, method = anatomy.layers, method_of(anatomy.form, config.name)
     require_fit(anatomy.form, config)
@@ -92,12 +107,16 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if config.train_head and model.get_output_embeddings() is not None:
         raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
-        if "forward" in vars(module) and "_hf_hook" not in vars(module):
+        if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
     norms = [norm for _, _, norm in anatomy.bodies()]
-    if any("_hf_hook" in vars(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
+    if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
+    if model.can_generate():
+        require_cache_argument(anatomy.text_model, *layers)
+        if not tried:
+            require_decoding(model, config)
     own = list(model.parameters())
     fingerprint = None if norms[0].weight.is_meta else base_fingerprint(model)
     required = [parameter for parameter in own if parameter.requires_grad]
@@ -115,8 +134,42 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     if (head := model.get_output_embeddings()) is not None:  # METER has none
         read_rows(head)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, form=anatomy.form)
-    return model
+    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
+
+
+def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
+    """Tries the installed transformers on a tiny twin of a model, once per process, class and method.
+
+    Raises:
+        TransformersChangedError: the twin decodes something else than its whole forward pass computes.
+    """
+    family, text = type(model).__name__, model.config.get_text_config(decoder=True)
+    key = (family, type(text).__name__, config.name, attention_implementation(text))
+    if key not in _deviations:
+        _deviations[key] = twin_deviation(model_class(family), model.config, config)
+    if not _deviations[key] <= TOLERANCE:
+        raise TransformersChangedError(
+            f"{family} with method {config.name} decodes wrongly: on a tiny random model, cached decoding differs from "
+            f"the whole forward pass by {_deviations[key]:.1e} of the logits' norm, {TOLERANCE:.0e} is allowed"
+        )
+
+
+_deviations: dict[tuple[str, ...], float] = {}
+TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False, "train_head": False}
+"""Options that depend on a model's size or kind, as they are for a twin."""
+
+
+def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
+    """``eas.hf.twin.deviation`` of a class under a method, with block 0 skipped where the method skips."""
+
+    def prepare(twin: PreTrainedModel) -> None:
+        own = {f.name for f in fields(method)}
+        small: dict[str, Any] = {name: value for name, value in TWIN.items() if name in own}
+        _attach(twin, replace(method, **small), tried=True)
+        if isinstance(method, SkipConfig):
+            select(twin, [0])
+
+    return deviation(cls, config, FAMILIES[cls.__name__][0], prepare)
 
 
 def attached(model: PreTrainedModel) -> bool:
@@ -141,7 +194,7 @@ def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, 
     config = attachment(model).config
     if not isinstance(config, SkipConfig):
         return []
-    blocks = Anatomy.of(model).blocks(config.candidates)
+    blocks = model.eas.anatomy.blocks(config.candidates)
     return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 
@@ -198,7 +251,7 @@ def prune(model: PreTrainedModel) -> None:
                 delattr(block, name)
     if state.method.prune is not None:
         state.method.prune(model)
-    state.pruned = True
+    state.pruned, state.anatomy = True, Anatomy.of(model)
 
 
 class Folded(NamedTuple):

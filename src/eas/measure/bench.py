@@ -18,6 +18,9 @@ from transformers.generation import StoppingCriteria
 
 from eas.config import Config, ConfigError, option
 from eas.decoding import fast_decode
+from eas.hf.api import output_cache
+from eas.hf.cache import kv_cache_bytes, prompt_layer
+from eas.hf.one_token import read_rows
 from eas.measure.count import count
 from eas.measure.latency import Spread, git_revision, hardware
 from eas.measure.modules import stored_bytes
@@ -25,8 +28,6 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.one_token import read_rows
-from eas.models.prompt_cache import kv_cache_bytes, prompt_states
 from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -206,8 +207,8 @@ def _time(
 @torch.no_grad()
 def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a prefill leaves in the cache; for a per-example fold, also the seconds that folding alone takes."""
-    cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    states, seconds = prompt_states(cache), None
+    cache = output_cache(model(**inputs, use_cache=True, logits_to_keep=1))
+    states, seconds = prompt_layer(cache), None
     if states is not None and states.folded:
         start = now(model.device)
         for block in Anatomy.of(model).layers:

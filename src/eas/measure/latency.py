@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.hf.api import cached, output_cache
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -93,7 +95,7 @@ def _time_once(model: PreTrainedModel, inputs: Mapping[str, Tensor], new_tokens:
     read = _now(model.device)
     for _ in range(new_tokens):
         # without padding no mask is needed, and Qwen2-VL takes its positions from the cache
-        output = model(input_ids=tokens, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=tokens, **cached(output_cache(output)), use_cache=True, logits_to_keep=1)
         tokens = output.logits[:, -1:].argmax(-1)
     end = _now(model.device)
     return 1000 * (read - start), 1000 * (end - read) / new_tokens

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from eas.checkpoint import adapter_state
+from eas.costed import Costed
+from eas.hf.skipping import SkippableBlock
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy, Branch
-from eas.models.costed import Costed
-from eas.models.skipping import SkippableBlock
 from eas.pia import PIA
 from eas.surgery import attached
 

@@ -28,8 +28,8 @@ from eas.methods import (
     meter_prompts,
     prefix,
     prompts,
+    soft_prompt,
 )
-from eas.models import prompt_attention
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ PIA_FOLD: dict[str, Any] = {
 INPUT_ROUTED: dict[str, Any] = PIA_FOLD | {"fold_modes": ("shared", "per_example")}
 MERGE: dict[str, Any] = {"fold": lora.fold, "unfold": lora.unfold, "fold_modes": ("merged",)}
 PRECOMPUTED: dict[str, Any] = {
-    "fold": prompt_attention.fold,
-    "unfold": prompt_attention.unfold,
+    "fold": soft_prompt.fold,
+    "unfold": soft_prompt.unfold,
     "fold_modes": ("precomputed",),
 }  # of every method whose prompt becomes keys and values
 METHODS: dict[str, Method] = {

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, method_name, option
+from eas.hf.classes import become
 from eas.models.anatomy import Anatomy
-from eas.models.skipping import become
 
 
 class Bottleneck(nn.Module):

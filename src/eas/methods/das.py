@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, SkipConfig, method_name, option
+from eas.hf.classes import become
+from eas.hf.prompt import PromptedModel, PromptedTextModel
+from eas.hf.skipping import Request, SkippableBlock, SkippingTextModel
 from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
-from eas.methods.eas_block import EASBlock, Prompt, prompt_state
+from eas.methods.eas_block import EASBlock, given
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_cache import prompt_states
-from eas.models.prompted import PromptedModel, PromptedTextModel
-from eas.models.skipping import SkippableBlock, SkippingTextModel, become
 from eas.pia import PIA
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -88,14 +88,12 @@ class PostNormDASBlock(DASBlock):
 class RoutedDASBlock(EASBlock):
     """The same with routed adapters: skipped, ``x += ffn_pia(Na(x))``; kept, ``x += MHA(n + adapt_pia(n))``."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
         if not self.skip_mha:
-            return super().forward(hidden_states, *args, **kwargs)
+            return super().forward(hidden_states, request=request, **kwargs)
         assert self.ffn_pia is not None  # prune sees to it
-        prompt = Prompt(kwargs.get("prompt_mask"), kwargs.get("token_mask"), None)
-        n, states = self.input_layernorm(hidden_states), prompt_states(kwargs.get("past_key_values"))
-        state = prompt_state(self.ffn_pia, ~self.index, n, prompt, states)
-        replaced: Tensor = hidden_states + self.ffn_pia(n, state)
+        n = self.input_layernorm(hidden_states)
+        replaced: Tensor = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, given(request)))
         return replaced
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eas.config import SkipConfig, method_name, option
+from eas.hf.classes import become
+from eas.hf.skipping import SkippableBlock, SkippingTextModel
 from eas.methods.lora import MAPS, inject
 from eas.models.anatomy import Anatomy
-from eas.models.skipping import SkippableBlock, SkippingTextModel, become
 
 
 @dataclass

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, SkipConfig, method_name, option
+from eas.hf.classes import become
+from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy
-from eas.models.prompted import PromptedModel, PromptedTextModel
-from eas.models.skipping import become
 from eas.pia import PIA, SharedFold
 
 PLAIN = {"hidden_scale": 1.0, "dropout": 0.0, "up_groups": 1, "train_scale": False}

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
+from eas.hf.skipping import Request, SkippableBlock
+from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_fold import Aside, fold_attention, fold_ffn
 from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS
-from eas.models.prompt_cache import PromptStates, prompt_states
-from eas.models.skipping import SkippableBlock
 from eas.pia import PIA, SharedFold
-
-
-class Prompt(NamedTuple):
-    """Where the prompt is in the tokens that come now; a mask is ``(batch, tokens)`` bool, None means every token.
-
-    Args:
-        mask: True on the tokens of the prompt.
-        tokens: True on all tokens but padding.
-        route: the prompt state of this block, where it does not come from the prompt (LaVIN).
-    """
-
-    mask: Tensor | None
-    tokens: Tensor | None
-    route: Tensor | None
 
 
 class EASBlock(SkippableBlock):
@@ -45,75 +30,54 @@ class EASBlock(SkippableBlock):
     constant_fold: Aside | None
     fold_per_example: bool
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = False,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        prompt_mask: Tensor | None = None,
-        token_mask: Tensor | None = None,
-        routes: list[Tensor] | None = None,  # prompt states by block, where they do not come from the prompt (LaVIN)
-        **kwargs: Any,
-    ) -> Tensor:
-        states = prompt_states(past_key_values)
-        prompt = Prompt(prompt_mask, token_mask, None if routes is None else routes[self.index])
+    def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
+        request = given(request)
         if not self.skip_mha:
-            z, attention = self._adapt(self.input_layernorm(hidden_states), prompt, states)
-            attended, _ = attention(
-                hidden_states=z,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
+            z, attention = self._adapt(self.input_layernorm(hidden_states), request)
+            attended, _ = attention(hidden_states=z, **kwargs)
             hidden_states = hidden_states + attended
         if self.skip_ffn:  # Table 5; no linear map follows that the PIA could be folded into
             assert self.ffn_pia is not None
             n = self.post_attention_layernorm(hidden_states)
-            state = prompt_state(self.ffn_pia, ~self.index, n, prompt, states)
-            hidden_states = hidden_states + self.ffn_pia(n, state)
+            hidden_states = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, request))
         elif self.skip_mha:
-            z, ffn = self._adapt(self.input_layernorm(hidden_states), prompt, states)
+            z, ffn = self._adapt(self.input_layernorm(hidden_states), request)
             hidden_states = hidden_states + ffn(z)
         else:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
 
-    def _adapt(self, n: Tensor, prompt: Prompt, states: PromptStates | None) -> tuple[Tensor, Any]:
+    def _adapt(self, n: Tensor, request: Request) -> tuple[Tensor, Any]:
         """What the FFN (skipped) or the attention (kept) reads, and that module; the PIA is in one or the other."""
-        pia, body = self.foldable_pia(), self.reader()[0]
+        pia, body, states = self.foldable_pia(), self.reader()[0], request.states
         assert pia is not None  # select and prune see to it
         if self.constant_fold is not None:
             folded = self.constant_fold.body
             if not pia.reads_prompt:
                 return n, folded
-            return n, partial(folded, bias=self._kept("constant", n, prompt, states))
+            return n, partial(folded, bias=self._kept("constant", n, request))
         if self.shared_fold is not None:
-            return self.shared_fold(n, self._kept("shared", n, prompt, states)), body
+            return self.shared_fold(n, self._kept("shared", n, request)), body
         if self.fold_per_example:
             own = None if states is None else states.folded.get(self.index)
             if own is None:
-                own = self.fold_for(prompt_state(pia, self.index, n, prompt, states))
+                own = self.fold_for(self.prompt_state(pia, n, request))
                 if states is not None:
                     states.folded[self.index] = own
             return n, own
-        z = n + pia(n, prompt_state(pia, self.index, n, prompt, states))
+        z = n + pia(n, self.prompt_state(pia, n, request))
         if self.skip_mha:
             z = pia.output_scale(self.post_attention_layernorm.weight) * z
         return z, body
 
-    def _kept(self, mode: str, n: Tensor, prompt: Prompt, states: PromptStates | None) -> Tensor:
+    def _kept(self, mode: str, n: Tensor, request: Request) -> Tensor:
         """What a fold makes of the prompt state, once per request unless the state runs on."""
+        states = request.states
         kept = None if states is None else states.kept.get((self.index, mode))
         if kept is None:
             pia = self.foldable_pia()
             assert pia is not None
-            state = prompt_state(pia, self.index, n, prompt, states)
+            state = self.prompt_state(pia, n, request)
             if mode == "shared":
                 assert self.shared_fold is not None
                 kept = self.shared_fold.keep(state)
@@ -130,8 +94,37 @@ class EASBlock(SkippableBlock):
             return None if self.skip_ffn else self.skip_pia
         return self.adapt_pia
 
+    def pias(self) -> dict[int, PIA]:
+        """The PIAs that the skip set puts to use, by the key of their prompt state."""
+        pias = {self.index: self.foldable_pia(), ffn_key(self.index): self.ffn_pia if self.skip_ffn else None}
+        return {key: pia for key, pia in pias.items() if pia is not None}
+
     def stand_ins(self) -> list[PIA]:
-        return [pia for pia in (self.foldable_pia(), self.ffn_pia if self.skip_ffn else None) if pia is not None]
+        return list(self.pias().values())
+
+    def prompt_state(self, pia: PIA, n: Tensor, request: Request) -> Tensor:
+        """The prompt state of a PIA in use: the request's, or computed from the prompt and left there as of its end.
+
+        Raises:
+            TransformersChangedError: the prompt was read in an earlier call, and its state is not there.
+        """
+        states = request.states if pia.reads_prompt else None
+        key = ffn_key(self.index) if pia is self.ffn_pia else self.index
+        state = None if states is None else states.states.get(key)
+        if state is not None and not pia.running:
+            return state
+        if state is not None:
+            state = pia.next_state(n, state)
+        elif states is not None and not request.reading:
+            raise TransformersChangedError(f"block {self.index} was called in decoding without its prompt state")
+        elif request.routes is not None:
+            state = request.routes[self.index]
+        else:
+            state = pia.prompt_state(n, request.prompt_mask, request.token_mask)
+        if states is not None:
+            states.states[key] = state[:, -1:].clone()
+            states.running |= pia.running
+        return state
 
     def reader(self) -> tuple[Any, tuple[str, ...]]:
         """What reads the foldable PIA's output, FFN (skipped) or attention, and the names of its maps that do."""
@@ -183,16 +176,17 @@ class EASBlock(SkippableBlock):
         return total
 
 
-def prompt_state(pia: PIA, key: int, n: Tensor, prompt: Prompt, states: PromptStates | None) -> Tensor:
-    """A PIA's prompt state: the cache's, or given or computed from the prompt, and left there as of its end."""
-    state = None if states is None or not pia.reads_prompt else states.states.get(key)
-    if state is not None and not pia.running:
-        return state
-    if state is not None:
-        state = pia.next_state(n, state)
-    else:
-        state = pia.prompt_state(n, prompt.mask, prompt.tokens) if prompt.route is None else prompt.route
-    if states is not None and pia.reads_prompt:
-        states.states[key] = state[:, -1:].clone()
-        states.running |= pia.running
-    return state
+def ffn_key(index: int) -> int:
+    """The key of the prompt state of the PIA in place of block ``index``'s FFN; that of its other PIA is ``index``."""
+    return ~index
+
+
+def given(request: Request | None) -> Request:
+    """The request, which the language model hands to every block.
+
+    Raises:
+        TransformersChangedError: it did not arrive.
+    """
+    if request is None:
+        raise TransformersChangedError("the language model does not hand the keyword 'request' on to its blocks")
+    return request

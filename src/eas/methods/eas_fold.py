@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eas.costed import Costed
 from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS
-from eas.models.costed import Costed
 from eas.pia import PIA, fold_weights
 
 

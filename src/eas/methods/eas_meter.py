@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.hf.classes import become
+from eas.hf.skipping import SkippableBlock
 from eas.methods.eas import EASConfig, make_pia
 from eas.models.anatomy import Anatomy, attentions
 from eas.models.meter.modeling import Stream
-from eas.models.skipping import SkippableBlock, become
 from eas.pia import PIA
 
 

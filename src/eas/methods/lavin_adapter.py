@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from eas.config import ConfigError, MethodConfig, method_name, option
+from eas.costed import Costed
+from eas.hf.api import cache_of
+from eas.hf.cache import reads_prompt_from
+from eas.hf.classes import become
+from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy
-from eas.models.costed import Costed
 from eas.models.lavin import LavinForConditionalGeneration
-from eas.models.prompt_cache import reads_prompt_from
-from eas.models.prompted import PromptedModel, PromptedTextModel
-from eas.models.skipping import become
 from eas.pia import PIA
 
 
@@ -91,13 +91,13 @@ class ModalityRoutedTextModel(PromptedTextModel):
 
     modality_token: ModalityToken
 
-    def forward(self, *args: Any, past_key_values: Cache | None = None, **kw: Any) -> Any:
+    def forward(self, *args: Any, **kw: Any) -> Any:
         modality: Tensor | None = kw.pop("modality", None)
-        if not reads_prompt_from(past_key_values):
+        if not reads_prompt_from(cache_of(kw)):
             if modality is None:
                 raise ValueError("the language model alone cannot tell which rows have an image; call LaVIN as a whole")
             kw["routes"] = self.modality_token.routes(self, modality)
-        return super().forward(*args, past_key_values=past_key_values, **kw)
+        return super().forward(*args, **kw)
 
 
 def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, method_name, option
+from eas.hf.prompt_attention import PromptKeyValues, project
+from eas.methods.soft_prompt import SoftPrompt, add_prompt
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_attention import Prompt, PromptStates, add_prompt, project
 
 
 @dataclass
@@ -37,7 +38,7 @@ class LlamaAdapterConfig(MethodConfig):
         self._require("num_layers", self.num_layers is None or self.num_layers >= 1, "must be at least 1")
 
 
-class AdaptionPrompts(Prompt):
+class AdaptionPrompts(SoftPrompt):
     """``tokens`` ``(layers, m, hidden size)``, standard normal, and ``gate`` ``(layers, query heads)``, zero."""
 
     def __init__(self, layers: list[Any], num_tokens: int, hidden_size: int) -> None:
@@ -46,9 +47,9 @@ class AdaptionPrompts(Prompt):
         self.tokens = nn.Parameter(torch.randn(len(layers), num_tokens, hidden_size))
         self.gate = nn.Parameter(torch.zeros(len(layers), attentions[0].q_proj.out_features // attentions[0].head_dim))
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         first = len(text_model.layers) - len(self.tokens)
-        states: list[PromptStates | None] = [None] * first
+        states: list[PromptKeyValues | None] = [None] * first
         for layer, tokens, gate in zip(text_model.layers[first:], self.tokens, self.gate, strict=True):
             own = project(layer.self_attn, tokens[None].to(layer.input_layernorm.weight))
             states.append(own._replace(gate=gate.tanh()))

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from eas.config import MethodConfig, method_name, option
 from eas.methods.adapter import BESIDE, put_at
 from eas.methods.prefix import Prefix
+from eas.methods.soft_prompt import add_prompt
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_attention import add_prompt
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"num_tokens": 30, "rank": 512, "scale": 4.0},

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.hf.classes import become
+from eas.hf.prompt_attention import PromptKeyValues, project
 from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
+from eas.methods.soft_prompt import SoftPrompt, add_prompt
 from eas.models.anatomy import Anatomy, attentions
 from eas.models.meter.modeling import MeterOutput, Stream
-from eas.models.prompt_attention import Prompt, PromptStates, add_prompt, project
-from eas.models.skipping import become
 
 
 class ShallowTokens(nn.Module):
@@ -42,7 +43,7 @@ def _extended(stream: Stream, prompt: Tensor) -> Stream:
     return Stream(torch.cat([stream.tokens, rows], 1), mask)
 
 
-class DeepTokens(Prompt):
+class DeepTokens(SoftPrompt):
     """``tokens`` ``(2, layers, m, d)``, the text's, then the image's: new ones at every layer. What becomes of them is
     discarded. So only their keys and values count, in the self attention of their modality and the other's cross
     attention."""
@@ -52,7 +53,7 @@ class DeepTokens(Prompt):
         super().__init__(seeing, num_tokens, [m for a in seeing for m in (a.k_proj, a.v_proj)])
         self.tokens = nn.Parameter(0.02 * torch.randn(2, len(seeing) // 4, num_tokens, seeing[0].q_proj.in_features))
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         seen = torch.cat([self.tokens, self.tokens.flip(0)], 1).flatten(0, 1)  # in the order of the attentions
         places = zip(attentions(text_model), seen, strict=True)
         return [project(attention, tokens[None].to(norm.weight)) for (attention, norm), tokens in places]

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, method_name, option
+from eas.hf.prompt_attention import PromptKeyValues
+from eas.methods.soft_prompt import SoftPrompt, add_prompt
 from eas.models.anatomy import Anatomy, attentions
-from eas.models.prompt_attention import Prompt, PromptStates, add_prompt
 
 
 @dataclass
@@ -38,7 +39,7 @@ class PrefixConfig(MethodConfig):
         self._require("reparameterise", self.reparameterise is None or self.reparameterise >= 1, "must be at least 1")
 
 
-class Prefix(Prompt):
+class Prefix(SoftPrompt):
     """``table``: ``(m, attentions x 2 x key heads x head size)``, normal (0, 0.02); or, standard normal, the
     ``(m, hidden size)`` input of ``mlp``, which gives them."""
 
@@ -55,11 +56,11 @@ class Prefix(Prompt):
             0.02 * torch.randn(num_tokens, size) if mlp is None else torch.randn(num_tokens, hidden_size)
         )
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         rows = self.table if self.mlp is None else self.mlp(self.table)
         seeing = attentions(text_model)
         pairs = rows.view(self.num_tokens, len(seeing), 2, -1, seeing[0][0].head_dim).permute(1, 2, 3, 0, 4)
-        return [PromptStates(*pair[:, None].to(norm.weight)) for pair, (_, norm) in zip(pairs, seeing, strict=True)]
+        return [PromptKeyValues(*pair[:, None].to(norm.weight)) for pair, (_, norm) in zip(pairs, seeing, strict=True)]
 
 
 def attach(model: PreTrainedModel, config: PrefixConfig) -> None:

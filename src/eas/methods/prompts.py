@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from eas.config import MethodConfig, method_name, option
+from eas.hf.api import sdpa_attention_forward
+from eas.hf.prompt_attention import PromptKeyValues, heads, project, prompt_positions
+from eas.methods.soft_prompt import SoftPrompt, add_prompt
 from eas.models.anatomy import Anatomy
-from eas.models.prompt_attention import Prompt, PromptStates, add_prompt, heads, project, prompt_positions
 
 
 @dataclass
@@ -56,7 +57,7 @@ class DeepPromptConfig(MethodConfig):
         self._require("num_tokens", self.num_tokens >= 1, "must be at least 1")
 
 
-class ShallowPrompt(Prompt):
+class ShallowPrompt(SoftPrompt):
     """``tokens`` ``(m, hidden size)``, which run through the blocks."""
 
     def __init__(self, layers: list[Any], tokens: Tensor) -> None:
@@ -66,10 +67,10 @@ class ShallowPrompt(Prompt):
         super().__init__(attentions, len(tokens), [*layers[:-1], last.k_proj, last.v_proj], pairs)
         self.tokens = nn.Parameter(tokens)
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         hidden = self.tokens[None].to(text_model.layers[0].input_layernorm.weight)
         rotary = prompt_positions(text_model, hidden)
-        states: list[PromptStates | None] = []
+        states: list[PromptKeyValues | None] = []
         for i, layer in enumerate(text_model.layers):
             # not the block's forward: gradient checkpointing would take away the cache that could keep its keys
             attention = layer.self_attn
@@ -87,7 +88,7 @@ class ShallowPrompt(Prompt):
         return states
 
 
-class DeepPrompt(Prompt):
+class DeepPrompt(SoftPrompt):
     """``tokens`` ``(layers, m, hidden size)``; as their outputs are discarded, only keys and values are computed."""
 
     def __init__(self, layers: list[Any], num_tokens: int, hidden_size: int) -> None:
@@ -97,9 +98,9 @@ class DeepPrompt(Prompt):
         for tokens in self.tokens:
             nn.init.xavier_uniform_(tokens)
 
-    def compute(self, text_model: Any) -> list[PromptStates | None]:
+    def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         rotary = prompt_positions(text_model, self.tokens[:1].to(text_model.layers[0].input_layernorm.weight))
-        states: list[PromptStates | None] = []
+        states: list[PromptKeyValues | None] = []
         for layer, tokens in zip(text_model.layers, self.tokens, strict=True):
             normed = layer.input_layernorm(tokens[None].to(layer.input_layernorm.weight))
             states.append(project(layer.self_attn, normed, rotary))

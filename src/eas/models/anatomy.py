@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from eas.hf.api import IMAGE_TEXT_TYPES
 from eas.models.lavin import LavinForConditionalGeneration
 from eas.models.meter import TASKS as METER
 from eas.models.meter import AutoMeter
@@ -202,5 +202,5 @@ def auto_class(model_type: str) -> Any:
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
     if kind == "meter":
         return AutoMeter
-    sees = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *(cls.config_class.model_type for cls in OWN.values())}
+    sees = {*IMAGE_TEXT_TYPES, *(cls.config_class.model_type for cls in OWN.values())}
     return AutoModelForImageTextToText if kind in sees else AutoModelForCausalLM

@@ -21,12 +21,12 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from rich.console import Console
-from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
 from eas.files import claimed
+from eas.hf.api import no_init_weights
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.models.anatomy import auto_class

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.distributed import from_main, is_main
+from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
 from eas.surgery import attach
@@ -51,7 +52,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         disable_tqdm=True,
     )
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     trainer = EASTrainer(
         model,
         args,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
 import eas.recipes
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option
+from eas.hf.api import no_init_weights
 from eas.measure.count import count, on_meta
 from eas.measure.latency import git_revision
 from eas.measure.modules import Counts, count_modules

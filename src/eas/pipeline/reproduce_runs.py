@@ -13,9 +13,9 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
+from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.hf.api import cache_of
 from eas.models.anatomy import Anatomy
 from eas.search.base import SkipSet
 from eas.surgery import candidates, select
@@ -43,8 +44,8 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before scoring")
-    if inputs.get("labels") is None or inputs.get("past_key_values") is not None:
-        raise ValueError("scoring needs labels, and takes no past_key_values")
+    if inputs.get("labels") is None or cache_of(inputs) is not None:
+        raise ValueError("scoring needs labels, and takes no cache")
     if Anatomy.of(model).form == "coattention":
         return _score_behind_towers(model, inputs, skip_sets)
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from eas.hf.prompt import prompt_tokens, require_prompt
+
 
 @dataclass(frozen=True)
 class WithPromptMask:
@@ -16,11 +18,15 @@ class WithPromptMask:
 
     Args:
         collator: returns a batch with ``labels`` and ``attention_mask``, each ``(batch, tokens)``.
+
+    Raises:
+        ValueError: when called, a row of the batch has no prompt token; the message says which rows TRL masks.
     """
 
     collator: Callable[[list[Any]], dict[str, Any]]
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = self.collator(examples)
-        batch["prompt_mask"] = ((batch["labels"] != -100).cumsum(1) == 0) & batch["attention_mask"].bool()
+        batch["prompt_mask"] = prompt_tokens(batch["labels"], batch["attention_mask"])
+        require_prompt(batch["prompt_mask"], labelled=True)
         return batch

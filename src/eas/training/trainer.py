@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from eas.checkpoint import load_into, save
 from eas.distributed import from_all, is_main
 from eas.files import writing
+from eas.hf.prompt import PromptedModel, prompt_tokens
+from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
 from eas.quantised import keep_gradients
 from eas.search import SearchConfig, SearchPhase, SearchResult
 from eas.search.base import SkipSet
@@ -31,7 +30,7 @@ PARTIAL = "partial"
 Phase = Literal["search", "tune"]
 
 
-class EASTrainer(Trainer):  # type: ignore[misc]
+class EASTrainer(OpenTrainer):
     """Trains the PIAs of an attached model.
 
     In the search phase every step trains under a sampled skip set, and rounds score sets on held-out examples;
@@ -74,10 +73,7 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images
             args.ddp_find_unused_parameters = not state.pruned or state.config.train_projector
-        known = vars(model).pop("_hf_peft_config_loaded", False)
-        model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
-        super().__init__(model=model, args=args, **kwargs)
-        model._hf_peft_config_loaded = known
+        super().__init__(model, args, **kwargs)
         keep_gradients(model)
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
@@ -103,6 +99,13 @@ class EASTrainer(Trainer):  # type: ignore[misc]
             raise ValueError("this trainer tunes; search_result belongs to phase='search'")
         return self.search_phase.result()
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # label smoothing and compute_loss_func take the labels away, by which the model would know its prompt
+        prompted = isinstance(self.model, PromptedModel) and self.model.needs_prompt()
+        if prompted and inputs.get("labels") is not None and inputs.get("prompt_mask") is None:
+            inputs = {**inputs, "prompt_mask": prompt_tokens(inputs["labels"], inputs.get("attention_mask"))}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
@@ -126,7 +129,7 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         was_training = self.model.training
         self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
-        inputs = self._prepare_inputs(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
+        inputs = self.on_device(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
         weight = answers(self.model, inputs) if share else 0
         own = self.score_dtype is None
         with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
@@ -136,22 +139,12 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         total = sum(weight for weight, _ in shares)
         return [sum(weight * losses[i] for weight, losses in shares) / total for i in range(len(skip_sets))]
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+    def prepared(self, checkpoint: str | None) -> None:
         sharded.keep_class_names(self.model)
-        if resume_from_checkpoint is not None and self.search_phase is not None:
-            self.search_phase.load(Path(resume_from_checkpoint))
-        return prepared
+        if checkpoint is not None and self.search_phase is not None:
+            self.search_phase.load(Path(checkpoint))
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step < self.state.max_steps:  # Trainer would go one step beyond a last checkpoint
-            super()._run_epoch(*args, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self.control.should_log |= self.control.should_save  # a running mean must not span a checkpoint
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Writes it aside and renames it as a whole: what bears a checkpoint's name is complete.
 
         Raises:
@@ -164,7 +157,7 @@ class EASTrainer(Trainer):  # type: ignore[misc]
         self.args.output_dir = str(folder / PARTIAL)
         try:
             with writing(folder):
-                super()._save_checkpoint(model, trial)
+                write()
                 self.accelerator.wait_for_everyone()
                 if is_main():
                     shutil.rmtree(folder / name, ignore_errors=True)
@@ -173,41 +166,33 @@ class EASTrainer(Trainer):  # type: ignore[misc]
             self.args.output_dir = str(folder)
             if is_main():
                 shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-        best = f"{folder / PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         self.state.best_model_checkpoint = None  # was looked for in the folder aside
         if is_main():
-            rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+            self.rotate()
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if self.is_fsdp_enabled:
-            self._save(output_dir)  # gathers what is trained, and nothing else
-        else:
-            super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+    def write_weights(self, folder: Path) -> None:
         save(self.model, folder)
         if self.search_phase is not None and is_main():
             self.search_phase.save(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def read_weights(self, folder: Path) -> None:
         sharded.keep_class_names(self.model)
-        load_into(self.model, resume_from_checkpoint)
+        load_into(self.model, folder)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def write_optimizer(self, folder: Path, write: Callable[[], None]) -> None:
         if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
+            write()
             return
-        sharded.save_optimizer(self.optimizer, Path(output_dir) / OPTIMIZER_NAME)
+        sharded.save_optimizer(self.optimizer, folder / OPTIMIZER_NAME)
         if is_main():
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+    def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:
+        if not self.is_fsdp_enabled:
+            read()
             return
-        sharded.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        sharded.load_optimizer(self.optimizer, folder / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -21,7 +21,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from eas.models.costed import Costed
+from eas.costed import Costed
 from eas.models.lavin.configuration import LavinConfig
 from eas.pia import PIA
 

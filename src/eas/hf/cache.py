@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DummyLayer
+
+from eas.hf.api import Cache, DummyLayer
+from eas.hf.versions import TransformersChangedError
 
 
-class PromptStates(DummyLayer):  # type: ignore[misc]
+class PromptLayer(DummyLayer):  # type: ignore[misc]
     """One extra cache layer that holds the prompt state of every PIA, ``(batch, 1, 2 + r)`` or ``(batch, 1, 2)``.
 
     Being a layer of the cache, it follows its reordering (beams), repetition, selection and reset; being a
@@ -26,6 +29,11 @@ class PromptStates(DummyLayer):  # type: ignore[misc]
         self.folded: dict[int, nn.Module] = {}
         self.running = False
 
+    @property
+    def is_croppable(self) -> bool:
+        """Whether assisted decoding may take tokens back: not from a mean that runs on."""
+        return not self.running
+
     def reset(self) -> None:
         self.states.clear()
         self.kept.clear()
@@ -33,10 +41,7 @@ class PromptStates(DummyLayer):  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         if self.running:
-            raise ValueError(
-                "assisted decoding takes tokens back, but decode_pooling='running' has added them to its mean; "
-                "use decode_pooling='frozen', or generate without an assistant"
-            )
+            raise ValueError("a running mean cannot give tokens back; use decode_pooling='frozen'")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -56,32 +61,34 @@ class PromptStates(DummyLayer):  # type: ignore[misc]
         return sum(state.nbytes for state in (*self.states.values(), *self.kept.values()))
 
 
-def prompt_states(cache: Cache | None) -> PromptStates | None:
+def prompt_layer(cache: Cache | None) -> PromptLayer | None:
     """The states that travel with a cache, None if there are none."""
-    if cache is None or not cache.layers or not isinstance(cache.layers[-1], PromptStates):
+    if cache is None or not cache.layers or not isinstance(cache.layers[-1], PromptLayer):
         return None
     return cache.layers[-1]
 
 
 def reads_prompt_from(cache: Cache | None) -> bool:
     """Whether the cache holds the prompt's states: what comes now is not prompt any more."""
-    states = prompt_states(cache)
-    return states is not None and bool(states.states)
+    layer = prompt_layer(cache)
+    return layer is not None and bool(layer.states)
 
 
-def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> None:
-    """Makes a fresh cache fit a skip set: no keys and values for skipped attentions, one layer of prompt states.
+def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> bool:
+    """Makes a cache fit a skip set: no keys and values for skipped attentions, one layer of prompt states.
+
+    Returns:
+        Whether the cache is fresh: nothing was read into it yet.
 
     Raises:
         ValueError: the cache was filled by another model or under another skip set, or cannot be adapted.
     """
-    states = prompt_states(cache)
-    if states is not None:
-        if states.skip_set != skip_set:
-            raise ValueError(
-                f"the cache was filled under skip set {states.skip_set}, not {skip_set}; start a new cache"
-            )
-        return
+    layer = prompt_layer(cache)
+    if layer is not None:
+        if layer.skip_set != skip_set:
+            raise ValueError(f"the cache was filled under skip set {layer.skip_set}, not {skip_set}; start a new cache")
+        # a compiled step is never the first; a cache that was reset is fresh again
+        return not layer.states and (torch.compiler.is_compiling() or int(cache.get_seq_length()) == 0)
     if len(cache.layers) not in (0, num_layers):
         raise ValueError(f"the cache has {len(cache.layers)} layers, the model {num_layers}; start a new cache")
     if not cache.layers:  # DynamicCache() without a config fills up lazily; the dummy layers need their places now
@@ -90,12 +97,35 @@ def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> N
         raise ValueError("the cache was filled before the model was attached or selected; start a new cache")
     for i in skip_set:
         cache.layers[i] = DummyLayer()
-    cache.layers.append(PromptStates(skip_set))
+    cache.layers.append(PromptLayer(skip_set))
+    return True
+
+
+def require_filled(cache: Any, returned: Any, states: Iterable[int]) -> None:
+    """After the first call with a cache: it is the one that was prepared, and holds all that decoding will read.
+
+    Args:
+        cache: what ``prepare_cache`` made fit.
+        returned: what the model put into its output.
+        states: keys of the PIAs in use that leave a state.
+
+    Raises:
+        TransformersChangedError: the cache was lost on its way to the blocks or back.
+    """
+    if returned is None or returned is not cache:
+        raise TransformersChangedError("the model returned another cache than the one that was prepared for it")
+    layer = prompt_layer(cache)
+    missing = sorted(set(states) - (layer.states.keys() if layer is not None else set()))
+    if missing:
+        raise TransformersChangedError(f"the cache has no prompt state of blocks {missing}: it was lost on its way")
+    kept = {i: own for i, own in enumerate(cache.layers) if not isinstance(own, DummyLayer)}
+    if empty := [i for i, own in kept.items() if not own.is_initialized or int(own.get_seq_length()) == 0]:
+        raise TransformersChangedError(f"the cache has no keys and values of layers {empty}: it was lost on its way")
 
 
 def kv_cache_bytes(cache: Cache) -> int:
     """Bytes of keys, values and prompt states that a cache holds now."""
     kept = [layer for layer in cache.layers if not isinstance(layer, DummyLayer)]
     keys_and_values = sum(t.nbytes for layer in kept for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor))
-    states = prompt_states(cache)
-    return keys_and_values + (0 if states is None else states.nbytes())
+    layer = prompt_layer(cache)
+    return keys_and_values + (0 if layer is None else layer.nbytes())

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from eas.models.anatomy import Anatomy
-from eas.models.prompt_cache import reads_prompt_from
-from eas.models.skipping import SkippingTextModel
+from eas.hf.api import Cache, cache_of
+from eas.hf.cache import prompt_layer, reads_prompt_from
+from eas.hf.skipping import Request, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
@@ -23,13 +22,19 @@ class PromptedTextModel(SkippingTextModel):
 
     layers: Any
 
-    def forward(self, *args: Any, past_key_values: Cache | None = None, **kw: Any) -> Any:
-        if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(past_key_values):
+    def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
+        if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(cache):
             raise ValueError(
                 "the language model alone cannot tell prompt tokens from others: call the model with its head, or pass "
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
-        return super().forward(*args, past_key_values=past_key_values, **kw)
+        given = {name: kw.pop(name, None) for name in ("prompt_mask", "token_mask", "routes")}
+        # in training the blocks run twice under gradient checkpointing, and must find the same both times
+        states = None if self.training and torch.is_grad_enabled() else prompt_layer(cache)
+        return {"request": Request(states, fresh, **given)}
+
+    def state_keys(self) -> list[int]:
+        return [key for layer in self.layers for key, pia in layer.pias().items() if pia.reads_prompt]
 
     def needs_prompt(self) -> bool:
         """Whether a block in use depends on which tokens are the prompt's."""
@@ -50,13 +55,13 @@ class PromptedModel(nn.Module):
         base_forward = super().forward
         if args:
             kwargs.update(inspect.signature(base_forward).bind_partial(*args).arguments)
-        if not reads_prompt_from(kwargs.get("past_key_values")) and self.needs_prompt():
-            kwargs["token_mask"] = _token_mask(kwargs) if self._text_model().running() else None
-            kwargs["prompt_mask"] = _prompt_mask(kwargs)
-        else:
-            kwargs["prompt_mask"] = None
         if self.training and self.eas.fold_mode is not None:
             raise ValueError("a folded model cannot be trained; call unfold(model) first")
+        if not reads_prompt_from(cache_of(kwargs)) and self.needs_prompt():
+            kwargs["token_mask"] = _token_mask(kwargs) if self._text_model().running() else None
+            kwargs["prompt_mask"] = self._prompt_mask(kwargs)
+        else:
+            kwargs["prompt_mask"] = None
         return base_forward(**kwargs)
 
     def needs_prompt(self) -> bool:
@@ -64,8 +69,18 @@ class PromptedModel(nn.Module):
         return self._text_model().needs_prompt()
 
     def _text_model(self) -> PromptedTextModel:
-        text_model: PromptedTextModel = Anatomy.of(self).text_model
+        text_model: PromptedTextModel = self.eas.anatomy.text_model
         return text_model
+
+    def _prompt_mask(self, kwargs: dict[str, Any]) -> Tensor | None:
+        known = kwargs.get("labels") is not None or kwargs.get("prompt_mask") is not None
+        if self.training and torch.is_grad_enabled() and not known:
+            raise ValueError(
+                "a training step got neither labels nor prompt_mask, so the answer would count as prompt and leak into "
+                "its statistics. Label smoothing and losses that are computed outside of the model keep the labels "
+                "from it: wrap the collator in eas.WithPromptMask, or pass prompt_mask (batch, tokens)"
+            )
+        return _prompt_mask(kwargs)
 
     def prepare_inputs_for_generation(
         self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
@@ -73,7 +88,7 @@ class PromptedModel(nn.Module):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             *args, attention_mask=attention_mask, **kwargs
         )
-        if not reads_prompt_from(kwargs.get("past_key_values")) and self.needs_prompt():
+        if not reads_prompt_from(cache_of(kwargs)) and self.needs_prompt():
             # the 2-D mask is needed, a static cache has made it 4-D; past the prompt come candidates of assisted
             # decoding or, without a cache, the tokens generated so far
             tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
@@ -98,10 +113,16 @@ class PromptedModel(nn.Module):
                 "chunked prefill cannot be used with prompt statistics: the prompt's mean must be known before its "
                 "first chunk is finished; unset prefill_chunk_size"
             )
-        if reads_prompt_from(kwargs.get("past_key_values")) and not settings.is_assistant:
+        if reads_prompt_from(cache_of(kwargs)) and not settings.is_assistant:
             raise ValueError(
                 "the cache was started with an earlier prompt, and statistics are those of one whole prompt; pass the "
                 "whole text with a new cache"
+            )
+        lookup = kwargs.get("prompt_lookup_num_tokens") or settings.prompt_lookup_num_tokens
+        if (kwargs.get("assistant_model") is not None or lookup) and self._text_model().running():
+            raise ValueError(
+                "assisted decoding takes tokens back, but decode_pooling='running' has added them to its mean; "
+                "use decode_pooling='frozen', or generate without an assistant"
             )
         given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
         outer = _prompt_length.set(next((prompt.shape[1] for prompt in given if prompt is not None), 1))
@@ -109,6 +130,40 @@ class PromptedModel(nn.Module):
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         finally:
             _prompt_length.reset(outer)
+
+
+def prompt_tokens(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """``(batch, tokens)``: True on the tokens before the first answer token, without padding.
+
+    Args:
+        labels: ``(batch, tokens)``, -100 on all tokens but the answer's.
+        attention_mask: ``(batch, tokens)``, 0 on padding; None where there is none.
+
+    Example:
+        >>> prompt_tokens(torch.tensor([[-100, -100, 7, -100]])).tolist()
+        [[True, True, False, False]]
+    """
+    prompt = (labels != -100).cumsum(1) == 0
+    return prompt if attention_mask is None else prompt & attention_mask.bool()
+
+
+def require_prompt(prompt_mask: Tensor, labelled: bool) -> None:
+    """Refuses a row without a prompt token: it has no statistics.
+
+    Raises:
+        ValueError: the message names the row, and what to do.
+    """
+    has_prompt = prompt_mask.any(1)
+    if bool(has_prompt.all()):
+        return
+    where = f"row {int((~has_prompt).nonzero()[0])} has no prompt token"
+    if labelled:
+        raise ValueError(
+            f"{where}: its labels start with the answer. Mask the prompt (image and question tokens) with -100 in the "
+            "labels, or pass prompt_mask. TRL masks the prompt of rows with prompt and completion, and with "
+            "assistant_only_loss=True that of messages, but nothing of other rows"
+        )
+    raise ValueError(f"{where}: its prompt_mask is False on every token that is no padding")
 
 
 def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
@@ -122,21 +177,17 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     attention_mask: Any = kwargs.get("attention_mask")  # in generation with a static cache it is 4-D
     two_dimensional = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
     _refuse_packing(kwargs, attention_mask if two_dimensional or attention_mask is None else mask)
+    labelled = mask is None and labels is not None
     if mask is None and labels is not None:
-        mask = (labels != -100).cumsum(1) == 0
+        mask = prompt_tokens(labels)
     if two_dimensional:
         mask = attention_mask.bool() if mask is None else mask & attention_mask.bool()
     elif attention_mask is not None and mask is None:
         raise ValueError("give prompt_mask (batch, tokens) along with an attention mask that is not two-dimensional")
-    if mask is not None and labels is not None and not mask.any(1).all():
-        row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(
-            f"row {row} has no prompt token: its labels start with the answer. Mask the prompt (image and question "
-            "tokens) with -100 in the labels, or pass prompt_mask"
-        )
-    if mask is None or (labels is None and mask.all()):  # nothing to leave out: a plain mean
+    if mask is None:  # nothing to leave out: a plain mean
         return None
-    return mask.bool()
+    require_prompt(mask, labelled)
+    return None if labels is None and mask.all() else mask.bool()
 
 
 def _token_mask(kwargs: dict[str, Any]) -> Tensor | None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from eas.hf.api import AttentionInterface, sdpa_attention_forward
 
 NAME = "eas_decode"
 

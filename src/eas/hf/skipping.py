@@ -1,0 +1,96 @@
+"""What skipping needs of a model: flags on its blocks, and a cache that keeps nothing for a skipped attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eas.hf.api import Cache, DynamicCache, cached, output_cache, take_cache
+from eas.hf.cache import PromptLayer, prepare_cache, require_filled
+from eas.hf.versions import TransformersChangedError
+
+
+class Request(NamedTuple):
+    """What the language model hands to its blocks as the keyword ``request``.
+
+    A mask is ``(batch, tokens)`` bool over the tokens that come now; None means every token.
+
+    Args:
+        states: where blocks leave their prompt state, and find it again in decoding; None without a cache.
+        reading: whether the prompt is read now; in decoding, a state that is not there was lost.
+        prompt_mask: True on the tokens of the prompt.
+        token_mask: True on all tokens but padding.
+        routes: prompt states by block, where they do not come from the prompt (LaVIN).
+    """
+
+    states: PromptLayer | None = None
+    reading: bool = True
+    prompt_mask: Tensor | None = None
+    token_mask: Tensor | None = None
+    routes: list[Tensor] | None = None
+
+
+class SkippableBlock(nn.Module):
+    """A decoder block whose parts may be skipped; what stands in for them is the method's ``forward``."""
+
+    index: int
+    skip_mha: bool
+    skip_ffn: bool
+    self_attn: Any
+    mlp: Any
+    input_layernorm: Any
+    post_attention_layernorm: Any
+
+    def skipped_parts(self) -> set[str]:
+        """Of "mha" and "ffn" those that are skipped."""
+        return {part for part, skipped in (("mha", self.skip_mha), ("ffn", self.skip_ffn)) if skipped}
+
+    def stand_ins(self) -> Sequence[nn.Module]:
+        """The method's own modules in this block that the skip set puts to use."""
+        return []
+
+
+class SkippingTextModel(nn.Module):
+    """The language model: makes the cache fit the skip set before the blocks see it, and sees that it comes back."""
+
+    layers: nn.ModuleList
+    config: Any
+
+    def forward(self, *args: Any, use_cache: bool | None = None, **kw: Any) -> Any:
+        cache = take_cache(kw)
+        wanted = self.config.use_cache if use_cache is None else use_cache
+        if cache is None:
+            _refuse_lost_cache(kw)
+            cache = DynamicCache(config=self.config) if wanted else None
+        fresh = True
+        if cache is not None:
+            without = tuple(i for i, layer in enumerate(self.layers) if layer.skip_mha)
+            fresh = prepare_cache(cache, len(self.layers), without)
+        more = self.for_blocks(cache, fresh, kw)
+        output = super().forward(*args, use_cache=use_cache, **cached(cache), **more, **kw)
+        # in training, gradient checkpointing takes the cache away; a tuple has no names
+        checked = fresh and wanted and not self.training and not torch.compiler.is_compiling()
+        if checked and cache is not None and isinstance(output, Mapping):
+            require_filled(cache, output_cache(output), self.state_keys())
+        return output
+
+    def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for the blocks, made of the cache and of keyword arguments, which are taken out."""
+        return {}
+
+    def state_keys(self) -> list[int]:
+        """Keys of the prompt states that a cache holds once the prompt has been read."""
+        return []
+
+
+def _refuse_lost_cache(kw: Mapping[str, Any]) -> None:
+    """Tells "no cache" from "cache lost": a mask that is longer than the tokens covers tokens in a cache."""
+    mask, tokens = kw.get("attention_mask"), kw.get("inputs_embeds")
+    tokens = kw.get("input_ids") if tokens is None else tokens
+    if isinstance(mask, Tensor) and mask.ndim == 2 and tokens is not None and mask.shape[1] > tokens.shape[1]:
+        raise TransformersChangedError(
+            f"the language model was given {tokens.shape[1]} tokens, an attention mask of {mask.shape[1]}, and no cache"
+        )

@@ -1,0 +1,106 @@
+"""``transformers.Trainer`` with the private methods that eas changes under names of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+__all__ = ["OPTIMIZER_NAME", "PREFIX_CHECKPOINT_DIR", "SCHEDULER_NAME", "OpenTrainer", "checkpoint_activations"]
+
+
+class OpenTrainer(Trainer):  # type: ignore[misc]
+    """A trainer whose checkpoints are written and read by methods that a subclass gives.
+
+    It never trains beyond its last step, and logs whenever it saves.
+    """
+
+    def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+        known = vars(model).pop("_hf_peft_config_loaded", False)
+        model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
+        super().__init__(model=model, args=args, **kwargs)
+        model._hf_peft_config_loaded = known
+
+    def prepared(self, checkpoint: str | None) -> None:
+        """Called when model and optimizer are ready to train; ``checkpoint`` is what training goes on from."""
+
+    def write_checkpoint(self, write: Callable[[], None]) -> None:
+        """Writes a checkpoint: ``write`` does it, into a folder in ``args.output_dir``."""
+        write()
+
+    def write_weights(self, folder: Path) -> None:
+        """Writes what was trained."""
+        raise NotImplementedError
+
+    def read_weights(self, folder: Path) -> None:
+        """Reads what ``write_weights`` wrote."""
+        raise NotImplementedError
+
+    def write_optimizer(self, folder: Path, write: Callable[[], None]) -> None:
+        """Writes the states of optimizer and scheduler; ``write`` does it for what is not sharded."""
+        write()
+
+    def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:
+        """Reads what ``write_optimizer`` wrote."""
+        read()
+
+    def on_device(self, batch: Any) -> Any:
+        """A batch where the model is."""
+        return self._prepare_inputs(batch)
+
+    def rotate(self) -> None:
+        """Deletes checkpoints beyond ``args.save_total_limit``, but never the best one."""
+        folder = Path(self.args.output_dir)
+        best = f"{folder / PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.prepared(resume_from_checkpoint)
+        return prepared
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:  # Trainer would go one step beyond a last checkpoint
+            super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.control.should_log |= self.control.should_save  # a running mean must not span a checkpoint
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        parent: Any = super()
+        self.write_checkpoint(lambda: parent._save_checkpoint(model, trial))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_fsdp_enabled:
+            self._save(output_dir)  # gathers what is trained, and nothing else
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        self.write_weights(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.read_weights(Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        parent: Any = super()
+        self.write_optimizer(Path(output_dir), lambda: parent._save_optimizer_and_scheduler(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        parent: Any = super()
+        if checkpoint is None:
+            parent._load_optimizer_and_scheduler(checkpoint)
+        else:
+            self.read_optimizer(Path(checkpoint), lambda: parent._load_optimizer_and_scheduler(checkpoint))
+
+
+def checkpoint_activations(model: PreTrainedModel, use_reentrant: bool = False) -> None:
+    """Has the blocks computed a second time in the backward pass, to save memory; renamed in transformers 5.24."""
+    renamed = "activation_checkpointing_enable" in dir(PreTrainedModel)
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})

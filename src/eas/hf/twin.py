@@ -1,0 +1,115 @@
+"""A numeric check of an installation: cached decoding against the whole forward, on a tiny random model of one class.
+
+An error in the way of the cache leaves every single forward pass right, and decoding wrong without a word. On a model
+whose adapters are zero it cannot be seen, so all weights of the twin are random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from eas.hf.api import attention_implementation, set_attention_implementation
+from eas.hf.versions import TransformersChangedError
+
+TOLERANCE = 1e-4
+"""Largest relative deviation that is rounding: right installations stay below 1e-6, wrong ones above 3e-3."""
+NEW_TOKENS = 4
+VOCABULARY = 64
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": None,
+    "dtype": None,
+}
+
+
+def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], None]) -> float:
+    """How far cached decoding of a twin is from its whole forward pass, relative to the logits' norm.
+
+    Args:
+        cls: the model's class, with its head.
+        config: the model's configuration; the twin's is a small one of the same kind.
+        text_path: where the model keeps its language model. Other parts of the twin hold no weights.
+        prepare: attaches the method to the twin, and skips something of block 0.
+
+    Raises:
+        TransformersChangedError: the twin cannot be built, or does not run.
+    """
+    no_autocast = torch.autocast("cpu", enabled=False)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), no_autocast:
+        torch.manual_seed(0)
+        try:
+            model = _twin(cls, config, text_path)
+            prepare(model)
+            _randomise(model)
+            return _decoding_error(model.eval())
+        except TransformersChangedError:
+            raise
+        except Exception as error:  # of whatever kind; a wrong number would have been the alternative
+            why = f"{type(error).__name__}: {error}"
+            raise TransformersChangedError(f"a tiny random {cls.__name__} does not run ({why})") from error
+
+
+def _twin(cls: Any, config: Any, text_path: str) -> Any:
+    config = copy.deepcopy(config)
+    text = config.get_text_config(decoder=True)
+    for name, value in TEXT.items():
+        setattr(text, name, value)
+    if text.to_dict().get("layer_types") is not None:
+        text.layer_types = text.layer_types[:2]
+    text.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    set_attention_implementation(config, "eager" if attention_implementation(text) == "eager" else "sdpa")
+    with torch.device("meta"):
+        model = cls(config)
+    language_model = model.get_submodule(text_path)
+    model.set_submodule(text_path, type(language_model)(text))
+    model.set_output_embeddings(nn.Linear(text.hidden_size, VOCABULARY, bias=False))
+    for module in model.modules():  # what no text goes through
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty(0)) if name in module._parameters else torch.empty(0))
+    model.generation_config = GenerationConfig(pad_token_id=0, suppress_tokens=_special(config))
+    return model
+
+
+def _special(config: Any) -> list[int]:
+    """Tokens that stand for something else than text."""
+    ids = [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
+    return [0, *(i for i in ids if isinstance(i, int) and 0 < i < VOCABULARY)]
+
+
+def _randomise(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        around = 1.0 if parameter.ndim == 1 and "norm" in name else 0.0
+        parameter.copy_(around + 0.3 * torch.randn(parameter.shape).to(parameter))
+
+
+def _decoding_error(model: Any) -> float:
+    plain = torch.tensor([i for i in range(VOCABULARY) if i not in model.generation_config.suppress_tokens])
+    ids = plain[torch.randint(len(plain), (2, 7))]
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    labels = out.sequences.clone()
+    labels[:, : ids.shape[1]] = -100
+    mask = torch.cat([mask, torch.ones_like(labels[:, ids.shape[1] :])], 1)
+    whole = model(input_ids=out.sequences, attention_mask=mask, labels=labels).logits[:, ids.shape[1] - 1 : -1]
+    return float((torch.stack(out.logits, 1) - whole).norm() / whole.norm())
