@@ -7,6 +7,7 @@ tower runs once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -51,18 +52,15 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
     poolers = module_macs(trunk.cross_modal_text_pooler, 1) + module_macs(trunk.cross_modal_image_pooler, 1)
     heads = sum(module_macs(child, 1) for child in model.children() if child is not trunk)
     total = sum(p.numel() for p in model.parameters())
-    read: dict[int, nn.Parameter] = {id(p): p for p in model.parameters()}
-    for module in (*anatomy.layers, *(m for m in trunk.modules() if isinstance(m, nn.Embedding))):
-        for parameter in module.parameters():
-            read.pop(id(parameter), None)
-    read |= {id(p): p for layer in anatomy.layers for m in live(layer, anatomy.branches) for p in m.parameters()}
+    computed = [module for layer in anatomy.layers for module in live(layer, anatomy.branches)]
+    embeddings = [module for module in trunk.modules() if isinstance(module, nn.Embedding)]
     return Counts(
         macs=images * (image + poolers) + behind + words + heads,
         params_total=total,
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
         else sum(p.numel() for p in model.parameters() if p.requires_grad),
-        weight_bytes=sum(p.nbytes for p in read.values()),
+        weight_bytes=_bytes([model]) - _bytes(embeddings) - _bytes(anatomy.layers) + _bytes(computed),
         kv_bytes_per_token=0,
         prompt_state_bytes=0,
         params_folded=total - sum(unused_params(layer, anatomy.branches) for layer in anatomy.layers),
@@ -93,3 +91,7 @@ def _patches(config: Any) -> int:
     """Of one image."""
     patches: int = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
     return patches
+
+
+def _bytes(modules: Iterable[nn.Module]) -> int:
+    return sum(p.nbytes for module in modules for p in module.parameters())
