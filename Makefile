@@ -1,18 +1,37 @@
-# Two commands need nothing but Python 3.11 and pip: `make demo` and `make test`.
+# Two commands need nothing but Python 3.11 to 3.13 and pip: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A CPU build of torch where there is no NVIDIA GPU; the plain Linux wheel carries several GB of CUDA.
-TORCH := $(shell if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; \
-	then echo "torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1"; else echo torch; fi)
+LOCK := requirements/lock.txt
+OLDEST := requirements/oldest.txt
+# The newest torch whose CPU build the tests have run on; `make lock` keeps to it.
+TORCH := 2.13.0
+# What is tested on the oldest and the newest versions too: generation, folds, decoding, training, two processes, a run.
+SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
+	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-oldest test-newest lint docs lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eas demo
 
 test: $(VENV)/.installed-dev lint docs
 	$(BIN)/pytest -n 2
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest -n 2 $(SUBSET)
+
+# Newest means of today, so the environment is made anew. What fails on a version that eas does not declare is only told.
+test-newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	scripts/install_torch.sh .venv-newest
+	.venv-newest/bin/pip install -qq --editable ".[test]"
+	.venv-newest/bin/pip install -qq --upgrade --no-deps transformers
+	.venv-newest/bin/pip list --format=freeze | grep -E "^(torch|transformers|accelerate|peft|trl)=="
+	.venv-newest/bin/pytest -n 2 $(SUBSET) || \
+		if .venv-newest/bin/pip check | grep "^eas "; then echo "Outside of the declared versions: told, not failed"; \
+		else exit 1; fi
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks
@@ -22,18 +41,39 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-$(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
+# The exact versions of everything, for every platform and Python 3.11 to 3.13; and the lowest that pyproject.toml allows.
+lock: .venv-lock/bin/uv
+	printf "torch==$(TORCH)\nsetuptools>=77\n" | $< pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+		--no-annotate --custom-compile-command "make lock" --output-file $(LOCK) pyproject.toml -
+	echo "setuptools>=77" | $< pip compile --quiet --upgrade --python-version 3.11 --python-platform linux --extra test --resolution lowest-direct \
+		--no-annotate --custom-compile-command "make lock" --output-file $(OLDEST) pyproject.toml -
+
+.venv-lock/bin/uv:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -qq uv
+
+# $(call install,VENV,LOCK,WHAT): pip says which package of the lock does not fit; it is quiet otherwise.
+install = $(1)/bin/pip install -qq -c $(2) --no-build-isolation --editable "$(3)" || \
+	{ echo "The package above, as $(2) has it, does not fit $$($(1)/bin/python -V) on $$(uname -sm)"; exit 1; }
+
+versions = $(if $(filter .venv-oldest,$*),$(OLDEST),$(LOCK))
+%/.torch:
+	$(PYTHON) -m venv $*
+	scripts/install_torch.sh $* $(versions)
+	$*/bin/pip install -qq -c $(versions) setuptools
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(LOCK)
+	$(call install,$(VENV),$(LOCK),.)
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[dev]"
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
+	$(call install,$(VENV),$(LOCK),.[dev])
 	touch $@ $(VENV)/.installed
 
+.venv-oldest/.installed: .venv-oldest/.torch pyproject.toml $(OLDEST)
+	$(call install,.venv-oldest,$(OLDEST),.[test])
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf .venv .venv-oldest .venv-newest .venv-lock runs site

@@ -57,6 +57,7 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path):
     assert result["accuracy"]["folded"] == result["accuracy"]["tuned"]
     assert result["counts"]["tuned"]["kv_bytes_per_token"] == result["counts"]["base"]["kv_bytes_per_token"] * 8 // 12
     assert result["latency"]["larger"]["variants"].keys() == {"base", "folded"}
+    assert result["latency"]["width"] == 128
     assert json.loads((tmp_path / "fold.json").read_text())["relative_error"] < 1e-5
     assert (tmp_path / "report.html").read_text().count("data:image/png") >= 1
 

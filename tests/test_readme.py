@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import tomllib
 from itertools import product
 from pathlib import Path
 
 import pytest
 import test_methods
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from typer.testing import CliRunner
 
 import eas
 from eas import cli
+from eas.hf.versions import BEYOND, OLDEST
 from eas.methods import Method
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +57,17 @@ def test_links_and_pictures_are_there(page):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "bash")), flags=re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks(ROOT / "README.md", "bash")), flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_declared_range_of_transformers_is_the_tested_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = next(Requirement(line) for line in project["dependencies"] if line.startswith("transformers"))
+    assert declared.specifier == SpecifierSet(f">={OLDEST},<{BEYOND}")
+    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    locked = dict(re.findall(r"^([\w-]+)==([^\s;]+)", lock, flags=re.MULTILINE))
+    assert declared.specifier.contains(locked["transformers"])
 
 
 def test_the_example_of_a_method_keeps_the_contract(tmp_path, monkeypatch):

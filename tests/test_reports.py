@@ -246,3 +246,15 @@ def test_numbers() -> None:
     assert speed_up(slower, "prefill_ms") == "2.00x slower"
     assert speed_up(slower, "decode_ms") is None
     assert [row.name for row in summary_rows({})][-1] == "Decode, per token"
+
+
+def test_the_larger_model_comes_first_and_the_embedded_one_says_why_it_is_slower() -> None:
+    result = whole_result()
+    result["latency"]["variants"]["folded"]["decode_ms"] = spread(99.0)
+    result["latency"]["width"] = 128
+    rows = {row.name: row.change for row in summary_rows(result)}
+    names = ["Prefill, larger model", "Decode, per token, larger model", "Prefill", "Decode, per token"]
+    assert list(rows)[-4:] == names
+    assert ["overhead" in rows[name] for name in names] == [False, False, False, True]
+    assert "x slower (width 128 is overhead)" in rows["Decode, per token"]
+    assert "x slower (width 128 is overhead)." in headline(result)

@@ -145,7 +145,7 @@ def test_multimodal_models_train_with_checkpointing_accumulation_and_bf16(tmp_pa
     batch["labels"][batch["attention_mask"] == 0] = -100
     arguments_ = arguments(
         tmp_path,
-        gradient_checkpointing=True,
+        activation_checkpointing=True,
         gradient_accumulation_steps=2,
         per_device_train_batch_size=1,
         bf16=True,
@@ -186,6 +186,7 @@ def test_misuse_is_refused_at_construction(tmp_path):
         EASTrainer(model, arguments(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL gives it, not we
 def test_trl_tunes_an_attached_model(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset

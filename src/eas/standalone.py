@@ -1,8 +1,9 @@
 """Standalone folders: a pruned, tuned model that opens without its base.
 
-``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas``, ``AutoModel....from_pretrained(folder)``
-opens them. Their model type (``eas_llava``, ...) and their weight files (``model.eas.safetensors``) have names of their
-own: the stock class would fill the skipped attentions with random weights and only warn, so it must find neither.
+``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.standalone``,
+``AutoModel....from_pretrained(folder)`` opens them. Their model type (``eas_llava``, ...) and their weight files
+(``model.eas.safetensors``) have names of their own: the stock class would fill the skipped attentions with random
+weights and only warn, so it must find neither.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
         skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
         config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
     # the family's own key renames do not apply to eas_ types
-    model.save_pretrained(folder, variant=VARIANT, save_original_format=False)
+    PreTrainedModel.save_pretrained(model, folder, variant=VARIANT, save_original_format=False)
     config.save_pretrained(folder)
 
 
@@ -84,7 +85,7 @@ def _standalone_class(name: str) -> Any:
         "save_pretrained": save_pretrained,
         "config_class": _config_class(base.config_class),
         "_keep_in_fp32_modules_strict": [*FLOAT32, *(base._keep_in_fp32_modules_strict or ())],
-        "__module__": base.__module__,
+        "__module__": __name__,  # where pickle finds it
     }
     return type(name, (base,), body)
 
@@ -92,11 +93,13 @@ def _standalone_class(name: str) -> Any:
 @cache
 def _config_class(base: Any) -> Any:
     """One for all heads of a family."""
-    return type(f"EAS{base.__name__}", (base,), {"model_type": f"eas_{base.model_type}"})
+    return type(f"EAS{base.__name__}", (base,), {"model_type": f"eas_{base.model_type}", "__module__": __name__})
 
 
 STANDALONE: dict[str, Any] = {name: _standalone_class(name) for name in (*FAMILIES, *COATTENTION)}
 
 for _class in STANDALONE.values():
+    globals()[_class.__name__] = _class
+    globals()[_class.config_class.__name__] = _class.config_class
     AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
     auto_class(_class.config_class.model_type).register(_class.config_class, _class)

@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
-from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
+from eas.hf.classes import become, become_again, has_device_hook, is_mixed, revert
 from eas.hf.one_token import read_rows
 from eas.hf.skipping import SkippableBlock
 from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
 from eas.methods import Method, method_of, require_fit
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
+from eas.saving import AttachedModel
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
@@ -133,6 +134,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         module.requires_grad_(True)
     if (head := model.get_output_embeddings()) is not None:  # METER has none
         read_rows(head)
+    added = {*map(id, model.parameters())} != {*map(id, own)}
+    if added or isinstance(config, SkipConfig):
+        become(model, AttachedModel)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
 

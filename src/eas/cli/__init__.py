@@ -3,23 +3,38 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from rich.console import Console
 from rich.markup import escape
 
-from eas.cli import run, report, compare, data, count, reproduce, convert, bench  # noqa: F401
+from eas.cli import run, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
 from eas.cli.app import app
 
 __all__ = ["app", "main"]
 
 
+NOISE = {
+    "torchao": "Failed to load",  # its CUDA libraries, where there is no GPU
+    "torch.utils._pytree": "register_constant",  # torchao registers enums in the old way
+    "bitsandbytes.backends.cpu.ops": "kernels-community",  # an optional package of its own
+}
+"""Logger -> what it says whenever peft or transformers imports an installed extra, and nobody can do anything about."""
+
+
+def quiet() -> None:
+    """Keeps other packages' remarks off the terminal: they are not about what the user asked for."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, words in NOISE.items():
+        logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())  # type: ignore[misc]
+
+
 def main() -> None:
     """Entry point: an expected error is one red line with its remedy, anything else a traceback."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet()
     try:
         app()
     except (ValueError, TypeError, FloatingPointError, OSError) as error:

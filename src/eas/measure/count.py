@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from eas.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.hf.api import no_init_weights
 from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts

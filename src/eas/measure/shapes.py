@@ -19,8 +19,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     SmolVLMConfig,
 )
-from transformers.initialization import no_init_weights
 
+from eas.hf.api import no_init_weights
 from eas.models.anatomy import Anatomy, auto_class
 
 

@@ -25,6 +25,7 @@ from eas.measure.layers import block_costs
 from eas.methods import method_of
 from eas.methods.eas import EASConfig
 from eas.pipeline.config import INTO_WEIGHTS
+from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.finals import FOLDER as FINALS
 from eas.pipeline.finals import WINNER, finals
 from eas.pipeline.phases import attached, console, logged_losses, make_trainer, train
@@ -129,19 +130,27 @@ def fold_step(run: Run) -> None:
             merge_and_save(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
         console.print(f"standalone model in {run.folder / 'model'}")
-    if mode is None:
-        run.finish("fold", {"mode": None})
-        return
     examples = run.data("validation")
     batches = [run.task.inputs(run, [examples[i]]) for i in range(min(4, len(examples)))]
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
-    with torch.inference_mode():
-        unfolded = [model(**inputs).logits for inputs in batches]
-        chosen = fold(model, mode)
-        folded = [model(**inputs).logits for inputs in batches]
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(folded, unfolded, strict=True))
-    run.finish("fold", {**chosen._asdict(), "relative_error": worst})
-    console.print(f"folded ({chosen.mode}: {chosen.reason}): relative error {worst:.1e}")
+    errors: dict[str, float] = {}
+    if decodes := run.task.form == "decoder":
+        tokens, unfolded_steps = decode(model, batches[0])
+        errors["of decoding"] = relative_error(unfolded_steps, teacher_forced(model, batches[0], tokens))
+    record: dict[str, Any] = {"mode": None}
+    if mode is not None:
+        with torch.inference_mode():
+            unfolded = [model(**inputs).logits for inputs in batches]
+            record = fold(model, mode)._asdict()
+            folded = [model(**inputs).logits for inputs in batches]
+        errors["of the fold"] = max(map(relative_error, folded, unfolded))
+        if decodes:
+            errors["of the fold in decoding"] = relative_error(decode(model, batches[0], tokens)[1], unfolded_steps)
+        record["relative_error"] = errors["of the fold"]
+    require_small(errors, model.dtype, record["mode"])
+    run.finish("fold", {**record, "errors": errors})
+    if mode is not None:
+        console.print(f"folded ({record['mode']}: {record['reason']}): relative error {max(errors.values()):.1e}")
 
 
 def fold_mode(run: Run) -> str | None:
@@ -203,7 +212,10 @@ def measure(run: Run) -> None:
         wide = wide_inputs["input_ids"].shape[1]
         bounds = _bounds(count(wide_base, wide), count(wide_folded, wide), wide)
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
-        latency["larger"] = {"name": name, "bounds": bounds, **timed}
+        latency |= {
+            "larger": {"name": name, "bounds": bounds, **timed},
+            "width": base.config.get_text_config().hidden_size,
+        }
     totals = {name: asdict(c) for name, c in counts.items()}
     run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency, "made": _made()})
 

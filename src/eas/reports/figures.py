@@ -97,8 +97,8 @@ def accuracy(result: Mapping[str, Any]) -> Plot | None:
 
 
 def latency(result: Mapping[str, Any]) -> Plot | None:
-    """Prefill and decode times of all variants, with their spread; a row more for the larger model."""
-    settings = {"": at(result, "latency"), "larger model: ": at(result, "latency", "larger")}
+    """Prefill and decode times of all variants, with their spread; the larger model, if there is one, comes first."""
+    settings = {"larger model: ": at(result, "latency", "larger"), "": at(result, "latency")}
     panels = [
         (f"{prefix}{title if at(values, 'new_tokens') != 0 else 'pass'}", at(values, "variants"), key)
         for prefix, values in settings.items()

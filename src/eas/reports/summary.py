@@ -37,7 +37,7 @@ def headline(result: Mapping[str, Any]) -> str:
     for key, verb in (("prefill_ms", read), ("decode_ms", "decodes a token")):
         speed = speed_up(at(result, "latency", "variants"), key)
         if speed is not None:
-            parts.append(f"{verb} {speed}")
+            parts.append(f"{verb} {speed}{_why(at(result, 'latency'), speed)}")
     start = f"Without {len(skipped)} of its {total} {kind}, " if skipped and total else ""
     who = at(result, "model", "id") or "the model"
     if not parts:
@@ -69,8 +69,8 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
         _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}", "macs", number),
         *([_count(result, "KV cache per token", "kv_bytes_per_token", size)] if decodes(result) else []),
         _count(result, f"Weights read per {'token' if decodes(result) else 'pass'}", "weight_bytes", size),
-        *_times(at(result, "latency"), ""),
         *(_times(at(result, "latency", "larger"), ", larger model") if at(result, "latency", "larger") else []),
+        *_times(at(result, "latency"), ""),
     ]
 
 
@@ -152,10 +152,17 @@ def _times(latency: Mapping[str, Any] | None, suffix: str) -> list[Row]:
         if only and key == "decode_ms":
             continue
         change = speed_up(variants, key) or ""
+        change += _why(latency, change)
         if bound := at(latency, "bounds", key):
             change += f"; bound {bound:.2f}x"
         rows.append(Row(f"{name}{suffix}", _or(milliseconds, base), _or(milliseconds, folded), change))
     return rows
+
+
+def _why(latency: Mapping[str, Any] | None, speed: str) -> str:
+    """The embedded model says its width: there the calls of its layers take the time, not their matrices."""
+    width = at(latency, "width")
+    return f" (width {width} is overhead)" if width and "slower" in speed else ""
 
 
 def final_times(variants: Mapping[str, Any] | None, key: str) -> Any:

@@ -1,0 +1,123 @@
+"""What an attached model becomes in a pickle, under ``save_pretrained`` and in a plain Trainer's checkpoints."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import attached, build, logits, prompts, randomise
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
+
+import eas
+from eas import METHODS, attach, fold, method_config, prune, select
+
+LLAMA = "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("options", [{"name": name} for name in METHODS], ids=str)
+def test_an_attached_model_can_be_pickled(options, tmp_path):
+    if options["name"] in ("eas", "das", "drop"):
+        options = options | {"num_skip": 2}
+    if options["name"] == "eas":
+        options = options | {"skip_rank": 4, "adapt_rank": 2}
+    model, inputs = attach(build(LLAMA), method_config(options)), prompts(LLAMA)
+    randomise(model)
+    if "num_skip" in options:
+        select(model, [0, 2])
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert type(again) is type(model)
+    assert torch.equal(logits(again, inputs), logits(model, inputs))
+    assert again.eas.anatomy.text_model is again.model
+    again.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("mode", ["shared", "per_example", "pruned", "standalone"])
+def test_a_folded_pruned_or_standalone_model_can_be_pickled(mode, tmp_path):
+    model, inputs = attached(LLAMA), prompts(LLAMA, (6,))
+    if mode in ("shared", "per_example"):
+        fold(model, mode)
+    else:
+        prune(model)
+    if mode == "standalone":
+        eas.merge_and_save(model, tmp_path / "standalone")
+        model = eas.load(tmp_path / "standalone")
+    again = pickle.loads(pickle.dumps(model))  # whose tensors may be aligned otherwise than those of a mapped file
+    torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)
+
+
+def test_another_process_opens_a_pickled_model(tmp_path):
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    torch.save((model, inputs, logits(model, inputs)), tmp_path / "model.pt")
+    code = "import sys, torch; model, inputs, expected = torch.load(sys.argv[1], weights_only=False)\n"
+    code += "assert torch.equal(model(**inputs).logits, expected)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_save_pretrained_leaves_nothing_that_opens_as_the_stock_class(pruned, tmp_path):
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    if pruned:
+        prune(model)
+    (tmp_path / "config.json").write_text("{}")
+    model.save_pretrained(tmp_path)
+    for opened_by in (AutoModelForCausalLM, LlamaForCausalLM):
+        with pytest.raises((OSError, ValueError), match=r"config\.json"):
+            opened_by.from_pretrained(tmp_path)
+    again = eas.load(build(LLAMA), tmp_path)
+    assert torch.equal(logits(again, inputs), logits(model, inputs))
+    written = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in written.items())
+
+
+def test_save_pretrained_of_lora_and_of_a_tuned_base(tmp_path):
+    lora = attach(build(LLAMA), method_config({"name": "lora", "rank": 2}))
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
+    full, inputs = attach(build(LLAMA), method_config({"name": "full"})), prompts(LLAMA)
+    full.save_pretrained(tmp_path / "full")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "full"), inputs), logits(full, inputs))
+
+
+def rows():
+    g = torch.Generator().manual_seed(0)
+    for ids in torch.randint(6, 64, (16, 12), generator=g):
+        labels = ids.clone()
+        labels[:6] = -100
+        yield {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def plain_trainer(folder: Path, steps: int, **more) -> Trainer:
+    args = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=2, save_steps=2, use_cpu=True, report_to="none",
+        lr_scheduler_type="constant", learning_rate=0.01, **more
+    )  # fmt: skip
+    data = list(rows())
+    return Trainer(attached(LLAMA), args, train_dataset=data, eval_dataset=data[:4])
+
+
+def test_a_plain_trainer_resumes_and_its_checkpoints_open(tmp_path):
+    whole = plain_trainer(tmp_path / "whole", 4)
+    whole.train()
+    plain_trainer(tmp_path / "part", 2).train()
+    resumed = plain_trainer(tmp_path / "part", 4)
+    resumed.train(resume_from_checkpoint=True)
+    trained, again = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in trained.items())
+    opened = eas.load(build(LLAMA), tmp_path / "part" / "checkpoint-4")
+    assert torch.equal(logits(opened, prompts(LLAMA)), logits(whole.model.eval(), prompts(LLAMA)))
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "part" / "checkpoint-4")
+
+
+def test_a_plain_trainer_goes_back_to_its_best_checkpoint(tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 2}
+    trainer = plain_trainer(tmp_path, 4, **best)
+    trainer.train()
+    kept = eas.load(build(LLAMA), trainer.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in trainer.model.state_dict().items())
