@@ -39,12 +39,14 @@ def block_costs(model: PreTrainedModel, prompt_tokens: int, images: int = 0) -> 
     anatomy = Anatomy.of(model)
     if anatomy.form == "coattention":
         return [BlockCost(*macs, kv_bytes=0) for macs in layer_macs(model, prompt_tokens, images)]
-    element = anatomy.text_model.get_input_embeddings().weight.element_size()
+    element: int = anatomy.text_model.get_input_embeddings().weight.element_size()
 
-    def kv_bytes(layer: Any) -> int:
-        if "mha" in skipped_parts(layer):  # a pruned one is gone
-            return 0
-        attention = layer.self_attn
-        return int(attention.k_proj.out_features + attention.v_proj.out_features) * element
+    def width(layer: Any) -> int:
+        """Of keys and values together."""
+        attention = None if "mha" in skipped_parts(layer) else layer.self_attn  # a pruned one is gone
+        return 0 if attention is None else int(attention.k_proj.out_features + attention.v_proj.out_features)
 
-    return [BlockCost(*block_macs(layer, anatomy.branches, prompt_tokens), kv_bytes(layer)) for layer in anatomy.layers]
+    return [
+        BlockCost(*block_macs(layer, anatomy.branches, prompt_tokens), kv_bytes=width(layer) * element)
+        for layer in anatomy.layers
+    ]
