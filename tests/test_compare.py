@@ -265,7 +265,12 @@ def test_damaged_files_are_named(done, tmp_path):
     for path, text, words in (
         (folder / "comparison.json", "{", r"comparison\.json is damaged .*; remove it, the runs are kept"),
         (one / "result.json", "{", r"EAS-k3-s1/result\.json is damaged"),
-        (one / "result.json", "{}", r"EAS-k3-s1/result\.json is not what a comparison leaves there; remove "),
+        (
+            one / "result.json",
+            "{}",
+            r"EAS-k3-s1/result\.json is not what a comparison leaves there \(it has no 'seed'\); remove ",
+        ),
+        (folder / "comparison.json", '{"latency": {}}', r"comparison\.json: latency has no 'settings'; remove it"),
         (one / "run.yaml", None, r"'EAS': .*EAS-k3-s1 holds results but no run\.yaml; remove it"),
     ):
         whole = path.read_text()

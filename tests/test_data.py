@@ -98,7 +98,7 @@ def test_images_may_lie_elsewhere(write, tmp_path):
     assert (image.size, image.mode) == ((4, 3), "RGB")
 
 
-words = st.text(st.characters(exclude_characters="<>\r\n", exclude_categories=["Cs"]), min_size=1)
+words = st.text(st.characters(exclude_characters="<>\r\n\0", exclude_categories=["Cs"]), min_size=1)
 
 
 @given(st.lists(st.one_of(st.none(), words), min_size=1, max_size=8), st.lists(words, max_size=3))
@@ -137,7 +137,7 @@ GOOD = {"id": "x", "conversations": said("q", "a")}
             r"data.jsonl:1: the row has the keys \['id', 'text'\]; expected \"conversations\"",
         ),
         ([GOOD | {"image": "c.png"}], "data.jsonl:1: image .*c.png does not exist; paths are relative to"),
-        ([GOOD | {"image": 3}], "data.jsonl:1: images are '3'; expected a path"),
+        ([GOOD | {"image": 3}], "data.jsonl:1: images are 3; expected a path"),
         ([{"conversations": said("q", "a", "q")}], "data.jsonl:1: the turns are .*drop the last question"),
         ([{"conversations": []}], r"data.jsonl:1: the turns are \[\]"),
         ([{"conversations": said("<image>q", "a")}], "data.jsonl:1: 1 places for images but 0 images"),

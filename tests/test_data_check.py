@@ -44,10 +44,8 @@ def write(folder, split, *rows):
 def test_good_data(own):
     result, summary = run("data", "check", own)
     assert result.exit_code == 0, result.output
-    assert summary["splits"]["train"] == {"examples": 3, "images": 2, "missing": 0, "broken": 0} | {
-        "repeated ids": 0,
-        "bad rows": 0,
-    }
+    counts = {"missing": 0, "broken": 0, "repeated ids": 0, "bad rows": 0, "refused": 0, "end tokens": 0}
+    assert summary["splits"]["train"] == {"examples": 3, "images": 2, "changed images": {}, **counts}
     assert summary["problems"] == 0
     assert "train: 1" in result.output
     assert "user: [image 7 x 5] Colour [b]?" in result.output  # the brackets are not taken for markup
@@ -61,6 +59,7 @@ def test_everything_wrong_is_counted_and_named(own):
     result, summary = run("data", "check", own)
     assert result.exit_code == 1
     expected = {"examples": 7, "images": 2, "missing": 1, "broken": 1, "repeated ids": 1, "bad rows": 1}
+    expected |= {"refused": 0, "changed images": {}, "end tokens": 0}
     assert summary["splits"]["train"] == expected
     assert (summary["problems"], summary["failures"]) == (4, [])
     flat = " ".join(result.output.split())
@@ -100,7 +99,7 @@ def test_labels_outside_the_choices(tmp_path):
     line = {"identifier": "dev-1-0-0", "sentence": "s", "label": "Maybe"}
     (tmp_path / "dev.json").write_text(json.dumps(line))
     check = check_data(f"nlvr2:{tmp_path}", ["dev"], {})
-    assert check.splits["dev"].count("bad rows") == 1
+    assert len(check.splits["dev"].of("bad rows")) == 1
     assert "dev-1-0-0: answer 'Maybe' is not among the choices" in check.problems[0]
 
 

@@ -146,6 +146,13 @@ def test_the_processor(folder):
     collated = Collator(processor, training=True)(turns)
     answers = [told(labels[labels != -100].tolist()) for labels in collated["labels"]]
     assert answers == ["A</s>", "B</s>"]
+    # SentencePiece, which the original asks, knows no control tokens in a text; the first token stays the row's own
+    letters = processor.tokenizer.convert_ids_to_tokens(processor(text="<s>a</s><unk>")["input_ids"][0])
+    assert letters[:1] + letters[11:] == ["<s>", "▁", *"<s>a</s><unk>"]
+    (row,) = Collator(processor, training=True)([Example.ask("2", "<s>?", "</s>x")])["input_ids"]
+    tokens = processor.tokenizer.convert_ids_to_tokens(row.tolist())
+    assert (tokens.count("<s>"), tokens.count("</s>")) == (1, 1)
+    assert tokens[-6:] == [*"</s>x", "</s>"]
     for text, images, words in (
         (["<image><image>?"], [red, blue], "prompt 0 has 2 images; LaVIN reads one"),
         (["<image>?", "?"], [red, blue], "2 images for 1 prompts"),

@@ -209,17 +209,18 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path):
         changed = {key: value for key, value in (state | change).items() if value is not None}
         with pytest.raises(ConversionError, match=words):
             convert(changed)
-    with pytest.raises(FileNotFoundError, match=r"meter_clip16_288_roberta_\*\.ckpt of https"):
+    with pytest.raises(ConversionError, match=r"meter_clip16_288_roberta_\*\.ckpt of https"):
         read_checkpoint(tmp_path / "none.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 something")
-    with pytest.raises(ConversionError, match=r"cut\.ckpt is truncated or no checkpoint"):
+    with pytest.raises(ConversionError, match=r"cut\.ckpt is truncated, or was not written by torch"):
         read_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"epoch": 3}, tmp_path / "empty.ckpt")
-    with pytest.raises(ConversionError, match="holds no state_dict"):
+    with pytest.raises(ConversionError, match="empty.ckpt: .epoch. is no name of a tensor; name one of METER"):
         read_checkpoint(tmp_path / "empty.ckpt")
     torch.save({"state_dict": state, "hook": Fraction}, tmp_path / "bad.ckpt")
-    with pytest.raises(ConversionError, match=r"holds objects of fractions\.Fraction; only tensors are read"):
+    with pytest.raises(ConversionError, match=r"bad\.ckpt is damaged, or holds more than weights") as refused:
         read_checkpoint(tmp_path / "bad.ckpt")
+    assert "weights_only" not in str(refused.value)  # torch advises to load such a file unsafely
 
 
 def lightning(state, path, monkeypatch):

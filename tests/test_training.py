@@ -131,7 +131,7 @@ def test_checkpoint_of_another_configuration_or_phase_is_refused(tmp_path):
     with pytest.raises(eas.CheckpointError, match="another configuration"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     (tmp_path / "checkpoint-12" / "search_state.json").unlink()
-    with pytest.raises(eas.ConfigError, match=r"search_state\.json"):
+    with pytest.raises(eas.CheckpointError, match=r"search_state\.json"):
         searcher(tmp_path / "p").train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 

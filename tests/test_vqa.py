@@ -22,6 +22,7 @@ from eas.metrics.vqa import (
     CONTRACTIONS,
     answer_vocabulary,
     normalise,
+    normalise_word,
     percent,
     percent_by,
     soft_targets,
@@ -43,7 +44,7 @@ FIGURES = {
 
 
 @cache
-def literal_punctuation(given):
+def literal_punctuation(given, digits=re.ASCII):
     result = given
     for mark in [
         ";",
@@ -68,11 +69,11 @@ def literal_punctuation(given):
         "?",
         "!",
     ]:
-        if mark + " " in given or " " + mark in given or re.search(r"(\d)(\,)(\d)", given):
+        if mark + " " in given or " " + mark in given or re.search(r"(\d)(\,)(\d)", given, digits):
             result = result.replace(mark, "")
         else:
             result = result.replace(mark, " ")
-    return re.compile(r"(?!<=\d)(\.)(?!\d)").sub("", result, int(re.UNICODE))
+    return re.compile(r"(?!<=\d)(\.)(?!\d)", digits).sub("", result, int(re.UNICODE))
 
 
 @cache
@@ -108,9 +109,11 @@ texts = st.one_of(st.text(), st.lists(pieces, max_size=60).map("".join))
 @example("." * 40)
 @example("1,000 - well-known")
 @example("well-known, 5.5")
+@example("٣,٣ a.٣")
 def test_normalise_follows_the_procedure(text):
     assert normalise(text) == literal_digit_article(literal_punctuation(text))
-    assert "," not in normalise(text)  # so that METER's normalize_word is the same function
+    assert normalise_word(text) == literal_digit_article(literal_punctuation(text, re.UNICODE))
+    assert "," not in normalise_word(text)  # which METER's normalize_word deletes at last
 
 
 @pytest.mark.parametrize(
@@ -340,3 +343,16 @@ def test_loading_the_real_subsets():
         assert len(examples) == number
         found = Counter(example.metadata["answer_type"] for example in examples)
         assert types is None or tuple(found[kind] for kind in ANSWER_TYPES) == types
+
+
+@pytest.mark.parametrize(("right", "of", "expected"), [(29, 160, 18.13), (1, 32, 3.13), (3, 32, 9.38), (1, 3, 33.33)])
+def test_exact_ties_go_up_as_in_the_official_program(right, of, expected):
+    """Of Python 2, which rounds 18.125 to 18.13; Python 3 goes to the even digit."""
+    assert percent([1.0] * right + [0.0] * (of - right)) == expected
+
+
+def test_digits_of_other_scripts_are_none_to_the_official_program():
+    """In its Python 2; in METER's and the Slake authors' Python 3 they are digits."""
+    assert (normalise("٣,٣"), normalise_word("٣,٣")) == ("٣ ٣", "٣٣")
+    assert (normalise("a.٣"), normalise_word("a.٣")) == ("a٣", "a.٣")
+    assert normalise("2,000 1.5.") == normalise_word("2,000 1.5.") == "2000 1.5"

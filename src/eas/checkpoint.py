@@ -7,30 +7,38 @@ agree). Keys are relative to the language model and the projector, so they survi
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import safetensors
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from eas.card import adapter_card, write
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
-from eas.files import writing
+from eas.files import WriteError, writing
+from eas.folder import model_config
+from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
+from eas.records import AdapterRecord, parse_record, raised_as
 from eas.surgery import attach, attached, attachment, base_fingerprint, prune, select, skip_set
+from eas.weights import Safetensors, is_finite, require_finite
 
 CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
 FINGERPRINT, RECORD = "base_fingerprint", "eas"
+REMEDY = "copy or save it again"
 
 
 class CheckpointError(ValueError):
@@ -47,7 +55,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         folder: is created; an adapter in it is replaced, and its card, if it is not one of your own.
 
     Raises:
-        ValueError: the model is not attached.
+        ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
         WriteError: the folder cannot be written; an adapter in it is intact.
     """
     state, folder = attachment(model), Path(folder)
@@ -67,17 +75,39 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     }
     tensors = {key: full(tensor.detach()).contiguous() for key, tensor in adapter_state(model).items()}
     tensors[FINGERPRINT] = base_fingerprint(model) if state.fingerprint is None else state.fingerprint
+    refuse_non_finite(tensors, folder)
     if not is_main():
         return
-    text = json.dumps(record, indent=2) + "\n"
+    text, new = json.dumps(record, indent=2) + "\n", not folder.exists()
     # both written aside, then renamed, each with the record: a killed process leaves the old adapter or the new one
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={RECORD: text})
-        (folder / f"{CONFIG_FILE}.partial").write_text(text)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(folder / f"{name}.partial", folder / name)
-        write(folder, adapter_card(record))
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={RECORD: text})
+            (folder / f"{CONFIG_FILE}.partial").write_text(text)
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(folder / f"{name}.partial", folder / name)
+            write(folder, adapter_card(record))
+    except WriteError:
+        if (folder / f"{WEIGHTS_FILE}.partial").exists():  # nothing was renamed; later the record aside is needed
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                (folder / f"{name}.partial").unlink(missing_ok=True)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuses to write NaN or infinite numbers.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
+    if wrong := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(
+            f"{folder} is not written: {len(wrong)} of {len(tensors)} tensors hold NaN or infinite numbers "
+            f"({', '.join(wrong[:3])}); lower the learning rate or train in float32, and check the data"
+        )
 
 
 def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, **from_pretrained: Any) -> Any:
@@ -102,17 +132,21 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
         if not attached(model):
             raise CheckpointError(f"{model_or_id} was not written by eas.merge_and_save; pass an adapter along with it")
         return model
-    record, tensors = _read(Path(folder))
+    folder = Path(folder)
+    with raised_as(CheckpointError):
+        record, file = _read(folder)
     model = model_or_id if isinstance(model_or_id, nn.Module) else load_base(str(model_or_id), **from_pretrained)
     if attached(model):
         raise CheckpointError("the base given to load is attached already; pass a freshly loaded model")
-    _check_base(model, record, Path(folder))
-    _check_fingerprint(model, tensors.pop(FINGERPRINT), record)
+    _check_base(model, record, folder)
+    expected = _without_storage(model, record, folder)
+    tensors = _tensors(file, adapter_state(expected), folder)
+    _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
     attach(model, method_config(record["config"]))
     select(model, record["skip_set"])
     if record["pruned"]:
         prune(model)
-    load_adapter_state(model, tensors, Path(folder) / WEIGHTS_FILE)
+    load_adapter_state(model, tensors)
     return model
 
 
@@ -123,24 +157,35 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
         CheckpointError: the folder is damaged, or was saved under another configuration.
     """
     folder, state = Path(folder), attachment(model)
-    record, tensors = _read(folder)
+    with raised_as(CheckpointError):
+        record, file = _read(folder)
     # as configurations, where a field that came later has its default
     if method_config(record["config"]) != state.config or record["pruned"] != state.pruned:
         raise CheckpointError(f"{folder} was saved under another configuration; resume with that one, or start over")
-    _check_fingerprint(model, tensors.pop(FINGERPRINT), record)
+    tensors = _tensors(file, adapter_state(model), folder)
+    _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
     if not state.pruned:
-        select(model, record["skip_set"])
-    load_adapter_state(model, tensors, folder / WEIGHTS_FILE)
+        with fitting(folder):
+            select(model, record["skip_set"])
+    load_adapter_state(model, tensors)
 
 
 def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
     """Loads a model with its head by the Auto class of its kind (image-text or text only), in its own dtype.
 
     The commit it came from, if it came from the Hub, stays on ``model.config`` for ``save`` to record.
+
+    Raises:
+        CheckpointError: config.json or a file of weights is damaged.
+        OSError: there is no such model.
     """
     revision = from_pretrained.get("revision")
-    auto = auto_class(AutoConfig.from_pretrained(id_or_folder, revision=revision).model_type)
-    model = auto.from_pretrained(id_or_folder, **from_pretrained)
+    with raised_as(CheckpointError):
+        auto = auto_class(model_config(id_or_folder, revision).model_type)
+    try:
+        model = auto.from_pretrained(id_or_folder, **from_pretrained)
+    except (pickle.UnpicklingError, EOFError):  # torch's own words advise to load it unsafely
+        raise CheckpointError(f"{id_or_folder}: its weights are damaged, or more than weights; {REMEDY}") from None
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
     return model
 
@@ -159,24 +204,10 @@ def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def load_adapter_state(model: PreTrainedModel, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copies tensors into an attached model of the same structure.
-
-    Raises:
-        CheckpointError: keys or shapes do not match exactly; the message names them and the file.
-    """
-    own = adapter_state(model)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{source} does not fit its record: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {unexpected[:3]} ({len(unexpected)}); save the adapter again"
-        )
-    for key, tensor in own.items():
-        if tensor.shape != tensors[key].shape:
-            raise CheckpointError(f"{source}: {key} has shape {tuple(tensors[key].shape)}, not {tuple(tensor.shape)}")
+def load_adapter_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Copies tensors, of which names and shapes were checked, into an attached model of the same structure."""
     with torch.no_grad():
-        for key, tensor in own.items():
+        for key, tensor in adapter_state(model).items():
             tensor.copy_(sharded_as(tensors[key], tensor))
 
 
@@ -185,20 +216,34 @@ def library_versions() -> dict[str, str]:
     return {"eas": metadata.version("eas"), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the tensors of an adapter."""
+def read_adapter_record(folder: Path) -> AdapterRecord:
+    """What an adapter says about itself; its weights are not read.
+
+    Raises:
+        RecordError: the folder is damaged or incomplete.
+    """
+    return _read(folder)[0]
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The weights of an adapter, whatever base it is for.
+
+    Raises:
+        RecordError: the folder is damaged or incomplete.
+    """
+    return dict(_read(folder)[1])
+
+
+def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
+    """The record of an adapter, and its weights, which are still to be read."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; name a folder written by eas.save (or `eas run`)")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(RECORD, "{}")
-        tensors: dict[str, Tensor] = load_file(path)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}); copy or save it again") from error
-    record = json.loads(text)
-    if not record or FINGERPRINT not in tensors:
+    file = Safetensors([path], REMEDY)
+    if RECORD not in file.metadata or FINGERPRINT not in file:
         raise CheckpointError(f"{path} was not written by eas.save; name a folder that was")
+    text = file.metadata[RECORD]
+    record = parse_record(text, AdapterRecord, str(path), REMEDY)
     # a save that was killed between its two renames left the second file beside its place
     configs = [folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"]
     if text not in [config.read_text(errors="replace") for config in configs if config.is_file()]:
@@ -209,13 +254,68 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         method_config(record["config"])
     except ConfigError as error:
-        version = record["versions"]["eas"]
+        version = record["versions"].get("eas", "of another version")
         raise CheckpointError(f"{path}: {error}; open it with eas {version}, which wrote it") from error
-    return record, tensors
+    file.require_floating()
+    return record, file
 
 
-def _check_base(model: PreTrainedModel, record: dict[str, Any], folder: Path) -> None:
-    base, text_config = record["base"], model.config.get_text_config()
+def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> PreTrainedModel:
+    """The model as the record wants it, on the meta device: whatever sizes that names, nothing is allocated."""
+    with torch.device("meta"), no_init_weights(), fitting(folder):
+        twin = attach(type(model)(copy.deepcopy(model.config)), method_config(record["config"]))
+        select(twin, record["skip_set"])
+        if record["pruned"]:
+            prune(twin)
+    return twin
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Within it the record's method and skip set are put on a model; what does not fit is refused in the file's name.
+
+    Raises:
+        CheckpointError: naming file and field.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # the last of sizes that no tensor has
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: its record does not fit the model: {error}; {REMEDY}"
+        ) from error
+
+
+def _tensors(file: Safetensors, own: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights and the fingerprint of an adapter; names and shapes are compared before anything is read.
+
+    Args:
+        file: the adapter's.
+        own: what its model trains.
+        folder: of the file.
+
+    Raises:
+        CheckpointError: something is missing, left over, of another shape, or not finite.
+    """
+    source, found = folder / WEIGHTS_FILE, file.shapes.keys() - {FINGERPRINT}
+    missing, unexpected = sorted(own.keys() - found), sorted(found - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source} does not fit its record: missing {missing[:3]} ({len(missing)}), "
+            f"unexpected {unexpected[:3]} ({len(unexpected)}); save the adapter again"
+        )
+    for key, tensor in own.items():
+        if tensor.shape != file.shapes[key]:
+            raise CheckpointError(
+                f"{source}: {key} has shape {tuple(file.shapes[key])}, not {tuple(tensor.shape)}; {REMEDY}"
+            )
+    with raised_as(CheckpointError):
+        tensors = dict(file)
+        require_finite(tensors.items(), source, REMEDY)
+    return tensors
+
+
+def _check_base(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> None:
+    base, text_config = cast("dict[str, Any]", record["base"]), model.config.get_text_config()
     mine = {
         "class": type(model).__name__,
         "hidden_size": text_config.hidden_size,
@@ -229,13 +329,18 @@ def _check_base(model: PreTrainedModel, record: dict[str, Any], folder: Path) ->
             )
 
 
-def _check_fingerprint(model: PreTrainedModel, fingerprint: Tensor, record: dict[str, Any]) -> None:
+def _check_fingerprint(model: PreTrainedModel, fingerprint: Tensor, record: AdapterRecord, folder: Path) -> None:
     if not is_main():  # FSDP may load the base's weights in the main process only
         return
     mine = attachment(model).fingerprint if attached(model) else None  # of before training
     mine = base_fingerprint(model) if mine is None else mine
-    if mine.numel() == 0 or fingerprint.numel() == 0:
+    if mine.numel() == 0 or fingerprint.shape == (0,):  # of quantised weights
         return
+    if mine.shape != fingerprint.shape:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: {FINGERPRINT} has shape {tuple(fingerprint.shape)}, not {tuple(mine.shape)}; "
+            f"{REMEDY}"
+        )
     there = (mine != 0) & (fingerprint != 0)  # a pruned FFN has left zeros
     if (mine == fingerprint)[there].float().mean() < 0.9:  # exact but for the rounding of float16
         base = record["base"]

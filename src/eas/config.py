@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_type_hints
 
 import yaml
 
 from eas.files import write_text
+from eas.records import kind_name, misfit
 
 
 class ConfigError(ValueError):
@@ -57,14 +57,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value, kinds = getattr(self, name), get_args(hint) if get_origin(hint) is UnionType else (hint,)
-            kinds = tuple(get_origin(kind) or kind for kind in kinds)  # list for list[int]
-            if isinstance(value, bool):  # an int to Python, but not to us
-                ok = bool in kinds
-            else:
-                ok = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-            self._require(name, ok, f"must be {' or '.join(kind.__name__ for kind in kinds)}")
+            value = getattr(self, name)
             self._require(name, not isinstance(value, float) or math.isfinite(value), "must be finite")
+            self._require(name, misfit(value, hint, name) is None, f"must be {kind_name(hint)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -180,6 +175,11 @@ class MethodConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in vars(self).items():  # float32 overflows not far beyond, and nobody has such a machine
+            if isinstance(value, float):
+                self._require(name, abs(value) <= 1e6, "must be at most 1e6")
+            elif isinstance(value, int):
+                self._require(name, value <= 2**20, "must be at most 2^20")
         own = type(self).name  # the default
         self._require("name", self.name == own, f"must be {own!r}; other methods have configurations of their own")
 

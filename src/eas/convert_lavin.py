@@ -7,21 +7,20 @@ checkpoint holds what its training adds: it becomes an adapter of the method ``l
 from __future__ import annotations
 
 import argparse
-import json
-import pickle
-import zipfile
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlamaTokenizer
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlamaTokenizer
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from eas.checkpoint import save
+from eas.folder import model_config
 from eas.methods.lavin_adapter import LavinAdapterConfig
 from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
 from eas.models.lavin.conversion import (
@@ -37,46 +36,31 @@ from eas.models.lavin.conversion import (
     shapes,
     write,
 )
+from eas.records import misfit, raised_as, read_record
 from eas.surgery import attach
+from eas.weights import FLOATING, Safetensors, is_finite, read_torch, require_finite, require_state
 
 ZOO = "LaVIN's model zoo (github.com/luogen1996/LaVIN) links to them"
+AGAIN = "copy or download it again"
+CONVERT = "make the base again with --llama and --clip"
 GROUPS = 2  # of all its adapters' up-projections; no option of the original
 
 
-class Safetensors(Mapping[str, Tensor]):
-    """The weights of some files, read when they are asked for."""
+class Options(TypedDict):
+    """What is read of LaVIN's own options; the original's defaults stand for others."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self.files: dict[str, Path] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                self.files |= dict.fromkeys(opened.keys(), file)
+    temperature: NotRequired[float]
+    adapter_scale: NotRequired[float]
 
-    def __getitem__(self, key: str) -> Tensor:
-        with safe_open(self.files[key], framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(key)
-        return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
+class Params(TypedDict):
+    """Meta's params.json."""
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def on_meta(self) -> dict[str, Tensor]:
-        """Names and shapes; the weights are not read."""
-        found = {}
-        for file in dict.fromkeys(self.files.values()):
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118  (no mapping)
-                    found[key] = torch.empty(opened.get_slice(key).get_shape(), device="meta")
-        return found
-
-    def rows(self, key: str, rows: int, columns: int) -> Tensor:
-        """The upper left corner of a matrix."""
-        with safe_open(self.files[key], framework="pt") as opened:
-            corner: Tensor = opened.get_slice(key)[:rows, :columns]
-        return corner
+    dim: int
+    n_heads: int
+    n_layers: int
+    norm_eps: float
+    n_kv_heads: NotRequired[int | None]
 
 
 def convert_base(
@@ -107,16 +91,15 @@ def convert_base(
         WriteError: the folder cannot be written.
     """
     words = _tokenizer([tokenizer] if tokenizer else [llama, llama.parent])
-    text_config, weights = _llama(llama)
-    vision = _vision_config(clip)
-    config = LavinConfig(
-        text_config=text_config,
-        vision_config=vision,
-        vision_feature_layers=list(range(4, vision.num_hidden_layers + 1, 4)),
-        **_options(adapter, vision_adapter),
-    )
-    tower = _weights(clip)
-    with torch.device("meta"):
+    with raised_as(ConversionError):
+        text_config, weights = _llama(llama)
+        vision, tower = _vision_config(clip), _weights(clip)
+        options = _options(adapter, vision_adapter)
+    _check_depth(vision.num_hidden_layers, tower, r"(?:vision_model\.)?encoder\.layers\.(\d+)\.", clip)
+    layers = list(range(4, vision.num_hidden_layers + 1, 4))
+    with _of_sizes(f"{llama} and {clip}"):
+        config = LavinConfig(text_config=text_config, vision_config=vision, vision_feature_layers=layers, **options)
+    with torch.device("meta"), _of_sizes(f"{llama} and {clip}"):
         tried = Conversion()
         names = {
             name: weight.shape
@@ -124,13 +107,19 @@ def convert_base(
                 weights(tried, True), clip_weights(_on_meta(tower), tried), fresh_projector(config)
             )
         }
-    check(shapes(config), names)
+        expected = shapes(config)
+    check(expected, names, f"{llama} and {clip}")
     report = Conversion()
 
     def pairs() -> Pairs:
-        return chain(weights(report, False), clip_weights(tower, report), fresh_projector(config))
+        for name, weight in chain(weights(report, False), clip_weights(tower, report)):
+            if not is_finite(weight):
+                raise ConversionError(f"{name}, of {llama} or {clip}, holds NaN or infinite numbers; {AGAIN}")
+            yield name, weight
+        yield from fresh_projector(config)
 
-    write(folder, config, pairs, dtype)
+    with raised_as(ConversionError):
+        write(folder, config, pairs, dtype)
     for name, _ in fresh_projector(config):
         report.new[name] = "the projector and adapters of the vision tower, as LaVIN's training starts them"
     _processor(words, config).save_pretrained(folder)
@@ -149,16 +138,21 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
         ConversionError: a file is missing, or is not what it should be, or the base was made for other options.
         WriteError: the folder cannot be written.
     """
-    state, given = _checkpoint(checkpoint)
-    config, options = LavinConfig.from_pretrained(base), _options(checkpoint, vision_adapter=True)
+    with raised_as(ConversionError):
+        state, given = _checkpoint(checkpoint)
+        config, options = model_config(str(base)), _options(checkpoint, vision_adapter=True)
+        weights = Safetensors(sorted(base.glob("*.safetensors")), CONVERT)
+    if not isinstance(config, LavinConfig):
+        raise ConversionError(f"{base} holds a {config.model_type} model, no LaVIN; {CONVERT}")
     for name, value in options.items():
         if (own := config.to_dict()[name]) != value:
             raise ConversionError(
                 f"{checkpoint} has {name} = {value}, the base {base} has {own}; convert the base together with it"
             )
     report = Conversion()
-    pairs = dict(lavin_weights(state, GROUPS, given["scale"], report))
-    with torch.device("meta"):
+    with _of_sizes(str(checkpoint)):
+        pairs = dict(lavin_weights(state, GROUPS, given["scale"], report))
+    with torch.device("meta"), _of_sizes(f"{checkpoint} and {base}"):
         model = LavinForConditionalGeneration(config)
         attach(
             model,
@@ -170,12 +164,19 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
                 train_projector=True,
             ),
         )
-    check({name: model.get_parameter(name).shape for name in model.eas.trained}, {k: v.shape for k, v in pairs.items()})
+    check(
+        {name: model.get_parameter(name).shape for name in model.eas.trained},
+        {k: v.shape for k, v in pairs.items()},
+        f"{checkpoint} and {base}",
+    )
+    with raised_as(ConversionError):
+        require_finite(pairs.items(), checkpoint, AGAIN)
     model.load_state_dict(pairs, strict=False, assign=True)
-    weights = Safetensors(sorted(base.glob("*.safetensors")))
     names = [
         f"model.language_model.layers.{i}.mlp.down_proj.weight" for i in range(len(model.model.language_model.layers))
     ]
+    if missing := [name for name in names if name not in weights]:
+        raise ConversionError(f"{base} has no weight {missing[0]}; {CONVERT}")
     model.eas.fingerprint = torch.stack([weights.rows(name, 1, 16)[0].to(torch.bfloat16) for name in names])
     model.config.name_or_path = str(base)
     save(model, folder)
@@ -185,14 +186,17 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
 def _llama(folder: Path) -> tuple[LlamaConfig, Callable[[Conversion, bool], Pairs]]:
     """The configuration, and what gives the weights, on the meta device if wanted."""
     if not (folder / "params.json").is_file():
-        config = _config(folder, "llama")
-        state = _weights(folder)
+        config, state = _config(folder, "llama"), _weights(folder)
+        _check_depth(config.num_hidden_layers, state, r"model\.layers\.(\d+)\.", folder)
         return config, lambda report, meta: hugging_face_llama_weights(_on_meta(state) if meta else state, report)
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
         raise ConversionError(f"{folder} has params.json, but no consolidated.*.pth; copy Meta's weights beside it")
-    params = json.loads((folder / "params.json").read_text())
-    shards = [_torch_load(file) for file in files]
+    params = read_record(folder / "params.json", Params, AGAIN)
+    shards = [require_state(read_torch(file, AGAIN), file, AGAIN) for file in files]
+    _check_depth(params["n_layers"], shards[0], r"layers\.(\d+)\.", folder)
+    if params["dim"] < 1 or params["n_heads"] < 1 or params["dim"] % params["n_heads"]:
+        raise ConversionError(f"{folder / 'params.json'}: dim must be a multiple of n_heads, both above 0; {AGAIN}")
     try:
         vocabulary = shards[0]["tok_embeddings.weight"].shape[0]
         width = sum(shard["layers.0.feed_forward.w1.weight"].shape[0] for shard in shards)
@@ -207,8 +211,8 @@ def _llama(folder: Path) -> tuple[LlamaConfig, Callable[[Conversion, bool], Pair
             rms_norm_eps=params["norm_eps"],
             max_position_embeddings=2048,
         )
-    except KeyError as error:
-        raise ConversionError(f"{folder}: {error} is in neither params.json nor the weights of a LLaMA") from error
+    except (KeyError, IndexError) as error:
+        raise ConversionError(f"{folder} holds no weights of a LLaMA ({error}); {AGAIN}") from error
 
     def weights(report: Conversion, meta: bool) -> Pairs:
         states = [_on_meta(shard) for shard in shards] if meta else shards
@@ -228,7 +232,7 @@ def _config(folder: Path, *kinds: str) -> Any:
         raise ConversionError(
             f"{folder} has no config.json; give a Hugging Face folder of a {' or '.join(kinds)} model"
         )
-    config = AutoConfig.from_pretrained(folder)
+    config = model_config(str(folder))
     if config.model_type not in kinds:
         raise ConversionError(f"{folder} holds a {config.model_type} model; give one of {' or '.join(kinds)}")
     return config
@@ -237,11 +241,35 @@ def _config(folder: Path, *kinds: str) -> Any:
 def _weights(folder: Path) -> Mapping[str, Tensor]:
     """Of a Hugging Face folder: its safetensors, or else its PyTorch files."""
     if files := sorted(folder.glob("model*.safetensors")):
-        return Safetensors(files)
+        found = Safetensors(files, AGAIN)
+        if strange := [key for key in found if found.dtypes[key] not in FLOATING and not key.endswith("position_ids")]:
+            raise ConversionError(f"{folder}: {strange[0]} is of {found.dtypes[strange[0]]}, not of floats; {AGAIN}")
+        return found
     files = sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise ConversionError(f"{folder} has no model*.safetensors and no pytorch_model*.bin; download its weights")
-    return {key: tensor for file in files for key, tensor in _torch_load(file).items()}
+    states = [require_state(read_torch(file, AGAIN), file, AGAIN) for file in files]
+    return {key: tensor for state in states for key, tensor in state.items()}
+
+
+def _check_depth(layers: int, state: Iterable[str], pattern: str, folder: Path) -> None:
+    """Compares the number of layers that a configuration names with those that there are, before any is built."""
+    found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
+    if found != set(range(min(layers, 1 + len(found)))):
+        raise ConversionError(
+            f"{folder}: its configuration names {layers} layers, its weights are of {len(found)}; {AGAIN}"
+        )
+
+
+@contextmanager
+def _of_sizes(what: str) -> Iterator[None]:
+    """Within it a model is built, or weights are turned, of whatever sizes files name; some are impossible."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever transformers and torch raise then
+        raise ConversionError(f"{what} name sizes that do not make up a model ({error}); {AGAIN}") from error
 
 
 def _on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -265,37 +293,37 @@ def _options(checkpoint: Path | None, vision_adapter: bool) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """LaVIN's weights and options; ranks are those of the weights."""
-    if not path.is_file():
+    if not path.exists():
         raise ConversionError(f"{path} does not exist; {ZOO}")
     with torch.serialization.safe_globals([argparse.Namespace]):  # its options: names and values
-        content = _torch_load(path)
-    state = content.get("model")
-    names = {} if not isinstance(state, dict) else {key.removeprefix("module."): t for key, t in state.items()}
+        content = read_torch(path, f"download it again; {ZOO}")
+    state = content.get("model") if isinstance(content, dict) else None
+    names = {key.removeprefix("module."): t for key, t in require_state(state, path, AGAIN).items()}
     try:
         rank = names["layers.0.adapter_attn.conv_A.weight"].shape[0]
         projector = names["adapter_proj.conv_A.weight"].shape[0]
-    except KeyError as error:
+    except (KeyError, IndexError) as error:
         raise ConversionError(f"{path} has no {error.args[0]}; give a checkpoint of LaVIN's training; {ZOO}") from error
-    args = vars(content["args"]) if "args" in content else {}
-    given = {"temperature": float(args.get("temperature", 10.0)), "scale": float(args.get("adapter_scale", 1.0))}
+    args = content.get("args", argparse.Namespace())
+    options = dict(vars(args)) if isinstance(args, argparse.Namespace) else args
+    if wrong := misfit(options, Options, "args"):
+        raise ConversionError(f"{path}: {wrong}; {AGAIN}")
+    given = {"temperature": float(options.get("temperature", 10.0)), "scale": float(options.get("adapter_scale", 1.0))}
+    if not 1e-6 <= given["temperature"] <= 1e6 or not abs(given["scale"]) <= 1e6:
+        raise ConversionError(f"{path}: args.temperature and args.adapter_scale = {given} must be plausible; {AGAIN}")
     return names, {"rank": rank, "projector": projector, **given}
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConversionError(f"{path} is damaged, or holds more than weights ({error}); download it again") from error
-    return content
 
 
 def _tokenizer(folders: list[Path]) -> LlamaTokenizer:
     names = ("tokenizer.json", "tokenizer.model")
     for folder in folders:
         if any((folder / name).is_file() for name in names):
-            tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
-                folder, add_prefix_space=False, pad_token="<unk>", legacy=False
-            )
+            try:
+                tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
+                    folder, add_prefix_space=False, pad_token="<unk>", legacy=False
+                )
+            except Exception as error:  # whatever a damaged file makes its readers raise
+                raise ConversionError(f"{folder}: its tokenizer cannot be read ({error}); {AGAIN}") from error
             break
     else:
         raise ConversionError(f"no tokenizer.model in {' or '.join(map(str, folders))}; give its folder by --tokenizer")

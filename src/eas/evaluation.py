@@ -15,6 +15,7 @@ from eas.data.collate import IGNORED, Collator
 from eas.data.example import DataError, Example
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.metrics.report import Report
+from eas.metrics.vqa import percent
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,4 @@ def score_answers(
         return benchmark.score(examples, answers, benchmark.options.from_dict(options or {}))
     scores = {example.id: METRICS[metric](answers[example.id], example) for example in examples}
     mean = sum(scores.values()) / len(scores)
-    return Report(mean, {metric: round(100 * mean, 2)}, scores)
+    return Report(mean, {metric: percent(list(scores.values()))}, scores)

@@ -39,7 +39,7 @@ def meter(
 
     from eas.data.meter import answer_classes
     from eas.models.meter import TASKS, MeterProcessor
-    from eas.models.meter.conversion import convert, read_checkpoint
+    from eas.models.meter.conversion import ConversionError, convert, read_checkpoint
 
     if task is not None and task not in TASKS:
         raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
@@ -47,7 +47,10 @@ def meter(
     words = AutoTokenizer.from_pretrained(tokenizer)  # before the work: it may not be there
     classes = {} if answers is None else answer_classes(answers)
     torch.manual_seed(seed)
-    model, conversion = convert(state, task, image_size, len(classes) or None)
+    try:
+        model, conversion = convert(state, task, image_size, len(classes) or None)
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint}: {error}") from error
     if classes:
         if not isinstance(model, TASKS["vqa"]):
             raise ValueError(f"--answers names the classes of the VQA head; this is a {type(model).__name__}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eas.cli.app import DataOverrides, SkipBad, console, data_app
+
+if TYPE_CHECKING:
+    from eas.data.example import Example
 
 
 @data_app.command(name="check")
@@ -17,10 +21,15 @@ def data_check(
     dataset: Annotated[str | None, typer.Option(help="A benchmark, instead.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Its folder in the official layout, or hub:ID.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="One split; repeat for several. Default: a run's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also try every row on this model's processor and chat template.")
+    ] = None,
     skip_bad: SkipBad = False,
     option: DataOverrides = None,
 ) -> None:
     """Read all of it once: rows, labels, ids and images, and images that are in two splits.
+
+    With --model, what the model's own processor, tokenizer or chat template refuses is found as well.
 
     The last line is JSON. The exit status is 1 if something is wrong; with --skip-bad, only if it cannot be left out.
     """
@@ -29,11 +38,19 @@ def data_check(
     if (data is None) == (dataset is None and data_dir is None) or (dataset is None) != (data_dir is None):
         raise ValueError("give either a path, or --dataset and --data-dir")
     spec = data if data is not None else f"{dataset}:{data_dir}"
-    check = check_data(spec, split or [], data_options(spec, skip_bad, option))
+    options = data_options(spec, skip_bad, option)
+    check = check_data(spec, split or [], options, None if model is None else _trial(model, spec, options))
     console().print(check_view(check, whole=skip_bad))
     print(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False))
     if check.failures or (check.problems and not skip_bad):
         raise typer.Exit(1)
+
+
+def _trial(model: str, spec: str, options: Mapping[str, object]) -> Callable[[Example], object]:
+    from eas.pipeline import Run, RunConfig
+
+    run = Run(RunConfig(model=model, data=spec, data_options=dict(options)))
+    return run.task.trial(run)
 
 
 def score_predictions(

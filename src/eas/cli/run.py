@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -205,8 +204,9 @@ def _step(folder: Path, name: str) -> None:
 def _show(folder: Path) -> None:
     """Ends a run: the table, and the page by name."""
     from eas.distributed import is_main
+    from eas.reports.sources import read_json
     from eas.reports.terminal import summary_table
 
     if is_main():
-        Console().print(summary_table(json.loads((folder / "result.json").read_text())))
+        Console().print(summary_table(read_json(folder / "result.json")))
         Console().print(f"page: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -38,6 +38,7 @@ def load_data(
     options: Mapping[str, Any] | None = None,
     *,
     images: bool = True,
+    accept: Callable[[Example], object] | None = None,
 ) -> Sequence[Example]:
     """The examples of one split, in a fixed order. No image is opened.
 
@@ -48,6 +49,7 @@ def load_data(
         limit: only the first so many examples.
         options: keys of the data's options class (`data_options`).
         images: look images up; without, a benchmark can be scored where its images are not.
+        accept: under ``skip_bad``, called with every example; those that it refuses by a `DataError` are left out.
 
     Raises:
         DataError: an unknown spec or split (with what exists), or bad data.
@@ -57,11 +59,11 @@ def load_data(
     settings = data_options(spec, options or {})
     if (benchmark := benchmark_of(spec)) is not None:
         examples = benchmark.load(Source.parse(rest), benchmark.official(split, settings), settings)
-        examples = checked(examples, skip_bad=settings.skip_bad, images=images, limit=limit)
+        examples = checked(examples, skip_bad=settings.skip_bad, images=images, limit=limit, accept=accept)
     elif prefix in DATASETS:
         examples = DATASETS[prefix](rest, split)
     elif prefix == "hub" or Path(spec).exists():
-        examples = load_own(spec, split, settings)
+        examples = load_own(spec, split, settings, accept)
     else:
         known = ", ".join(f"{name}:..." for name in (*DATASETS, *BENCHMARKS))
         raise DataError(f"unknown data {spec!r}: no such file or folder, and not one of {known}")

@@ -17,7 +17,7 @@ from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, mapping
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import leaving_out, read_rows
-from eas.data.official import find_folder, read_text
+from eas.data.official import find_folder, read_text, text_of
 from eas.data.predictions import read_texts
 from eas.metrics.aid import score_aid
 from eas.metrics.report import Report
@@ -96,7 +96,7 @@ def _listed(file: str | None, known: Sequence[str]) -> set[str] | None:
     if file is None:
         return None
     if read_text(Path(file)).lstrip()[:1] in ("[", "{"):
-        names = [str(row.get("image")) for _, _, row in read_rows(Path(file))]
+        names = [text_of(row, "image", where) for where, _, row in read_rows(Path(file))]
     else:
         names = read_text(Path(file)).split()
     ids = {PurePosixPath(name).stem for name in names}

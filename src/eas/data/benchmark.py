@@ -17,6 +17,7 @@ Import from submodules (``eas.data.example``, ``eas.metrics.report``), never fro
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from PIL import Image
-
 from eas.config import Config, option
 from eas.data.example import DataError, Example
+from eas.data.picture import read_picture
 from eas.metrics.report import Report
 
 Row = TypeVar("Row")
@@ -149,7 +149,12 @@ def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:
 
 
 def checked(
-    examples: Sequence[Example], *, skip_bad: bool = False, images: bool = True, limit: int | None = None
+    examples: Sequence[Example],
+    *,
+    skip_bad: bool = False,
+    images: bool = True,
+    limit: int | None = None,
+    accept: Callable[[Example], object] | None = None,
 ) -> Sequence[Example]:
     """The first so many examples, each built once to see that it fits. Image files are looked up; none is opened.
 
@@ -159,9 +164,11 @@ def checked(
             that is broken is found here and not in the middle of training.
         images: look the images up; without, predictions can be scored where the images are not.
         limit: stop after so many good ones.
+        accept: under ``skip_bad``, what else may refuse an example by a `DataError`: the model's processor.
 
     Raises:
-        DataError: unless ``skip_bad``, for the first example that does not fit, lacks an image or repeats an id.
+        DataError: unless ``skip_bad``, for the first example that does not fit, lacks an image or repeats an id; with
+            it, where nothing is left.
     """
     left_out = list(examples.left_out) if isinstance(examples, Examples) else []
     good: list[int] = []
@@ -175,6 +182,8 @@ def checked(
                 raise DataError(f"example {example.id}: this id occurs twice; make ids unique, or drop one of the rows")
             if images:
                 _look_up(example, open_them=skip_bad)
+            if skip_bad and accept is not None:
+                accept(example)
         except DataError as error:
             if not skip_bad:
                 raise
@@ -182,6 +191,8 @@ def checked(
             continue
         seen.add(example.id)
         good.append(index)
+    if left_out and not good:
+        raise DataError(f"all rows are bad, {len(left_out)} of them; the first: {left_out[0]}")
     if left_out:
         warnings.warn(f"{len(left_out)} left out:\n" + "\n".join(left_out), stacklevel=2)
     if isinstance(examples, Examples) and good == [*range(len(good))]:  # none left out in between
@@ -191,7 +202,7 @@ def checked(
 
 def _look_up(example: Example, open_them: bool) -> None:
     for image in example.images:
-        if isinstance(image, Path) and not image.is_file():
+        if isinstance(image, Path) and not os.path.isfile(image):
             raise DataError(f"example {example.id}: image {image} does not exist; check the image folder")
     if open_them and not all(isinstance(image, Path) and _opens(image) for image in example.images):
         example.load_images()  # says what is wrong
@@ -199,11 +210,10 @@ def _look_up(example: Example, open_them: bool) -> None:
 
 @cache
 def _opens(path: Path) -> bool:
-    """Whether a file is a whole image; a run asks for its data several times."""
+    """Whether a file is a readable image; a run asks for its data several times."""
     try:
-        with Image.open(path) as image:
-            image.load()
-    except OSError:
+        read_picture(path, "")
+    except DataError:
         return False
     return True
 

@@ -1,10 +1,13 @@
-"""Reads all of a data set once and says what is wrong with it: rows, labels, ids, images, and images in two splits."""
+"""Reads all of a data set once and says what is wrong with it: rows, labels, ids, images, and images in two splits.
+
+Where a model is named, its processor and chat template are tried on every row as well.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +24,12 @@ from eas.data import benchmark_of, data_options, load_data
 from eas.data.benchmark import Examples, Source
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.own import read_own
+from eas.data.picture import CHANGES, read_picture
 
 # What a problem is, by the words of its message; all others are rows that do not fit, such as labels out of range.
 KINDS = {"does not exist": "missing", "is not a readable image": "broken", "occurs twice": "repeated ids"}
-BAD_ROW = "bad rows"
+BAD_ROW, REFUSED = "bad rows", "refused"
+ALL_KINDS = (*KINDS.values(), BAD_ROW, REFUSED)
 
 
 @dataclass
@@ -35,17 +40,29 @@ class SplitCheck:
         examples: how many there are, good or bad.
         images: distinct images that could be opened.
         problems: one message each: bad rows, repeated ids, images that are missing or broken.
+        refused: one message for each row that the model's processor or chat template refuses.
+        changes: how many images are not taken as they are, by the keys of `CHANGES`.
+        ended: how many answers end in an end token, which is taken off.
         failure: why the split could not be read at all.
     """
 
     examples: int = 0
     images: int = 0
     problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
+    ended: int = 0
     failure: str = ""
 
-    def count(self, kind: str) -> int:
-        """How many problems are of a kind."""
-        return Counter(map(_kind, self.problems))[kind]
+    def of(self, kind: str) -> list[str]:
+        """The problems of a kind."""
+        return self.refused if kind == REFUSED else [text for text in self.problems if _kind(text) == kind]
+
+    def notes(self) -> list[str]:
+        """What is not taken as it is, and is no problem."""
+        pictures = [f"{count:,} images are {CHANGES[kind]}" for kind, count in sorted(self.changes.items())]
+        ended = [f"{self.ended:,} answers end in an end token, which is taken off: training adds the model's own"]
+        return pictures + ended * bool(self.ended)
 
 
 @dataclass
@@ -67,7 +84,7 @@ class Check:
     @property
     def problems(self) -> list[str]:
         """Everything that is wrong with rows, ids and images."""
-        return [message for split in self.splits.values() for message in split.problems]
+        return [message for split in self.splits.values() for message in split.problems + split.refused]
 
     @property
     def failures(self) -> list[str]:
@@ -76,21 +93,28 @@ class Check:
 
     def summary(self) -> dict[str, Any]:
         """The counts as plain values."""
-        kinds = (*KINDS.values(), BAD_ROW)
         splits = {
-            name: {"examples": split.examples, "images": split.images} | {kind: split.count(kind) for kind in kinds}
+            name: {"examples": split.examples, "images": split.images}
+            | {kind: len(split.of(kind)) for kind in ALL_KINDS}
+            | {"changed images": dict(split.changes), "end tokens": split.ended}
             for name, split in self.splits.items()
         }
         return {"splits": splits, "problems": len(self.problems), "failures": self.failures, "alike": self.alike}
 
 
-def check_data(spec: str, splits: Sequence[str], options: Mapping[str, Any]) -> Check:
+def check_data(
+    spec: str,
+    splits: Sequence[str],
+    options: Mapping[str, Any],
+    accept: Callable[[Example], object] | None = None,
+) -> Check:
     """Builds every example of some splits and opens every image once, with a progress bar.
 
     Args:
         spec: as `load_data` takes it.
         splits: their names; by default those that a run trains on, validates on and tests on.
         options: the ``data_options``.
+        accept: tries an example on a model's processor and raises a `DataError` where that refuses it.
     """
     benchmark = benchmark_of(spec)
     parts = tuple(benchmark.parts.values()) if benchmark else ("train", "validation", "test")
@@ -109,7 +133,7 @@ def check_data(spec: str, splits: Sequence[str], options: Mapping[str, Any]) -> 
         # The splits of one file leave out the same rows; they are said once.
         found[split].problems += [message for message in left_out if message not in said]
         said.update(left_out)
-        good += [(split, example) for example in _check_split(split, examples, found[split], pixels)]
+        good += [(split, example) for example in _check_split(split, examples, found[split], pixels, accept)]
     shared, alike = _in_two_splits(pixels, list(found))
     return Check(found, shared, alike, [good[at] for at in sorted({0, len(good) // 2, len(good) - 1} if good else ())])
 
@@ -127,7 +151,11 @@ def _read(spec: str, split: str, options: Mapping[str, Any]) -> Sequence[Example
 
 
 def _check_split(
-    split: str, examples: Sequence[Example], found: SplitCheck, pixels: dict[tuple[str, str], bytes | None]
+    split: str,
+    examples: Sequence[Example],
+    found: SplitCheck,
+    pixels: dict[tuple[str, str], bytes | None],
+    accept: Callable[[Example], object] | None,
 ) -> list[Example]:
     """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show."""
     found.examples = len(examples) + len(found.problems)
@@ -147,30 +175,32 @@ def _check_split(
                 f"example {example.id}: this id occurs twice; make ids unique, or drop one of the rows"
             )
         ids.add(example.id)
+        found.ended += "end_token" in example.metadata
         whole = True
         for number, image in enumerate(example.images):
             place = split, str(image) if isinstance(image, Path) else f"{split} {example.id}, image {number + 1}"
             if place not in pixels:
                 pixels[place] = None
                 try:
-                    pixels[place] = _digest(example.id, image)
+                    picture = read_picture(image, f"example {example.id}")
+                    pixels[place] = _digest(picture.rgb)
+                    found.changes.update(picture.changes)
                 except DataError as error:
                     found.problems.append(str(error))
             whole = whole and pixels[place] is not None
+        if whole and accept is not None:
+            try:
+                accept(example)
+            except DataError as error:
+                found.refused.append(str(error))
         if len(kept := good if whole else imageless) < 3:
             kept.append(example)
     found.images = sum(digest is not None for (at, _), digest in pixels.items() if at == split)
     return good or imageless
 
 
-def _digest(id: str, image: ImageSource) -> bytes:
-    opened = _open(id, image)
+def _digest(opened: Image.Image) -> bytes:
     return hashlib.blake2b(repr(opened.size).encode() + opened.tobytes(), digest_size=16).digest()
-
-
-def _open(id: str, image: ImageSource) -> Image.Image:
-    (opened,) = Example.ask(id, "", "", image).load_images()
-    return opened
 
 
 def _in_two_splits(
@@ -204,18 +234,17 @@ def _kind(message: str) -> str:
 
 def check_view(check: Check, whole: bool) -> RenderableType:
     """Counts, problems (all if ``whole``, else five of a kind) and examples, for the terminal."""
-    kinds = (*KINDS.values(), BAD_ROW)
     table = Table()
     table.add_column("split", overflow="fold")
-    for heading in ("examples", "images", *kinds):
+    for heading in ("examples", "images", *ALL_KINDS):
         table.add_column(heading, justify="right")
     for name, split in check.splits.items():
-        counts = (split.examples, split.images, *(split.count(kind) for kind in kinds))
+        counts = (split.examples, split.images, *(len(split.of(kind)) for kind in ALL_KINDS))
         table.add_row(Text(name), *(f"{count:,}" for count in counts))
     lines = [Text(f"wrong: {message}", "red") for message in check.failures]
     for name, split in check.splits.items():
-        for kind in kinds:
-            messages = [message for message in split.problems if _kind(message) == kind]
+        for kind in ALL_KINDS:
+            messages = split.of(kind)
             cut = len(messages) if whole else 5
             lines += [
                 Text(f"{'left out' if whole else 'wrong'}: {name}: {message}", "red") for message in messages[:cut]
@@ -224,7 +253,8 @@ def check_view(check: Check, whole: bool) -> RenderableType:
                 lines.append(
                     Text(f"... and {len(messages) - cut:,} more {kind} in {name}; --skip-bad lists them", "red")
                 )
-    lines += [Text(f"note: {message}", "yellow") for message in check.alike]
+    noted = [f"{name}: {message}" for name, split in check.splits.items() for message in split.notes()]
+    lines += [Text(f"note: {message}", "yellow") for message in (*noted, *check.alike)]
     return Group(table, *lines, *(_panel(split, example) for split, example in check.shown))
 
 
@@ -247,6 +277,6 @@ def _panel(split: str, example: Example) -> Panel:
 
 def _size(id: str, image: ImageSource) -> str:
     try:
-        return " x ".join(map(str, _open(id, image).size))
+        return " x ".join(map(str, read_picture(image, id).rgb.size))
     except DataError:
         return "unreadable"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +21,17 @@ CUTS = ("question_start", "question_end", "answer")
 _PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "prompt_mask"}
 # What PaliGemma and Mllama return besides; an answer appended with zeros there would be seen, or unseen, wrongly.
 _UNSUPPORTED = {"labels", "cross_attention_mask"}
+
+
+@contextmanager
+def naming(example: Example, what: str) -> Iterator[None]:
+    """Whatever a processor, tokenizer or template raises becomes a `DataError` that names the example."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"example {example.id}: {what} refuses it ({type(error).__name__}: {error}); change the row, or drop it"
+        ) from error
 
 
 @dataclass
@@ -66,14 +78,15 @@ class Collator:
             Padding is on the right when training, on the left for generation.
 
         Raises:
-            DataError: naming the example: too long, an unreadable image, or other than one image token per image.
+            DataError: naming the example: too long, an unreadable image, other than one image token per image, or what
+                the processor, the tokenizer or the chat template refuses, for whatever reason.
             ValueError: training with a processor whose inputs an answer cannot be appended to.
         """
         images = [example.load_images() for example in examples]
         answers = [self._answer(example) if self.training else [] for example in examples]
         examples, excess = list(examples), [1]
         while any(excess):
-            batch = self._encode([self.prompt(example) for example in examples], images)
+            batch = self._batch(examples, images)
             starts = batch["attention_mask"].sum(1).tolist()
             lengths = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
             excess = [max(0, length - self.max_length) if self.max_length is not None else 0 for length in lengths]
@@ -121,7 +134,13 @@ class Collator:
             if self.processor is self.tokenizer:
                 # Templates of text models want a string where those of multimodal models want parts.
                 messages = [{**message, "content": self._flat(message)} for message in messages]
-            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            with naming(example, "the chat template"):
+                text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            if any(str(message["content"]) in text for message in example.messages if message["content"]):
+                raise DataError(
+                    f"example {example.id}: the chat template writes the list of a turn's parts as it stands, because "
+                    "it wants texts; give the processor a template that goes through the parts"
+                )
         if self.processor is not self.tokenizer:
             token, count = self.processor.image_token, len(example.images)
             if text.count(token) != count:
@@ -143,16 +162,42 @@ class Collator:
         return "".join(part["text"] if part["type"] == "text" else f"{self.processor.image_token}\n" for part in parts)
 
     def _answer(self, example: Example) -> list[int]:
-        return [*self.tokenizer(example.target, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        with naming(example, "the tokenizer"):
+            tokens = list(self.tokenizer(example.target, add_special_tokens=False)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        while tokens and tokens[-1] == end:  # it comes once, below
+            tokens.pop()
+        if end in tokens:
+            raise DataError(
+                f"example {example.id}: the answer holds {self.tokenizer.eos_token} before its end, where every answer "
+                "of the model ends; take it out, or drop the row"
+            )
+        if self.processor is not self.tokenizer and self.processor.image_token_id in tokens:
+            raise DataError(
+                f"example {example.id}: the answer holds the image token {self.processor.image_token}, which stands "
+                "for an image in a question; take it out, or drop the row"
+            )
+        return [*tokens, end]
+
+    def _batch(self, examples: Sequence[Example], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+        """The prompts' tensors; what is refused is looked for example by example."""
+        prompts = [self.prompt(example) for example in examples]
+        try:
+            return self._encode(prompts, images)
+        except Exception:  # processors raise whatever their libraries do
+            for example, prompt, shown in zip(examples, prompts, images, strict=True):
+                with naming(example, "the processor"):
+                    self._encode([prompt], [shown])
+            raise
 
     def _encode(self, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        bos = self.tokenizer.bos_token
+        bos, text_only = self.tokenizer.bos_token, self.tokenizer.split_special_tokens
         options = {
             "padding": True,
             "padding_side": "right" if self.training else "left",
             "return_tensors": "pt",
-            # Many chat templates write the first token themselves; it must not come twice.
-            "add_special_tokens": bos is None or not prompts[0].startswith(bos),
+            # Many chat templates write the first token themselves; it must not come twice. To LaVIN it is text.
+            "add_special_tokens": bos is None or text_only or not prompts[0].startswith(bos),
         }
         if self.processor is self.tokenizer:
             return dict(self.tokenizer(prompts, **options))

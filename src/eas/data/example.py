@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from eas.data.errors import DataError, fault, printable
+from eas.data.picture import ImageSource, Picture, read_picture
+
+__all__ = ["LONGEST", "DataError", "Example", "ImageSource", "Message", "without_end"]
 
 Message = Mapping[str, Any]
 """One chat turn: ``{"role": "user" | "assistant" | "system", "content": parts}``.
@@ -15,12 +19,27 @@ Message = Mapping[str, Any]
 A part is ``{"type": "image"}`` or ``{"type": "text", "text": ...}``.
 """
 
-ImageSource = Image.Image | Path | Callable[[], Image.Image]
-"""An image, or what is opened when it is needed: a path, or a function (whose ``str`` names the image in errors)."""
+LONGEST = 500_000
+"""Characters of an example's texts: more than a hundred thousand tokens, which no supported model reads."""
+
+# The end tokens of the supported models and their kin, which converted data often carries.
+_ENDS = (
+    *("</s>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"),
+    *("<end_of_utterance>", "<eos>", "<|return|>"),
+)
 
 
-class DataError(ValueError):
-    """Bad data; the message names the file, line or id and the remedy."""
+def without_end(text: str) -> tuple[str, str]:
+    """A text without the end tokens behind it, and the first of those that was taken off, or an empty text.
+
+    A ``</s>`` that closes an ``<s>``, as in HTML, stays.
+    """
+    taken = ""
+    while end := next((end for end in _ENDS if text.rstrip().endswith(end)), ""):
+        if end == "</s>" and text.count("<s>") >= text.count(end):
+            break
+        text, taken = text.rstrip().removesuffix(end).rstrip(), end
+    return text, taken
 
 
 @dataclass(frozen=True)
@@ -30,10 +49,15 @@ class Example:
     Args:
         id: stable, unique within its split.
         messages: the chat up to and including the question; the last turn is the user's.
-        target: the answer to the last turn, as trained on and compared against.
+        target: the answer to the last turn, as trained on and compared against. An end token behind it is taken off and
+            kept in ``metadata["end_token"]``: it is trained on anyway, and no model's answer holds it.
         images: one entry per ``{"type": "image"}`` part, in order.
         choices: the allowed answers, where the task has a closed set.
         metadata: whatever the metric or the report needs besides (category, sentence, ...).
+
+    Raises:
+        DataError: images and their places differ in number, the target is not among the choices, or a text is too long
+            or cannot be encoded.
     """
 
     id: str
@@ -44,6 +68,12 @@ class Example:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_texts()
+        target, end = without_end(self.target)
+        if end:
+            object.__setattr__(self, "target", target)
+            object.__setattr__(self, "choices", tuple(without_end(choice)[0] for choice in self.choices))
+            object.__setattr__(self, "metadata", {**self.metadata, "end_token": end})
         slots = sum(part["type"] == "image" for message in self.messages for part in message["content"])
         if slots != len(self.images):
             raise DataError(f"example {self.id}: {slots} image slots in the messages but {len(self.images)} images")
@@ -61,24 +91,32 @@ class Example:
         """The text of the last turn."""
         return " ".join(part["text"] for part in self.messages[-1]["content"] if part["type"] == "text")
 
-    def load_images(self) -> list[Image.Image]:
-        """The images as RGB.
+    def _check_texts(self) -> None:
+        parts = [part for message in self.messages for part in message["content"] if part["type"] == "text"]
+        texts = [("id", self.id), *(("text", part["text"]) for part in parts), ("answer", self.target)]
+        for name, text in [*texts, *(("choice", choice) for choice in self.choices)]:
+            if not isinstance(text, str):
+                raise DataError(f"example {self.id}: its {name} is a {type(text).__name__}; expected a text")
+            if found := fault(text):
+                raise DataError(f"example {printable(self.id)}: its {name} holds {found}; take it out, or drop the row")
+        if (length := sum(len(text) for _, text in texts[1:])) > LONGEST:
+            raise DataError(
+                f"example {self.id[:60]}: its texts have {length:,} characters, more than the {LONGEST:,} that any "
+                "model reads; shorten them, or drop the row"
+            )
+
+    def pictures(self) -> list[Picture]:
+        """The images as a model gets them, and what was done to each.
 
         Raises:
-            DataError: a file is missing or is not an image.
+            DataError: a file is missing or is not a readable image.
         """
-        return [_open_rgb(image, self.id) for image in self.images]
+        return [read_picture(image, f"example {self.id}") for image in self.images]
 
+    def load_images(self) -> list[Image.Image]:
+        """The images as upright, opaque RGB; see `read_picture`.
 
-def _open_rgb(image: ImageSource, id: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with image() if callable(image) else Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"example {id}: image {image} does not exist; check the image folder") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(
-            f"example {id}: {image} is not a readable image ({error}); replace it or drop the row"
-        ) from error
+        Raises:
+            DataError: a file is missing or is not a readable image.
+        """
+        return [picture.rgb for picture in self.pictures()]

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
+from eas.data.errors import shown
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
-from eas.data.official import find_file, read_json
+from eas.data.official import find_file, read_json, text_of
 from eas.metrics.report import Report
 from eas.metrics.retrieval import recall
 
@@ -53,14 +55,24 @@ Image = tuple[str, Sequence[str], ImageSource]
 def _from_file(source: Source, split: str, options: Flickr30KOptions) -> list[Image]:
     path = find_file(source.folder, "dataset_flickr30k.json", (".", "karpathy"))
     folder = Path(options.images) if options.images else source.folder / "flickr30k-images"
-    try:
-        rows = [row for row in read_json(path)["images"] if row["split"] == split]
-        return [
-            (row["filename"], [caption["raw"] for caption in row["sentences"]], folder / row["filename"])
-            for row in rows
-        ]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not Karpathy's file: {error} is missing in an image; download it again") from error
+    match read_json(path):
+        case {"images": [*rows]}:
+            images = [_image(f"{path}: images[{number}]", row) for number, row in enumerate(rows)]
+        case other:
+            raise DataError(f"{path} is not Karpathy's file: images is missing in {shown(other)}; download it again")
+    return [(name, captions, folder / name) for of, name, captions in images if of == split]
+
+
+def _image(where: str, row: Any) -> tuple[str, str, list[str]]:
+    match row:
+        case {"split": str(split), "filename": str(name), "sentences": [*sentences]}:
+            return split, name, [text_of(sentence, "raw", where) for sentence in sentences]
+        case {"split": _, "filename": _, "sentences": _}:
+            raise DataError(f"{where}: {shown(row)} is not Karpathy's form; download the file again")
+        case _:
+            keys = ("split", "filename", "sentences")
+            absent = next((key for key in keys if not isinstance(row, dict) or key not in row), "")
+            raise DataError(f"{where}: {absent!r} is missing in an image; download Karpathy's file again")
 
 
 def _from_hub(source: Source, split: str, options: Flickr30KOptions) -> list[Image]:
@@ -88,9 +100,13 @@ def _score_file(examples: Sequence[Example], path: Path) -> Report:
         DataError: it is no such file, or does not fit the split.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         scores = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever its parser does
         raise DataError(f"{path} is not a .npy file ({error}); save the scores with numpy.save") from error
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub":
+        raise DataError(f"{path} holds no numbers of one matrix; save the scores with numpy.save")
     names = [example.metadata["image"] for example in examples]
     index = {name: number for number, name in enumerate(dict.fromkeys(names))}
     shares = recall(scores, [index[name] for name in names], len(index))

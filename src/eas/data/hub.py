@@ -93,7 +93,9 @@ class HubRows(Sequence[dict[str, Any]]):
         if column in self._images:
             return self._image(row, column)
         names, value = self._labels.get(column), values[column]
-        return value if names is None or value is None else names[value]
+        if names is None or value is None:
+            return value
+        return names[value] if value >= 0 else None  # -1 says that there is no label
 
     def _image(self, row: int, column: str) -> HubImage | list[HubImage] | None:
         single, counts = self._images[column]
@@ -135,12 +137,16 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
     """A dataset whose images are not decoded."""
     try:
         from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
-        from datasets.exceptions import DataFilesNotFoundError
     except ImportError as error:
         raise DataError("reading a Hub dataset needs the package `datasets`; pip install 'eas[hub]'") from error
     folder = Path(source.path)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        saved = load_from_disk(source.path)
+        try:
+            saved = load_from_disk(source.path)
+        except Exception as error:  # damaged files raise whatever their readers do
+            raise DataError(
+                f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; write it again"
+            ) from error
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         if split not in splits:
             raise unknown_split(source.path, split, list(splits))
@@ -151,14 +157,15 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
             raise unknown_split(source.path, split, splits)
         streaming = options.stream is not None
         data = load_dataset(source.path, options.config, split=split, revision=options.revision, streaming=streaming)
+        data = _undecoded(data)
+        return Dataset.from_list(list(data.take(options.stream)), features=data.features) if streaming else data
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, DataFilesNotFoundError) as error:
+    except Exception as error:  # damaged files and networks raise whatever their readers do
         raise DataError(
-            f"{source.path} cannot be read as a dataset: {error}; check id, configuration and network"
+            f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; check id, configuration and "
+            "network, and whether the files are whole"
         ) from error
-    data = _undecoded(data)
-    return Dataset.from_list(list(data.take(options.stream)), features=data.features) if streaming else data
 
 
 def _image_kind(feature: Any) -> str | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from eas.data.example import DataError, Example
-from eas.data.official import read_text
+from eas.data.errors import DataError, shown
+from eas.data.example import Example, ImageSource, without_end
+from eas.data.official import id_of, parse_json, read_text, refuse_unfit, suspect
 
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -25,9 +26,10 @@ def load_jsonl(path: Path, images: Path | None = None, left_out: list[str] | Non
     A row has "conversations" (LLaVA: ``{"from": "human" | "gpt", "value": text}``), "messages" (``{"role": ...,
     "content": ...}``, a text or a list of image and text parts), or "prompt" and "completion" (texts, or messages).
     Its images are the paths under "image" or "images"; each ``<image>`` in a user's text is the place of one, and
-    images without any place come first. Ids are the row's "id" or "row-N", plus "#TURN" where a row has several
-    answers; ``metadata["group"]`` is the row's first image (or its id): what a split of the data keeps together. A list
-    of texts under "choices" or "answers" (of several annotators) is there for the metrics ``choice`` and ``vqa``.
+    images without any place come first. Or every part names its own: ``{"type": "image", "image": path}``. Ids are the
+    row's "id" or "row-N", plus "#TURN" where a row has several answers; ``metadata["group"]`` is the row's first image
+    (or its id): what a split of the data keeps together. A list of texts under "choices" or "answers" (of several
+    annotators) is there for the metrics ``choice`` and ``vqa``. End tokens of answers are taken off (see `Example`).
 
     Args:
         path: JSON lines, or one JSON array.
@@ -45,12 +47,12 @@ def from_rows(
 ) -> list[Example]:
     """The examples of rows (place for messages, number, row) in the forms of `load_jsonl`, which see.
 
-    Images may also be functions that open them, as `eas.data.hub.HubRows` has them.
+    Images may also be functions that open them, as `eas.data.hub.HubRows` has them, or images in memory.
     """
     examples: dict[str, Example] = {}
     for where, number, row in rows:
-        id = f"row-{number}" if row.get("id") is None else str(row["id"])
         with leaving_out(left_out):
+            id = f"row-{number}" if row.get("id") is None else id_of(row, "id", where)
             try:
                 found = list(_examples(row, id, folder))
                 if twice := [example.id for example in found if example.id in examples]:
@@ -72,23 +74,30 @@ def read_rows(path: Path, left_out: list[str] | None = None) -> Iterator[tuple[s
         DataError: the file is missing, empty, not UTF-8 or not JSON, or an entry is not an object.
     """
     text = read_text(path)
+    faults: list[str] | None = None if left_out is None else []
+    rows: list[tuple[str, int, Any, bool]] = []
     if text.lstrip().startswith("["):
-        rows = [(f"{path}[{number}]", number, row) for number, row in enumerate(_parse(path, 1, text))]
+        look = suspect(text)
+        rows = [(f"{path}[{number}]", number, row, look) for number, row in enumerate(parse_json(text, path))]
     else:
         # Not splitlines(): JSON strings may hold U+2028, which it takes for a line end.
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = []
-        for number, line in lines:
-            with leaving_out(left_out):
-                rows.append((f"{path}:{number}", number, _parse(path, number, line)))
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                with leaving_out(faults):
+                    rows.append((f"{path}:{number}", number, parse_json(line, path, number), suspect(line)))
+    if not rows and faults:
+        raise DataError(f"none of the {len(faults)} rows of {path} can be read; the first: {faults[0]}")
     if not rows:
         raise DataError(f"{path} holds no rows; expected one JSON object per line, or an array of them")
-    for where, number, row in rows:
-        if isinstance(row, dict):
-            yield where, number, row
-            continue
+    if left_out is not None:
+        left_out += faults or []
+    for where, number, row, look in rows:
         with leaving_out(left_out):
-            raise DataError(f"{where}: expected an object in braces, found {type(row).__name__}")
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: expected an object in braces, found {type(row).__name__}")
+            if look:
+                refuse_unfit(row, where)
+            yield where, number, row
 
 
 @contextmanager
@@ -102,25 +111,17 @@ def leaving_out(left_out: list[str] | None) -> Iterator[None]:
         left_out.append(str(error))
 
 
-def _parse(path: Path, line: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{line + error.lineno - 1}"
-        raise DataError(f"{where}: broken JSON at column {error.colno} ({error.msg}); fix or drop this row") from error
-
-
 def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example]:
-    named = _named_images(row)
-    files = tuple(folder / image if isinstance(image, str) else image for image in named)
-    for file in files:
-        if isinstance(file, Path) and not file.is_file():
-            raise DataError(f"image {file} does not exist; paths are relative to {folder}")
-
     choices, given = _texts(row, "choices"), _texts(row, "answers")
     turns, context = _turns(row)
     roles = [role for role, _ in map(_turn, turns)]
     contents = [_parts(role, content) for role, content in map(_turn, turns)]
+    named = _named_images(row, [part for parts in contents for part in parts if part["type"] == "image"])
+    contents = [[{"type": "image"} if part["type"] == "image" else part for part in parts] for parts in contents]
+    files = tuple(folder / image if isinstance(image, str) else image for image in named)
+    for file in files:
+        if isinstance(file, Path) and not os.path.isfile(file):
+            raise DataError(f"image {file} does not exist; paths are relative to {folder}")
     first = 1 if roles[:1] == ["system"] else 0
     spoken = roles[first:]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
@@ -135,7 +136,10 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
     if sum(slots) != len(files):
         raise DataError(f"{sum(slots)} places for images but {len(files)} images; write one {MARKER} or part per image")
 
-    messages = [{"role": role, "content": parts} for role, parts in zip(roles, contents, strict=True)]
+    messages = [
+        {"role": role, "content": _ended(parts) if role == "assistant" else parts}
+        for role, parts in zip(roles, contents, strict=True)
+    ]
     answers = [index for index, role in enumerate(roles) if role == "assistant" and index >= context]
     for turn, index in enumerate(answers, 1):
         yield Example(
@@ -149,14 +153,33 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
         )
 
 
-def _named_images(row: Mapping[str, Any]) -> list[str | Callable[[], Image.Image]]:
-    match row.get("images") or row.get("image") or []:
-        case [*images] if all(isinstance(image, str) or callable(image) for image in images):
+def _ended(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An earlier answer without the end token that the chat template writes behind it."""
+    return [{**part, "text": without_end(part["text"])[0]} for part in parts]
+
+
+def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[str | ImageSource]:
+    """The row's images, as it lists them or as its parts of type "image" name them."""
+    own = [part["image"] for part in parts if part.get("image") is not None]
+    listed = row.get("images") or row.get("image") or []
+    if own and (listed or len(own) < len(parts)):
+        raise DataError(
+            f"{len(own)} of {len(parts)} parts name their image and the row lists {'others' if listed else 'none'}; "
+            'name every image in its part, or all of them under "images"'
+        )
+    match own or listed:
+        case [*images] if all(map(_is_image, images)):
             return images
-        case image if isinstance(image, str) or callable(image):
+        case str() | Path() | Image.Image() as image:
+            return [image]
+        case image if callable(image):
             return [image]
         case other:
-            raise DataError(f"images are {str(other)[:60]!r}; expected a path or a list of paths")
+            raise DataError(f"images are {shown(other)}; expected a path or a list of paths")
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, str | Path | Image.Image) or callable(value)
 
 
 def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -164,7 +187,7 @@ def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         case [*texts] if all(isinstance(text, str) for text in texts):
             return tuple(texts)
         case other:
-            raise DataError(f"{key} are {str(other)[:60]!r}; expected a list of texts")
+            raise DataError(f"{key} are {shown(other)}; expected a list of texts")
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
@@ -188,20 +211,20 @@ def _turn(turn: Any) -> tuple[str, Any]:
             return role, content
         case _:
             raise DataError(
-                f'a turn is {str(turn)[:80]!r}; expected {{"from": "human" or "gpt", "value": text}} '
+                f'a turn is {shown(turn)}; expected {{"from": "human" or "gpt", "value": text}} '
                 'or {"role": "user", "assistant" or "system", "content": text or parts}'
             )
 
 
-def _parts(role: str, content: str | list[Any]) -> list[dict[str, str]]:
+def _parts(role: str, content: str | list[Any]) -> list[dict[str, Any]]:
     parts = _from_text(content) if isinstance(content, str) else [_part(part) for part in content]
-    if role != "user" and {"type": "image"} in parts:
+    if role != "user" and any(part["type"] == "image" for part in parts):
         raise DataError(f"an image in the {role}'s turn; images belong to the user's turns")
     return parts
 
 
-def _from_text(text: str) -> list[dict[str, str]]:
-    parts: list[dict[str, str]] = []
+def _from_text(text: str) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
     # The line breaks around a marker only separated it from the text: a chat template brings its own.
     for index, piece in enumerate(re.split(rf"\n*{MARKER}\n*", text)):
         if index:
@@ -211,13 +234,18 @@ def _from_text(text: str) -> list[dict[str, str]]:
     return parts
 
 
-def _part(part: Any) -> dict[str, str]:
+def _part(part: Any) -> dict[str, Any]:
     match part:
         case {"type": "text", "text": str(text)}:
             return {"type": "text", "text": text}
+        case {"type": "image", "image": str(path)} if path.startswith(("http:", "https:", "data:")):
+            raise DataError(f"an image is named by {shown(path)}; download it, and name its file")
+        case {"type": "image", "image": str(path)}:
+            return {"type": "image", "image": path.removeprefix("file://")}
         case {"type": "image"}:
-            return {"type": "image"}
+            return {"type": "image", "image": part.get("image")}
         case _:
             raise DataError(
-                f'a part is {str(part)[:80]!r}; expected {{"type": "image"}} or {{"type": "text", "text": ...}}'
+                f'a part is {shown(part)}; expected {{"type": "image"}}, {{"type": "image", "image": path}} or '
+                '{"type": "text", "text": ...}'
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eas.data import load_data
+from eas.data.collate import naming
 from eas.data.example import DataError, Example
 from eas.metrics.vqa import answer_vocabulary, soft_targets
 
@@ -54,15 +55,24 @@ class MeterCollator:
         """``input_ids`` and ``attention_mask`` (B x T; B x texts x T for retrieval), ``pixel_values`` and ``labels``.
 
         Raises:
-            DataError: an example has another number of images, or there are no captions of other images.
+            DataError: an example has another number of images, there are no captions of other images, or the processor
+                refuses an example.
         """
         images = [example.load_images() for example in examples]
         wanted = 2 if self.task == "nlvr2" else 1
         for example, found in zip(examples, images, strict=True):
             if len(found) != wanted:
                 raise DataError(f"example {example.id}: {len(found)} images, where METER's {self.task} has {wanted}")
-        texts = [text for example in examples for text in self._texts(example)]
-        batch = dict(self.processor([image for found in images for image in found], texts))
+        texts = [self._texts(example) for example in examples]
+        try:
+            batch = dict(
+                self.processor([image for found in images for image in found], [t for text in texts for t in text])
+            )
+        except Exception:  # it raises whatever its libraries do
+            for example, found, text in zip(examples, images, texts, strict=True):
+                with naming(example, "the processor"):
+                    self.processor(found, text)
+            raise
         if self.task == "nlvr2":
             batch["pixel_values"] = batch["pixel_values"].unflatten(0, (-1, 2))
             labels = torch.tensor([int(example.target == "True") for example in examples])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.jsonl import read_rows
+from eas.data.official import id_of, text_of
 
 INSTRUCTION = "Is this true of the image? Answer true or false."
 CHOICES = ("true", "false")
@@ -42,11 +43,8 @@ def load_nlvr(folder: Path, split: str) -> Sequence[Example]:
     images = _find_images(folder, name)
     examples = []
     for where, _, row in read_rows(path):
-        try:
-            sentence, label = str(row["sentence"]), str(row["label"])
-            identifier, directory = str(row["identifier"]), str(row["directory"])
-        except KeyError as error:
-            raise DataError(f"{where}: no key {error}; expected sentence, label, identifier, directory") from error
+        sentence, label, identifier = (text_of(row, key, where) for key in ("sentence", "label", "identifier"))
+        directory = id_of(row, "directory", where)
         if name == "train" and _held_out(directory) != (split == "validation"):
             continue
         ids = [f"{name}-{identifier}-{k}" for k in range(6)]
@@ -100,7 +98,7 @@ def _find_images(folder: Path, name: str) -> dict[str, ImageSource]:
                 for member in members
                 if member.name.startswith(f"{name}/images/")
             }
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{tar} is not a whole uncompressed tar ({error}); extract it: tar xf {tar} -C {folder}"
         ) from error

@@ -7,8 +7,6 @@ many are JPEG, in ``images/train/{directory}``, ``dev``, ``test1`` and ``test2``
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +15,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
+from eas.data.errors import shown
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import read_rows
-from eas.data.official import find_file, find_folder, read_text
+from eas.data.official import find_file, find_folder, read_text, text_of
 from eas.metrics.nlvr2 import accuracy, consistency, correct, sentence
 from eas.metrics.report import Report
 
@@ -67,26 +66,28 @@ def _load(source: Source, split: str, options: NLVR2Options) -> Examples:
 
 
 def _from_hub(row: Mapping[str, Any], options: NLVR2Options) -> Example:
-    return _example(row, row["left"], row["right"], options)
+    if row["left"] is None or row["right"] is None:
+        raise DataError(f"{row['identifier']}: one of its images is missing; drop the row")
+    return _example(str(row["identifier"]), row, (row["left"], row["right"]), options)
 
 
 def _from_line(line: tuple[str, dict[str, Any]], images: Path, train: bool, options: NLVR2Options) -> Example:
     where, row = line
-    try:
-        pair = row["identifier"].rpartition("-")[0]
-        folder = images / str(row["directory"]) if train else images
-        return _example(row, folder / f"{pair}-img0.png", folder / f"{pair}-img1.png", options)
-    except KeyError as error:
-        raise DataError(
-            f"{where}: no key {error}; expected identifier, sentence, label{', directory' * train}"
-        ) from error
+    pair = text_of(row, "identifier", where).rpartition("-")[0]
+    if train and isinstance(row.get("directory"), bool | float | list | dict | None):
+        raise DataError(f"{where}: directory is {row.get('directory')!r}; expected the number of a folder")
+    folder = images / str(row["directory"]) if train else images
+    return _example(where, row, (folder / f"{pair}-img0.png", folder / f"{pair}-img1.png"), options)
 
 
-def _example(row: Mapping[str, Any], left: ImageSource, right: ImageSource, options: NLVR2Options) -> Example:
-    ask = row["sentence"] if options.prompt == "sentence" else f"{row['sentence']}\n{INSTRUCTION}"
-    metadata = {"sentence": sentence(row["identifier"])}
-    label = str(row["label"])
-    return Example.ask(row["identifier"], ask, label, left, right, choices=CHOICES, metadata=metadata)
+def _example(
+    where: str, row: Mapping[str, Any], images: tuple[ImageSource, ImageSource], options: NLVR2Options
+) -> Example:
+    id, said = text_of(row, "identifier", where), text_of(row, "sentence", where)
+    ask = said if options.prompt == "sentence" else f"{said}\n{INSTRUCTION}"
+    label = row.get("label")
+    label = str(label) if isinstance(label, bool) else text_of(row, "label", where)
+    return Example.ask(id, ask, label, *images, choices=CHOICES, metadata={"sentence": sentence(id)})
 
 
 def _score(examples: Sequence[Example], predictions: Mapping[str, str], options: NLVR2Options) -> Report:
@@ -104,8 +105,8 @@ def _read_predictions(path: Path) -> dict[str, str]:
         DataError: a line has other than two fields, or an identifier occurs twice.
     """
     predictions: dict[str, str] = {}
-    for number, fields in enumerate(csv.reader(io.StringIO(read_text(path))), 1):
-        match fields:
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        match [field.strip() for field in line.split(",")] if line.strip() else []:
             case []:
                 continue
             case [identifier, prediction] if identifier not in predictions:
@@ -113,7 +114,7 @@ def _read_predictions(path: Path) -> dict[str, str]:
             case [identifier, _]:
                 raise DataError(f"{path}:{number}: {identifier} occurs twice; give one prediction each")
             case _:
-                raise DataError(f"{path}:{number}: expected identifier,prediction; found {','.join(fields)[:80]!r}")
+                raise DataError(f"{path}:{number}: expected identifier,prediction; found {shown(line)}")
     return predictions
 
 

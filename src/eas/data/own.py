@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eas.data.benchmark import DataOptions, Examples, Source, checked, unknown_split
@@ -17,7 +18,9 @@ _COLUMNS = ("id", "image", "images", "messages", "conversations", "prompt", "com
 _DATASET_FILES = ("dataset_dict.json", "state.json")
 
 
-def load_own(spec: str, split: str, options: DataOptions) -> Sequence[Example]:
+def load_own(
+    spec: str, split: str, options: DataOptions, accept: Callable[[Example], object] | None = None
+) -> Sequence[Example]:
     """The examples of one split.
 
     Args:
@@ -26,13 +29,19 @@ def load_own(spec: str, split: str, options: DataOptions) -> Sequence[Example]:
             folder that ``save_to_disk`` wrote; or "hub:" and a Hub id or a folder that ``load_dataset`` reads.
         split: "train", "validation" or "test".
         options: ``images`` is what image paths are relative to, the file's folder by default.
+        accept: as in `checked`.
 
     Raises:
         DataError: an unknown split, a missing file, or a row that does not fit. Images are looked up, not opened, but
             under ``skip_bad`` all are opened once, and what is bad is left out with a warning that lists it.
     """
     examples = read_own(spec, split, options)
-    return checked(examples, skip_bad=True) if options.skip_bad else examples
+    if ended := sum("end_token" in example.metadata for example in examples):
+        warnings.warn(
+            f"{spec}: {ended} answers of {split} end in an end token; it is taken off: training adds the model's own",
+            stacklevel=2,
+        )
+    return checked(examples, skip_bad=True, accept=accept) if options.skip_bad else examples
 
 
 def read_own(spec: str, split: str, options: DataOptions) -> Examples:

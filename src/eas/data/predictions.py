@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eas.data.example import DataError
+from eas.data.errors import DataError, shown
 from eas.data.jsonl import read_rows
-from eas.data.official import read_text
+from eas.data.official import id_of, read_json
 
 
 def read_answers(path: Path, id_key: str = "question_id", text_key: str = "text") -> dict[str, Any]:
@@ -20,11 +20,14 @@ def read_answers(path: Path, id_key: str = "question_id", text_key: str = "text"
         text_key: the key of a row's answer.
 
     Raises:
-        DataError: naming file and line: no such file, broken JSON, a row without those keys, an id that occurs twice.
+        DataError: naming file and line: no such file, broken JSON, a row without those keys, an id that occurs twice,
+            also as a key.
     """
     try:
-        whole = json.loads(read_text(path))
-    except json.JSONDecodeError:
+        whole = read_json(path)
+    except DataError as error:
+        if not isinstance(error.__cause__, json.JSONDecodeError):
+            raise
         whole = None  # JSON lines, or broken: reading rows tells where
     if isinstance(whole, dict) and not {id_key, text_key} <= whole.keys():
         return whole
@@ -32,8 +35,8 @@ def read_answers(path: Path, id_key: str = "question_id", text_key: str = "text"
     for where, _, row in read_rows(path):
         if not {id_key, text_key} <= row.keys():
             raise DataError(f"{where}: the row has the keys {sorted(row)}; expected {id_key!r} and {text_key!r}")
-        if (id := str(row[id_key])) in answers:
-            raise DataError(f"{where}: the id {id!r} occurs twice; keep one of the rows")
+        if (id := id_of(row, id_key, where)) in answers:
+            raise DataError(f"{where}: the id {shown(id)} occurs twice; keep one of the rows")
         answers[id] = row[text_key]
     return answers
 
@@ -47,5 +50,5 @@ def read_texts(path: Path) -> dict[str, str]:
     answers = read_answers(path)
     for id, text in answers.items():
         if not isinstance(text, str):
-            raise DataError(f"{path}: the prediction for {id} is {text!r}; expected a text")
+            raise DataError(f"{path}: the prediction for {id} is {shown(text)}; expected a text")
     return answers

@@ -13,6 +13,7 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
+from eas.data.errors import shown
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import HubRows, hub_rows
 from eas.data.official import find_file, read_json
@@ -148,10 +149,17 @@ def _example(
         about = {key: problem[key] for key in ("subject", "grade", "topic")}
     except (KeyError, TypeError) as error:
         raise DataError(f"problem {pid}: {error} is missing; complete the row, or drop it") from error
+    for name, text in [*texts.items(), ("hint", hint)]:
+        if not isinstance(text, str):
+            raise DataError(f"problem {pid}: {name} is {shown(text)}; expected a text")
     if not isinstance(choices, list) or not 0 < len(choices) <= len(LETTERS):
-        raise DataError(f"problem {pid}: choices are {choices!r}; expected a list of 1 to {len(LETTERS)}")
+        raise DataError(f"problem {pid}: choices are {shown(choices)}; expected a list of 1 to {len(LETTERS)}")
+    if not all(isinstance(choice, str) for choice in choices):
+        raise DataError(f"problem {pid}: choices are {shown(choices)}; expected texts")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise DataError(f"problem {pid}: answer {answer!r} is outside its {len(choices)} choices; fix or drop the row")
+        raise DataError(
+            f"problem {pid}: answer {shown(answer)} is outside its {len(choices)} choices; fix or drop the row"
+        )
     parts = texts | {"context": " ".join([hint, caption]).strip(), "letter": LETTERS[answer]}
     prompt, target = _FORMS[options.form](parts, choices, options)
     return Example.ask(
@@ -233,12 +241,18 @@ def _pids(path: Path, split: str) -> list[str]:
         raise DataError(f"{path} is not an object of ids by split; name the official pid_splits.json")
     if split not in splits:
         raise unknown_split(str(path), split, list(splits))
-    return [str(pid) for pid in splits[split]]
+    if not isinstance(pids := splits[split], list) or not all(isinstance(pid, str | int) for pid in pids):
+        raise DataError(f"{path}: {split} is {shown(pids)}; expected a list of ids")
+    return [str(pid) for pid in pids]
 
 
 def _captions(folder: Path) -> Mapping[str, str]:
-    captions: Mapping[str, str] = read_json(find_file(folder, "captions.json", (".", "..")))["captions"]
-    return captions
+    path = find_file(folder, "captions.json", (".", ".."))
+    match read_json(path):
+        case {"captions": dict() as captions} if all(isinstance(caption, str) for caption in captions.values()):
+            return captions
+        case _:
+            raise DataError(f'{path} has no texts by id under "captions"; name the official file')
 
 
 def score(examples: Sequence[Example], predictions: Mapping[str, str], options: ScienceQAOptions) -> Report:
@@ -259,7 +273,7 @@ def read_predictions(path: Path) -> dict[str, str]:
     for pid, answer in (found["results"] if isinstance(found.get("results"), dict) else found).items():
         if isinstance(answer, bool) or not isinstance(answer, int | str):
             raise DataError(
-                f"{path}: the prediction for {pid} is {answer!r}; expected the index of a choice, or a text"
+                f"{path}: the prediction for {pid} is {shown(answer)}; expected the index of a choice, or a text"
             )
         if isinstance(answer, int):
             answer = f"The answer is {LETTERS[answer]}." if 0 <= answer < len(LETTERS) else ""

@@ -13,7 +13,7 @@ from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import HubRows, hub_rows
 from eas.data.jsonl import leaving_out, read_rows
-from eas.data.official import find_folder
+from eas.data.official import find_folder, id_of, text_of
 from eas.data.predictions import read_texts
 from eas.metrics.report import Report
 from eas.metrics.slake import score_slake
@@ -116,16 +116,14 @@ def _file_example(images: Path, options: SlakeOptions, place: tuple[str, Mapping
 
 
 def _example(where: str, row: Mapping[str, Any], image: ImageSource, options: SlakeOptions) -> Example:
-    try:
-        qid, question, answer, kind = (row[key] for key in ("qid", "question", "answer", "answer_type"))
-    except KeyError as error:
-        raise DataError(f"{where}: no key {error}; expected {', '.join(_KEYS)}") from error
-    kind = str(kind).strip().upper()
+    qid = id_of(row, "qid", where)
+    question, answer, kind = (text_of(row, key, where) for key in ("question", "answer", "answer_type"))
+    kind = kind.strip().upper()
     if kind not in ("OPEN", "CLOSED"):
         raise DataError(f"{where}: answer_type of question {qid} is {kind!r}; expected OPEN or CLOSED")
     about = {key: row[key] for key in _OPTIONAL if key in row}
-    prompt = f"{question}\n{INSTRUCTION}" if options.instruction else str(question)
-    return Example.ask(str(qid), prompt, str(answer), image, metadata=about | {"answer_type": kind})
+    prompt = f"{question}\n{INSTRUCTION}" if options.instruction else question
+    return Example.ask(qid, prompt, answer, image, metadata=about | {"answer_type": kind})
 
 
 def score(examples: Sequence[Example], predictions: Mapping[str, str], options: SlakeOptions) -> Report:

@@ -20,9 +20,10 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
+from eas.data.errors import shown
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
-from eas.data.official import find_file, find_folder, read_json
+from eas.data.official import find_file, find_folder, id_of, read_json, text_of
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent, percent_by, vqa_accuracy
 
@@ -95,7 +96,7 @@ def _questions(folder: Path, split: str) -> dict[str, Any]:
     path = find_file(folder, QUESTIONS.format(split), places)
     content = read_json(path)
     _list(content, "questions", path)
-    if "data_subtype" not in content:
+    if not isinstance(content.get("data_subtype"), str):
         raise DataError(f"{path} has no key 'data_subtype', which names the images; restore the official header")
     return dict(content)
 
@@ -104,14 +105,20 @@ def _list(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise DataError(f"{path} has no list under {key!r}; is it the official file?")
     rows: list[dict[str, Any]] = content[key]
-    if not all(isinstance(row, dict) and {"question_id", "image_id"} <= row.keys() for row in rows):
-        raise DataError(f"{path}: an entry of {key!r} has no question_id or image_id; is it the official file?")
+    for number, row in enumerate(rows):
+        ids = (row.get("question_id"), row.get("image_id")) if isinstance(row, dict) else ()
+        if not ids or any(isinstance(id, bool) or not isinstance(id, int) for id in ids):
+            raise DataError(
+                f"{path}: an entry of {key!r} has no question_id or image_id that is a whole number ([{number}] is "
+                f"{shown(row)}); is it the official file?"
+            )
     return rows
 
 
 def _compact(value: dict[str, Any]) -> Any:
     """An annotator's record becomes the answer, kept once: ten records a question would take gigabytes."""
-    return sys.intern(value["answer"]) if "answer_id" in value else value
+    answer = value.get("answer")
+    return sys.intern(answer) if "answer_id" in value and isinstance(answer, str) else value
 
 
 def _from_files(
@@ -129,20 +136,26 @@ def _from_files(
 
 
 def _from_hub(row: Mapping[str, Any], options: VQA2Options) -> Example:
-    answers = [answer["answer"] for answer in row.get("answers") or ()]
+    try:
+        answers = [answer["answer"] for answer in row.get("answers") or ()]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"question {row['question_id']}: its answers have no {error}; expected the official form"
+        ) from error
     return _example({**row, "answers": answers}, row["image"], options)
 
 
 def _example(row: Mapping[str, Any], image: ImageSource, options: VQA2Options) -> Example:
-    id = row["question_id"]
-    if "question" not in row:
-        raise DataError(f"question {id} has no key 'question'")
-    if row.get("answers") and (absent := [key for key in _ANNOTATION if key not in row]):
-        raise DataError(f"question {id} has no key {absent[0]!r} in its annotation")
-    ask = row["question"] if options.prompt == "question" else f"{row['question']}\n{INSTRUCTION}"
-    metadata = {"answers": tuple(row.get("answers", ()))}
-    metadata |= {key: row.get(key, "") for key in ("answer_type", "question_type")}
-    return Example.ask(str(id), ask, row.get("multiple_choice_answer") or "", image, metadata=metadata)
+    id = id_of(row, "question_id", "a question")
+    question, answers = text_of(row, "question", f"question {id}"), row.get("answers") or ()
+    if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"question {id}: answers are {shown(answers)}; expected a list of the annotators' answers")
+    about = dict.fromkeys(_ANNOTATION[1:], "")
+    if answers:
+        about = {key: text_of(row, key, f"question {id}") for key in about}
+    target = about.pop("multiple_choice_answer")
+    ask = question if options.prompt == "question" else f"{question}\n{INSTRUCTION}"
+    return Example.ask(id, ask, target, image, metadata={"answers": tuple(answers), **about})
 
 
 def _score(examples: Sequence[Example], predictions: Mapping[str, str], options: VQA2Options) -> Report:
@@ -175,14 +188,14 @@ def _read_predictions(path: Path) -> dict[str, str]:
     predictions: dict[str, str] = {}
     for number, row in enumerate(rows):
         match row:
+            case {"question_id": bool()}:
+                raise DataError(f"{path}[{number}]: question_id is {row['question_id']}; expected a whole number")
             case {"question_id": int() as id, "answer": str(answer)} if str(id) not in predictions:
                 predictions[str(id)] = answer
             case {"question_id": int() as id, "answer": str()}:
                 raise DataError(f"{path}[{number}]: question {id} occurs twice; give one answer each")
             case _:
-                raise DataError(
-                    f'{path}[{number}]: expected {{"question_id": 1, "answer": "yes"}}, found {str(row)[:80]}'
-                )
+                raise DataError(f'{path}[{number}]: expected {{"question_id": 1, "answer": "yes"}}, found {shown(row)}')
     return predictions
 
 

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals as random_states
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-__all__ = ["OPTIMIZER_NAME", "PREFIX_CHECKPOINT_DIR", "SCHEDULER_NAME", "OpenTrainer", "checkpoint_activations"]
+__all__ = [
+    "OPTIMIZER_NAME",
+    "PREFIX_CHECKPOINT_DIR",
+    "SCHEDULER_NAME",
+    "TRAINER_STATE_NAME",
+    "OpenTrainer",
+    "checkpoint_activations",
+    "random_states",
+]
 
 
 class OpenTrainer(Trainer):  # type: ignore[misc]

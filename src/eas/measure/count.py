@@ -7,16 +7,16 @@ counted, ``eas.measure.paper`` how the paper counts.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from eas.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from eas.checkpoint import WEIGHTS_FILE, fitting, read_adapter_record
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.folder import model_config
 from eas.hf.api import no_init_weights
 from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
@@ -117,11 +117,13 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
         return _from_config(_config(str(model)), dtype)
     if method is not None:
         raise ValueError(f"{folder} holds an adapter; leave method, k and skip_set out, or name its base")
-    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    built = attach(_from_config(_config(record["base"]["id"]), dtype), method_config(record["config"]))
-    select(built, record["skip_set"])
-    if candidates(built):
-        prune(built)
+    record = read_adapter_record(folder)
+    base = _from_config(_config(record["base"]["id"]), dtype)
+    with fitting(folder):
+        built = attach(base, method_config(record["config"]))
+        select(built, record["skip_set"])
+        if candidates(built):
+            prune(built)
     return built
 
 
@@ -129,7 +131,7 @@ def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
     try:
-        return AutoConfig.from_pretrained(name)
+        return model_config(name)
     except OSError as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{name} has no config.json, in a folder or on the Hub: {why}") from error

@@ -148,6 +148,6 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
         ConfigError: the name is unknown, or a key or value is refused.
     """
     name = values.get("name", "eas")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method {name!r} is unknown; there is {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

@@ -72,8 +72,8 @@ class EASConfig(SkipConfig):
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
         for name in ("skip_rank", "adapt_rank"):
             self._require(name, (getattr(self, name) or 0) >= 1, "must be at least 1; give it, or a preset")
-        self._require("temperature", self.temperature > 0, "must be above 0")
-        self._require("hidden_scale", self.hidden_scale > 0, "must be above 0")
+        self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
+        self._require("hidden_scale", 0 < self.hidden_scale <= 1000, "must be above 0 and at most 1000")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("up_groups", self.up_groups >= 1, "must be at least 1")
         for name in ("skip_rank", "adapt_rank"):

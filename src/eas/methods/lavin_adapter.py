@@ -40,7 +40,7 @@ class LavinAdapterConfig(MethodConfig):
         self._require("up_groups", self.up_groups >= 1, "must be at least 1")
         ok = self.rank >= 1 and self.rank % self.up_groups == 0
         self._require("rank", ok, f"must be at least 1, and a multiple of up_groups = {self.up_groups}")
-        self._require("temperature", self.temperature > 0, "must be above 0")
+        self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 

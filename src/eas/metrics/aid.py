@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from eas.data.example import Example
 from eas.metrics.report import Report
-from eas.metrics.vqa import normalise, percent
+from eas.metrics.vqa import normalise_word, percent
 
 
 def score_aid(examples: Sequence[Example], predictions: Mapping[str, str]) -> Report:
     """The share of predictions that equal the class, both in lower case and normalised as in VQA."""
-    scores = {e.id: float(normalise(predictions[e.id].lower()) == normalise(e.target.lower())) for e in examples}
+    scores = {
+        e.id: float(normalise_word(predictions[e.id].lower()) == normalise_word(e.target.lower())) for e in examples
+    }
     return Report(sum(scores.values()) / len(scores), {"accuracy": percent(list(scores.values()))}, scores)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from eas.data.example import Example
 from eas.metrics.report import Report
-from eas.metrics.vqa import normalise, percent
+from eas.metrics.vqa import normalise_word, percent
 
 
 def score_slake(examples: Sequence[Example], predictions: Mapping[str, str]) -> Report:
@@ -32,7 +32,7 @@ def score_slake(examples: Sequence[Example], predictions: Mapping[str, str]) -> 
     scores: dict[str, float] = {}
     columns: dict[str, list[float]] = {}
     for example in examples:
-        answer, given = normalise(example.target.lower()), normalise(predictions[example.id].lower())
+        answer, given = normalise_word(example.target.lower()), normalise_word(predictions[example.id].lower())
         kind, contained, equal = example.metadata["answer_type"].lower(), float(answer in given), float(answer == given)
         found = {kind: contained, "overall": contained, f"{kind}_equal": equal, "overall_equal": equal}
         if kind == "open":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 
 from eas.data.example import Example
@@ -43,20 +44,33 @@ CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
 
 @lru_cache(maxsize=1 << 18)
 def normalise(text: str) -> str:
-    """The official processPunctuation, then processDigitArticle; also METER's and the Slake authors' normalize_word.
+    """The official processPunctuation, then processDigitArticle.
 
     Each mark of ``;/[]"{}()=+\\_-><@`,?!`` is deleted if it touches a space anywhere in the text, or if the text holds
     a comma between two digits; otherwise it becomes a space. Of the periods that no digit follows, the first 32 go.
     Then lower case; number words to ten become digits (none and zero: 0), articles go, contractions get apostrophes.
 
-    normalize_word deletes commas at last: none is left by then, so it is this function.
+    The official program is of Python 2: its digits are 0 to 9, not those of other scripts.
     """
-    grouped = re.search(r"\d,\d", text) is not None
+    return _normalised(text, re.ASCII)
+
+
+@lru_cache(maxsize=1 << 18)
+def normalise_word(text: str) -> str:
+    """METER's and the Slake authors' normalize_word: as `normalise`, in Python 3, where digits are those of any script.
+
+    It deletes commas at last: none is left by then.
+    """
+    return _normalised(text, re.UNICODE)
+
+
+def _normalised(text: str, digits: re.RegexFlag) -> str:
+    grouped = re.search(r"\d,\d", text, digits) is not None
     marks = [mark for mark in _PUNCTUATION if mark in text]
     deleted = {mark: grouped or f"{mark} " in text or f" {mark}" in text for mark in marks}
     text = text.translate({ord(mark): "" if delete else " " for mark, delete in deleted.items()})
     # 32 is the official call's re.UNICODE, which it passes in the place of the count.
-    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    text = re.sub(r"\.(?!\d)", "", text, count=32, flags=digits)
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -86,8 +100,12 @@ def vqa(prediction: str, example: Example) -> float:
 
 
 def percent(scores: Sequence[float]) -> float:
-    """The mean of scores in [0, 1] as a percentage of two decimals, as the official evaluator rounds it."""
-    return round(100 * sum(scores) / len(scores), 2)
+    """The mean of scores in [0, 1] as a percentage of two decimals, as the official evaluator rounds it.
+
+    Exact ties go up, as in its Python 2: 18.125 is 18.13.
+    """
+    exact = Decimal(100 * sum(scores) / len(scores))
+    return float(exact.quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def percent_by(scores: Iterable[float], groups: Iterable[str]) -> dict[str, float]:
@@ -99,14 +117,14 @@ def percent_by(scores: Iterable[float], groups: Iterable[str]) -> dict[str, floa
 
 
 def answer_vocabulary(answers: Iterable[str], min_count: int = 9) -> dict[str, int]:
-    """The answers that are classes, and their class: frequent enough after `normalise`, in order of first appearance.
+    """The answers that are classes, and their class: frequent after `normalise_word`, in order of first appearance.
 
     Args:
         answers: the multiple_choice_answer of every question of train, then of validation; on all of VQA v2.0 they
             make 3,129 classes.
         min_count: the fewest times an answer must occur.
     """
-    counts = Counter(map(normalise, answers))
+    counts = Counter(map(normalise_word, answers))
     frequent = (answer for answer, count in counts.items() if count >= min_count)
     return {answer: index for index, answer in enumerate(frequent)}
 

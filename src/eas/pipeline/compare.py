@@ -34,7 +34,9 @@ from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
+from eas.pipeline.records import ComparedRun, ComparisonRecord, DivergedRun, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.comparison import write_comparison
 from eas.surgery import attach, fold, select
@@ -107,13 +109,10 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """An earlier comparison, of which the timing is kept."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it, the runs are kept") from error
-    return result
+    with raised_as(ConfigError):
+        return dict(read_record(path, ComparisonRecord, "remove it, the runs are kept"))
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
@@ -329,8 +328,12 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
 
 def _result(job: Job) -> dict[str, Any] | None:
     result = Run(job.config).record("result")
-    if result is not None and not result.keys() >= {"seed", "score"}:
-        raise ConfigError(f"{job.folder / 'result.json'} is not what a comparison leaves there; remove {job.folder}")
+    if result is None:
+        return None
+    kind = DivergedRun if "diverged" in result else TrialRun if job.trial else ComparedRun
+    if wrong := misfit(result, kind, ""):
+        path = job.folder / "result.json"
+        raise ConfigError(f"{path} is not what a comparison leaves there ({wrong}); remove {job.folder}")
     return result
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from eas.checkpoint import load_into, save
+from eas.config import ConfigError
 from eas.distributed import from_main, is_main
 from eas.files import write_text
 from eas.pipeline.phases import attached, console, make_trainer, train
+from eas.pipeline.records import FinalsRecord
 from eas.pipeline.run import Run
+from eas.records import raised_as, read_record
 from eas.search import Rule, successive_halving
 from eas.search.base import SkipSet
 from eas.surgery import select
@@ -39,7 +42,7 @@ def finals(run: Run, rule: Rule, first: SkipSet) -> dict[str, Any]:
     size, held_out = settings.batch_size, run.data("validation")
     count = min(len(held_out), settings.finalist_batches * size)
     batches = [[held_out[i] for i in range(at, min(at + size, count))] for at in range(0, count, size)]
-    known: dict[str, Any] = from_main(_read(folder / "losses.json"))
+    known: FinalsRecord = from_main(_read(folder / "losses.json"))
 
     def tuned_loss(skip_set: SkipSet, steps: int) -> float:
         key = f"{list(skip_set)} after {steps} steps"
@@ -69,6 +72,8 @@ def _name(skip_set: SkipSet) -> str:
     return "-".join(map(str, skip_set))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"losses": {}, "seconds": 0.0}
-    return known
+def _read(path: Path) -> FinalsRecord:
+    if not path.exists():
+        return {"losses": {}, "seconds": 0.0}
+    with raised_as(ConfigError):
+        return read_record(path, FinalsRecord, "remove it to tune the finalists again")

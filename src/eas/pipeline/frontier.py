@@ -84,7 +84,7 @@ def frontier(
         ConfigError: the run has no search with rounds, or a k is impossible.
     """
     began, record, own = time.perf_counter(), run.require("search"), run.config.num_skip
-    if not record["searched"] or not record["rounds"]:
+    if not record["searched"] or not record.get("rounds"):
         raise ConfigError(f"{run.folder} holds no rounds to learn from; its skip set was not searched by losses")
     base = run.load_base()
     prompt = run.task.first(run, "validation")[1]
@@ -145,8 +145,16 @@ def frontier(
 
 
 def fit_rounds(rounds: Sequence[dict[str, Any]], num_candidates: int, num_skip: int) -> tuple[RegressionRule, bool]:
-    """The linear model of a search's losses, and whether sets of unequal size were compared within some round."""
+    """The linear model of a search's losses, and whether sets of unequal size were compared within some round.
+
+    Raises:
+        ConfigError: the rounds are not of so many candidates.
+    """
     fit = RegressionRule(num_candidates, num_skip, seed=0)
+    if strange := [s for r in rounds for s in r["skip_sets"] if not set(s) <= set(range(num_candidates))]:
+        raise ConfigError(
+            f"search.json: rounds hold the skip set {strange[0]}; the candidates are 0 to {num_candidates - 1}"
+        )
     for r in rounds:
         fit.observe(r["skip_sets"], r["losses"])
     return fit, any(len({len(s) for s in r["skip_sets"]}) > 1 for r in rounds)

@@ -70,7 +70,8 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
 def train(trainer: EASTrainer) -> float:
     """Trains from the last checkpoint on; the seconds it took."""
     start = time.perf_counter()
-    checkpoint = from_main(last_checkpoint(trainer.args.output_dir) if is_main() else None)
+    searching = trainer.search_phase is not None
+    checkpoint = from_main(last_checkpoint(trainer.args.output_dir, searching) if is_main() else None)
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from eas.checkpoint import load_base
+from eas.checkpoint import CheckpointError, load_base
 from eas.config import ConfigError
 from eas.data import load_data
 from eas.data.example import Example
 from eas.distributed import is_main, join
 from eas.files import write_text
+from eas.folder import model_config
 from eas.models.anatomy import auto_class
 from eas.models.lavin import quantisation
 from eas.pipeline.config import RunConfig
+from eas.pipeline.records import STEP_RECORDS
 from eas.pipeline.tasks import Task, task_of
+from eas.records import raised_as, read_record
 
 CONFIG_FILE = "run.yaml"
 COMPUTE = {"float32": torch.float32, "float16": torch.float16}
@@ -96,7 +99,8 @@ class Run:
 
     def load_config(self) -> Any:
         """The base's own configuration."""
-        return AutoConfig.from_pretrained(self.base_id, revision=self.config.revision)
+        with raised_as(CheckpointError):
+            return model_config(self.base_id, self.config.revision)
 
     @cached_property
     def processor(self) -> Any:
@@ -117,7 +121,15 @@ class Run:
             "test": self.config.test_limit,
         }
         options = {**self.task.data_options, **self.config.data_options}
-        return load_data(self.config.data, split, limits[split], options)
+        if split not in self._kept:
+            accept = self.task.trial(self) if options.get("skip_bad") else None
+            self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
+        return self._kept[split]
+
+    @cached_property
+    def _kept(self) -> dict[str, Sequence[Example]]:
+        """The examples by split: under ``skip_bad`` each was opened, and tried with the processor."""
+        return {}
 
     def record(self, step: str) -> dict[str, Any] | None:
         """What a step left, None if it has not finished.
@@ -126,12 +138,12 @@ class Run:
             ConfigError: the file is damaged.
         """
         path = self.folder / f"{step}.json"
-        if not path.is_file():
+        if not path.exists():
             return None
-        try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error}); remove it and run its step again") from error
+        with raised_as(ConfigError):
+            record: dict[str, Any] = read_record(
+                path, STEP_RECORDS.get(step, dict[str, Any]), "remove it and run its step again"
+            )
         return record
 
     def require(self, step: str) -> dict[str, Any]:

@@ -106,7 +106,10 @@ def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
     model = attached(run)
-    select(model, found["skip_set"])
+    try:
+        select(model, found["skip_set"])
+    except ValueError as error:
+        raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
         load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
     if isinstance(run.config.method, SkipConfig):

@@ -67,6 +67,11 @@ class Task:
         train = run.config.train
         return Collator(run.processor, training=True, max_length=train.max_length, cut=train.cut)
 
+    def trial(self, run: Run) -> Callable[[Example], Batch]:
+        """Tries whether the model's processor and chat template take an example as training would give it to them."""
+        collate = self.collator(run)
+        return lambda example: collate([example])
+
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         """What the model is called with to answer."""
         batch = Collator(run.processor, training=False)(examples)
@@ -158,7 +163,8 @@ class MeterTask(Task):
             raise ConfigError(
                 f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} cannot be folded; leave fold_mode out"
             )
-        if self.name == "vqa" and len(self._answers(run)) != (classes := run.load_config().num_answers):
+        classes = run.load_config().num_answers
+        if self.name == "vqa" and sorted(self._answers(run).values()) != [*range(classes)]:
             raise ConfigError(
                 f"model = {config.model!r}: its configuration does not name the {classes} answers of its head; convert "
                 "the checkpoint with --answers VQA_FOLDER (docs/meter.md)"
@@ -178,6 +184,10 @@ class MeterTask(Task):
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         captions = run.data("train") if self.name == "retrieval" else ()
         return MeterCollator(run.processor, self.name, self._answers(run), captions)
+
+    def trial(self, run: Run) -> Callable[[Example], Batch]:
+        collate = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)
+        return lambda example: collate([example])
 
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         batch = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)(examples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from eas.card import as_json, card_metadata, compose, on_hub, use, write
+from eas.records import CardRecord, raised_as, read_record
+from eas.reports.sources import ReportError, read_json
 from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
 
 ADAPTER = "adapter"
@@ -27,9 +28,11 @@ def write_card(folder: Path) -> Path | None:
     where nothing was saved, or the card there is not one of eas."""
     if not (folder / ADAPTER).is_dir():
         return None
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    record = folder / ADAPTER / "eas_config.json"
-    base = json.loads(record.read_text(encoding="utf-8"))["base"] if record.is_file() else {}
+    result, path = read_json(folder / "result.json"), folder / ADAPTER / "eas_config.json"
+    base: Mapping[str, Any] = {}
+    if path.exists():
+        with raised_as(ReportError):
+            base = read_record(path, CardRecord, "run `eas tune` again")["base"]
     result = _of_comparison(result, base) if {"row", "trial"} <= result.keys() else result
     return write(folder / ADAPTER, card(result, base))
 

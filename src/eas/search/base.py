@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eas.records import RecordError, misfit
+from eas.search.records import RuleState
+
 SkipSet = tuple[int, ...]
 Array = NDArray[np.floating[Any]]
 TRIES = 20  # draws per wanted set, before uniform ones fill the round
@@ -27,6 +30,8 @@ class RuleBase:
     Raises:
         ValueError: k does not fit n.
     """
+
+    STATE: type = RuleState
 
     def __init__(self, num_candidates: int, num_skip: int, seed: int) -> None:
         if not 1 <= num_skip < num_candidates:
@@ -90,9 +95,21 @@ class RuleBase:
         return {"importance": self.importances(), **counts, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.importance = np.asarray(state["importance"], dtype=float)
+        if wrong := misfit(state, self.STATE, "rule"):
+            raise RecordError(wrong)
+        self.importance = self._array(state, "importance")
         self.rounds, self.unchanged = state["rounds"], state["unchanged"]
-        self.rng.bit_generator.state = state["rng"]
+        try:
+            self.rng.bit_generator.state = state["rng"]
+        except Exception as error:  # whatever NumPy raises that is given something else
+            raise RecordError(f"rule.rng is no state of a random generator ({error})") from error
+
+    def _array(self, state: dict[str, Any], key: str, dimensions: int = 1) -> Array:
+        """What a state holds for every candidate, or every two."""
+        size = self.num_candidates
+        if any(len(row) != size for row in [state[key], *(state[key] if dimensions == 2 else [])]):
+            raise RecordError(f"rule.{key} is not of {size} candidates")
+        return np.asarray(state[key], dtype=float)
 
     def _lowest(self, scores: Array, size: int | None = None) -> SkipSet:
         size = self.num_skip if size is None else size

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eas.search.base import Array, RuleBase, SkipSet
+from eas.search.records import RegressionState
 
 
 class RegressionRule(RuleBase):
@@ -23,10 +24,12 @@ class RegressionRule(RuleBase):
         seed: of the draws.
     """
 
+    STATE = RegressionState
+
     def __init__(self, num_candidates: int, num_skip: int, seed: int) -> None:
         super().__init__(num_candidates, num_skip, seed)
-        self.gram = np.zeros((num_candidates, num_candidates))
-        self.moment = np.zeros(num_candidates)
+        self.gram: Array = np.zeros((num_candidates, num_candidates))
+        self.moment: Array = np.zeros(num_candidates)
         self.square, self.degrees = 0.0, 0
 
     def draw(self, taken: Sequence[SkipSet]) -> Array:
@@ -75,7 +78,7 @@ class RegressionRule(RuleBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.gram, self.moment = np.asarray(state["gram"]), np.asarray(state["moment"])
+        self.gram, self.moment = self._array(state, "gram", 2), self._array(state, "moment")
         self.square, self.degrees = state["square"], state["degrees"]
 
     def _counts(self, taken: Sequence[SkipSet]) -> Array:

@@ -14,7 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from eas.config import Config, ConfigError, SkipConfig, option
 from eas.distributed import from_main, is_main
 from eas.files import write_text
+from eas.records import RecordError, raised_as, read_record
 from eas.search.fixed import FIXED
+from eas.search.records import SearchState
 from eas.search.rules import RULES, SkipSet, make_rule, random_skip_set
 from eas.surgery import attachment, candidates, select
 
@@ -220,14 +222,28 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         """Goes on from what ``save`` wrote.
 
         Raises:
-            ConfigError: the file is missing: the checkpoint is not one of a search.
+            ConfigError: the file is missing, damaged, or of another search.
         """
-        path = folder / STATE_FILE
-        if not path.is_file():
-            raise ConfigError(
-                f"{path} is missing, so {folder} is no checkpoint of a search; name another or start over"
-            )
-        state = json.loads(path.read_text())
-        self.rule.load_state_dict(state["rule"])
-        self.rounds = [Round(**{**r, "skip_sets": [tuple(s) for s in r["skip_sets"]]}) for r in state["rounds"]]
+        path, remedy = folder / STATE_FILE, "name another checkpoint of this search or start over"
+        with raised_as(ConfigError):
+            state = read_record(path, SearchState, remedy)
+            if wrong := self._misfit(state):
+                raise RecordError(f"{path}: {wrong}; {remedy}")
+        try:
+            self.rule.load_state_dict(state["rule"])
+        except RecordError as error:
+            raise ConfigError(f"{path}: {error}; {remedy}") from error
+        self.rounds = [
+            Round(r["step"], [tuple(s) for s in r["skip_sets"]], r["losses"], r["importances"]) for r in state["rounds"]
+        ]
         self.round_seconds, self.earlier = state["round_seconds"], state["seconds"]
+
+    def _misfit(self, state: SearchState) -> str | None:
+        """What in the history cannot be of this search."""
+        known = range(self.num_candidates)
+        for i, r in enumerate(state["rounds"]):
+            if len(r["losses"]) != len(r["skip_sets"]) or len(r["importances"]) != len(known):
+                return f"rounds[{i}] has not one loss for each skip set, or not one importance for each candidate"
+            if strange := [s for s in r["skip_sets"] if len({*s}) < len(s) or not {*s} <= {*known}]:
+                return f"rounds[{i}].skip_sets holds {strange[0]}; the candidates are 0 to {len(known) - 1}"
+        return None

@@ -47,7 +47,11 @@ class Rule(Protocol):
         """Everything that decides what comes next, as JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from ``state_dict``."""
+        """Goes on from ``state_dict``.
+
+        Raises:
+            RecordError: the state is not one of this rule with so many candidates.
+        """
 
 
 class BanditRule(RuleBase):

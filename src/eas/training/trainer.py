@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,20 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eas.checkpoint import load_into, save
-from eas.distributed import from_all, is_main
+from eas.checkpoint import CheckpointError, load_into, save
+from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
 from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
 from eas.quantised import keep_gradients
+from eas.records import raised_as
 from eas.search import SearchConfig, SearchPhase, SearchResult
 from eas.search.base import SkipSet
 from eas.search.scoring import answers, score_sets
 from eas.surgery import attachment
 from eas.training import sharded
-
-PARTIAL = "partial"
-"""Folder, beside the checkpoints, of the one that is being written."""
+from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
 Phase = Literal["search", "tune"]
 
@@ -98,6 +96,22 @@ class EASTrainer(OpenTrainer):
         if self.search_phase is None:
             raise ValueError("this trainer tunes; search_result belongs to phase='search'")
         return self.search_phase.result()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer``'s; a checkpoint is read as a whole first, and True passes over broken ones with a note.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged; or True, and there is none that is whole.
+        """
+        searching = self.search_phase is not None
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(self.args.output_dir, searching) if is_main() else None
+            if (resume_from_checkpoint := from_main(found)) is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no whole checkpoint; start over without one")
+        elif resume_from_checkpoint:
+            with raised_as(CheckpointError):
+                check_checkpoint(Path(resume_from_checkpoint), searching)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # label smoothing and compute_loss_func take the labels away, by which the model would know its prompt
@@ -189,21 +203,10 @@ class EASTrainer(OpenTrainer):
 
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:
         if not self.is_fsdp_enabled:
-            read()
+            try:
+                read()
+            except (ValueError, KeyError) as error:  # of other parameter groups
+                raise CheckpointError(f"{folder}: its optimizer is of another training ({error}); {REMEDY}") from error
             return
         sharded.load_optimizer(self.optimizer, folder / OPTIMIZER_NAME)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint in a trainer's output folder; a half-written one is passed over with a note."""
-    for path in Path(folder).glob(f"{PARTIAL}/*"):
-        print(f"passing over {path}: it was not written to its end")
-    found = sorted(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
-    for path in reversed(found):
-        try:  # the trainer writes this file last
-            json.loads((path / "trainer_state.json").read_text())
-            return os.fspath(path)
-        except (FileNotFoundError, json.JSONDecodeError):
-            print(f"passing over {path}: it was not written to its end")
-    return None

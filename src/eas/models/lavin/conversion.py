@@ -198,8 +198,8 @@ def fresh_projector(config: LavinConfig) -> Pairs:
         yield f"model.multi_modal_projector.{name}", weight
 
 
-def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
-    """Compares names and shapes.
+def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], what: str = "the checkpoints") -> None:
+    """Compares names and shapes; ``what`` names the files.
 
     Raises:
         ConversionError: some are missing, left over or of another shape.
@@ -208,13 +208,13 @@ def check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -
     other = [key for key in sorted(expected.keys() & found.keys()) if expected[key] != found[key]]
     if missing or extra:
         raise ConversionError(
-            f"the checkpoints do not make up the model: {len(missing)} weights are missing {missing[:3]}, "
+            f"{what} do not make up the model: {len(missing)} weights are missing {missing[:3]}, "
             f"{len(extra)} are left over {extra[:3]}; do they belong together (params.json, number of layers)?"
         )
     if other:
         key = other[0]
         raise ConversionError(
-            f"{len(other)} weights do not fit the configuration: {key} is {tuple(found[key])}, not "
+            f"{what}: {len(other)} weights do not fit the configuration: {key} is {tuple(found[key])}, not "
             f"{tuple(expected[key])}; do params.json, CLIP and LaVIN's options belong together?"
         )
 
@@ -224,6 +224,16 @@ def shapes(config: LavinConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
         model = LavinForConditionalGeneration(config)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _undone(folder: Path, where: Mapping[str, str], pairs: Pairs) -> Pairs:
+    """The same; where they end in an error, what was written so far is removed."""
+    try:
+        yield from pairs
+    except Exception:
+        for name in {*where.values()}:
+            (folder / name).unlink()
+        raise
 
 
 def write(
@@ -253,7 +263,7 @@ def write(
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for key, weight in pairs():
+        for key, weight in _undone(folder, where, pairs()):
             kept = torch.float32 if key.startswith("model.multi_modal_projector.") else dtype
             tensor = weight.detach().to(kept).contiguous()
             if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:

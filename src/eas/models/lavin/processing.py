@@ -24,7 +24,8 @@ class LavinProcessor(ProcessorMixin):  # type: ignore[misc]
     """``<s> Image: v1 ... vn prompt`` with an image, ``<s> Image: N/A prompt`` without.
 
     Prefix and prompt are tokenised apart, each with a space in front as SentencePiece puts it. The tokenizer itself
-    puts none there: an answer, tokenised alone, becomes what it is right behind "Response:" in the original.
+    puts none there: an answer, tokenised alone, becomes what it is right behind "Response:" in the original. A literal
+    ``</s>``, ``<s>`` or ``<unk>`` is text, as to SentencePiece.
 
     Args:
         image_processor: CLIP's, set to LaVIN's size and ImageNet's mean and deviation.
@@ -50,6 +51,7 @@ class LavinProcessor(ProcessorMixin):  # type: ignore[misc]
     ) -> None:
         self.num_image_tokens, self.image_token_id = num_image_tokens, image_token_id
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.tokenizer.split_special_tokens = True
 
     def __call__(
         self, images: Any = None, text: Any = None, add_special_tokens: bool = True, **kwargs: Any

@@ -6,19 +6,23 @@ Every key of the file is matched, or left out for a reason that is told; anythin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import safe_globals
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from eas.models.meter.configuration import MeterConfig
 from eas.models.meter.heads import TASKS, MeterWithHead
+from eas.records import raised_as
+from eas.weights import read_torch, require_finite, require_state
 
+AGAIN = "download it again"
 HEAD_SIZE = 64  # of every attention of RoBERTa, CLIP and METER
 RENAMES = (  # the first that matches; the rest of the key stays
     (r"text_transformer\.", "meter.text_model."),
@@ -94,26 +98,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a Lightning checkpoint, or of a file that holds nothing else; runs no code of the file.
 
     Raises:
-        ConversionError: the file holds more than tensors, plain values and Lightning's callback names.
-        FileNotFoundError: there is no such file; says where METER's are.
+        ConversionError: there is no such file, and the message says where METER's are; or it is damaged, or holds more
+            than tensors, plain values and Lightning's callback names.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ConversionError(
             f"{path} does not exist; METER's checkpoints are the files meter_clip16_288_roberta_*.ckpt of "
             "https://github.com/zdou0830/METER/releases/tag/checkpoint"
         )
-    try:
-        if strangers := sorted(set(get_unsafe_globals_in_checkpoint(path)) - set(CALLBACKS)):
-            raise ConversionError(f"{path} holds objects of {', '.join(strangers)}; only tensors are read")
+    with raised_as(ConversionError):
         with safe_globals([(type(name.rpartition(".")[2], (), {}), name) for name in CALLBACKS]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError) as error:
-        raise ConversionError(f"{path} is truncated or no checkpoint ({error}); download it again") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConversionError(f"{path} holds no state_dict of tensors; name one of METER's .ckpt files")
-    return dict(state)
+            content = read_torch(path, AGAIN)
+        state = content.get("state_dict", content) if isinstance(content, dict) else None
+        return require_state(state, path, f"name one of METER's .ckpt files, or {AGAIN}")
 
 
 def convert(
@@ -142,7 +140,8 @@ def convert(
     if task is None:
         raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task that it is for")
     renamed, left_out = _rename(state, HEADS[task])
-    config = _config(renamed, task)
+    with _of_sizes():
+        config = _config(renamed, task)
     if num_answers not in (None, config.num_answers):
         if "vqa_classifier" in found:
             raise ConversionError(
@@ -151,17 +150,19 @@ def convert(
             )
         config.num_answers = num_answers
     new: dict[str, str] = {}
-    types = renamed["meter.token_type_embeddings.weight"]
-    if len(types) == 2 and task == "nlvr2":  # as METER: the second image starts as the first
+    if (types := renamed.get("meter.token_type_embeddings.weight")) is None:
+        raise ConversionError("this is not a whole METER checkpoint: it has nothing for token_type_embeddings.weight")
+    if types.shape[:1] == (2,) and task == "nlvr2":  # as METER: the second image starts as the first
         renamed["meter.token_type_embeddings.weight"] = torch.cat([types, types[1:]])
         new["meter.token_type_embeddings.weight"] = "row 2: the image's, row 1"
     if task == "retrieval" and "rank_output" not in found and "itm_score" in found:
         for kind in ("weight", "bias"):
+            if f"itm_score.fc.{kind}" not in state:
+                raise ConversionError(f"this is not a whole METER checkpoint: it has nothing for itm_score.fc.{kind}")
             renamed[f"rank_output.{kind}"] = state[f"itm_score.fc.{kind}"][1:]
             new[f"rank_output.{kind}"] = "the matching head's row for a match"
-    with types.device:
-        model = TASKS[task](config)
-    own = model.state_dict()
+    with torch.device("meta"), _of_sizes():  # first, as sizes may be any
+        own = TASKS[task](config).state_dict()
     absent, heads = own.keys() - renamed.keys(), set(HEADS[task]) - found
     new |= {key: "at random" for key in sorted(absent) if key.partition(".")[0] in heads}
     misfits = [key for key in own.keys() & renamed.keys() if own[key].shape != renamed[key].shape]
@@ -173,10 +174,27 @@ def convert(
     if any(problems.values()):
         shown = [f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items() if keys]
         raise ConversionError(f"this is not a whole METER checkpoint; {'; '.join(shown)}")
+    with raised_as(ConversionError):
+        require_finite(renamed.items(), "METER's checkpoint", AGAIN)
+    with types.device:
+        model = TASKS[task](config)
     model.load_state_dict(renamed, strict=False)
     if image_size is not None:
         model.resize_images(image_size)
     return model.eval(), Conversion(len(state) - len(left_out), left_out, new)
+
+
+@contextmanager
+def _of_sizes() -> Iterator[None]:
+    """Within it a model is made of whatever sizes the tensors have; some are impossible."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever transformers and torch raise then
+        raise ConversionError(
+            f"the checkpoint's tensors have sizes that make up no METER ({error}); {AGAIN}"
+        ) from error
 
 
 def _rename(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -203,6 +221,8 @@ def _rename(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> tuple[dict[s
             for theirs, ours in LAYER_RENAMES:
                 name = name.replace(theirs, ours)
         if ".in_proj_" in name:  # queries, keys and values in one
+            if tensor.dim() == 0 or len(tensor) % 3:
+                raise ConversionError(f"{key} {tuple(tensor.shape)} is not of queries, keys and values; {AGAIN}")
             for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
                 renamed[name.replace("in_proj_", f"{letter}_proj.")] = rows
         else:
@@ -223,7 +243,10 @@ def _config(state: Mapping[str, Tensor], task: str) -> MeterConfig:
         return state[key].shape
 
     def layers(prefix: str) -> int:
-        return 1 + max((int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix)), default=-1)
+        found = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+        if found != {str(i) for i in range(len(found))}:
+            raise ConversionError(f"this is not a whole METER checkpoint: some layers of {prefix}0 and on are missing")
+        return len(found)
 
     embeddings, vision = "meter.text_model.embeddings", "meter.vision_model"
     vocabulary, text_size = shape(f"{embeddings}.word_embeddings.weight")

@@ -1,0 +1,118 @@
+"""What the steps of a run, and of a comparison, read back of each other."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+from eas.search.records import RoundRecord
+
+
+class LossRecord(TypedDict):
+    """The training loss at a step."""
+
+    step: int
+    loss: float
+
+
+class SearchRecord(TypedDict):
+    """search.json."""
+
+    skip_set: list[int]
+    searched: bool
+    ranking: NotRequired[list[int]]
+    importances: NotRequired[list[float]]
+    rounds: NotRequired[list[RoundRecord]]
+    rungs: NotRequired[list[dict[str, Any]]]
+    log: NotRequired[list[LossRecord]]
+    seconds: NotRequired[float]
+
+
+class TuneRecord(TypedDict):
+    """tune.json."""
+
+    log: list[LossRecord]
+    seconds: NotRequired[float]
+    made: NotRequired[dict[str, Any]]
+
+
+class FoldRecord(TypedDict):
+    """fold.json."""
+
+    mode: str | None
+
+
+class EvalRecord(TypedDict):
+    """eval.json."""
+
+    score: dict[str, float]
+    answers: dict[str, dict[str, str]]
+    examples: NotRequired[int]
+    report: NotRequired[dict[str, dict[str, Any]]]
+    examples_of: NotRequired[dict[str, int]]
+    seconds: NotRequired[float]
+
+
+class MeasureRecord(TypedDict):
+    """measure.json."""
+
+    counts: dict[str, dict[str, Any]]
+    layers: NotRequired[dict[str, list[dict[str, Any]]]]
+    latency: dict[str, Any]
+    made: NotRequired[dict[str, Any]]
+
+
+STEP_RECORDS: dict[str, Any] = {
+    "search": SearchRecord,
+    "tune": TuneRecord,
+    "fold": FoldRecord,
+    "eval": EvalRecord,
+    "measure": MeasureRecord,
+}
+"""By step; other records are mappings of any kind."""
+
+
+class FinalsRecord(TypedDict):
+    """losses.json of the finalists."""
+
+    losses: dict[str, float]
+    seconds: float
+
+
+class DivergedRun(TypedDict):
+    """result.json of a comparison's trial whose rate was too high."""
+
+    seed: int
+    score: dict[str, None]
+    diverged: str
+
+
+class TrialRun(TypedDict):
+    """result.json of a comparison's trial."""
+
+    seed: int
+    score: dict[str, float]
+
+
+class ComparedRun(TrialRun):
+    """result.json of a comparison's run."""
+
+    skip_set: list[int]
+    fold_mode: str | None
+    fold_keeps_answers: bool | None
+    learning_rate: float | None
+    counts: dict[str, float]
+    seconds: dict[str, float]
+
+
+class TimingRecord(TypedDict):
+    """What a comparison has timed."""
+
+    settings: dict[str, Any]
+    skip_sets: dict[str, list[int]]
+    variants: dict[str, Any]
+
+
+class ComparisonRecord(TypedDict):
+    """comparison.json, as far as a later comparison in its folder goes on from it."""
+
+    latency: NotRequired[TimingRecord | None]

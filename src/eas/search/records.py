@@ -1,0 +1,41 @@
+"""What is read back of a search."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class RoundRecord(TypedDict):
+    """One round, as in `eas.search.phase.Round`."""
+
+    step: int
+    skip_sets: list[list[int]]
+    losses: list[float]
+    importances: list[float]
+
+
+class SearchState(TypedDict):
+    """search_state.json, beside a checkpoint."""
+
+    rule: dict[str, Any]
+    rounds: list[RoundRecord]
+    round_seconds: float
+    seconds: float
+
+
+class RuleState(TypedDict):
+    """What every rule remembers."""
+
+    importance: list[float]
+    rounds: int
+    unchanged: int
+    rng: dict[str, Any]
+
+
+class RegressionState(RuleState):
+    """What the rules that fit a linear model remember besides."""
+
+    gram: list[list[float]]
+    moment: list[float]
+    square: float
+    degrees: int
