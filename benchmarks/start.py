@@ -16,8 +16,8 @@ from typing import Any
 from eas.checkpoint import library_versions
 from eas.measure.latency import git_revision, hardware
 
-COMMANDS = (["--help"], ["run", "--help"], ["config"], ["doctor"])
-REPEATS = 7
+COMMANDS = (["--help"], ["run", "--help"])
+REPEATS = 3
 HEAVY = ("torch", "transformers", "peft", "torchao", "bitsandbytes", "datasets", "matplotlib", "numpy")
 CODE = f"""
 import sys

@@ -215,7 +215,7 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConversionError, match=r"cut\.ckpt is truncated, or was not written by torch"):
         read_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"epoch": 3}, tmp_path / "empty.ckpt")
-    with pytest.raises(ConversionError, match="empty.ckpt: .epoch. is no name of a tensor; name one of METER"):
+    with pytest.raises(ConversionError, match=r"empty.ckpt: .epoch. is no name of a tensor; name one of METER"):
         read_checkpoint(tmp_path / "empty.ckpt")
     torch.save({"state_dict": state, "hook": Fraction}, tmp_path / "bad.ckpt")
     with pytest.raises(ConversionError, match=r"bad\.ckpt is damaged, or holds more than weights") as refused:

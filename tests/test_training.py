@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 import eas
 from eas.checkpoint import adapter_state
+from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
 from eas.search import SearchConfig
 from eas.search.linear import ThompsonRule
@@ -145,12 +146,12 @@ def test_multimodal_models_train_with_checkpointing_accumulation_and_bf16(tmp_pa
     batch["labels"][batch["attention_mask"] == 0] = -100
     arguments_ = arguments(
         tmp_path,
-        activation_checkpointing=True,
         gradient_accumulation_steps=2,
         per_device_train_batch_size=1,
         bf16=True,
         max_steps=20,
     )
+    checkpoint_activations(model)
     trainer = EASTrainer(model, arguments_, train_dataset=[0] * 8, data_collator=lambda _: batch)
     tower = {k: v.clone() for k, v in model.state_dict().items() if "vision" in k or "visual.blocks" in k}
     projector = Anatomy.of(model).projector

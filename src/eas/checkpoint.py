@@ -231,7 +231,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         RecordError: the folder is damaged or incomplete.
     """
-    return dict(_read(folder)[1])
+    return _read(folder)[1].loaded()
 
 
 def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
@@ -309,7 +309,7 @@ def _tensors(file: Safetensors, own: Mapping[str, Tensor], folder: Path) -> dict
                 f"{source}: {key} has shape {tuple(file.shapes[key])}, not {tuple(tensor.shape)}; {REMEDY}"
             )
     with raised_as(CheckpointError):
-        tensors = dict(file)
+        tensors = file.loaded()
         require_finite(tensors.items(), source, REMEDY)
     return tensors
 

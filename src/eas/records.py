@@ -116,15 +116,18 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
     """
     kind = NoneType if kind is None else kind
     origin, parts = get_origin(kind), get_args(kind)
-    shown = f"{where or 'the whole'} = {reprlib.repr(value)}"
+
+    def must(be: str) -> str:  # late, as some values are long to show
+        return f"{where or 'the whole'} = {reprlib.repr(value)} must be {be}"
+
     if kind is Any:
         return None
     if origin in (UnionType, Union):
         found = [misfit(value, part, where) for part in parts if part is not NoneType or value is None]
-        return None if None in found else found[0] if len(found) == 1 else f"{shown} must be {kind_name(kind)}"
+        return None if None in found else found[0] if len(found) == 1 else must(kind_name(kind))
     if is_typeddict(kind):
         if not isinstance(value, dict):
-            return f"{shown} must be a mapping"
+            return must("a mapping")
         inside = []
         for key, hint in get_type_hints(kind, include_extras=True).items():
             if key in value:
@@ -134,17 +137,17 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
                 return f"{where or 'it'} has no {key!r}"
     elif origin in (list, tuple, dict):
         if not isinstance(value, origin):
-            return f"{shown} must be {kind_name(kind)}"
+            return must(kind_name(kind))
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         if origin is dict and any(misfit(key, parts[0], where) for key in value):
-            return f"{shown} must be {kind_name(kind)}"
+            return must(kind_name(kind))
         inside = [(one, parts[-1 if origin is dict else 0], f"{where}[{key!r}]") for key, one in entries]
     else:
         if kind is float and isinstance(value, float):
-            return None if math.isfinite(value) else f"{shown} must be finite"
+            return None if math.isfinite(value) else must("finite")
         is_bool = isinstance(value, bool)  # an int to Python, but not to us
         ok = kind is bool if is_bool else isinstance(value, int if kind is float else kind)
-        return None if ok else f"{shown} must be {kind_name(kind)}"
+        return None if ok else must(kind_name(kind))
     return next((wrong for one in inside if (wrong := misfit(*one))), None)
 
 

@@ -63,6 +63,14 @@ class Safetensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
+    def loaded(self) -> dict[str, Tensor]:
+        """All of them, every file opened once."""
+        found: dict[str, Tensor] = {}
+        for file in dict.fromkeys(self.files.values()):
+            with self._opened(file) as opened:
+                found |= {key: opened.get_tensor(key) for key, place in self.files.items() if place == file}
+        return found
+
     def on_meta(self) -> dict[str, Tensor]:
         """Names and shapes; the weights are not read."""
         return {key: torch.empty(shape, device="meta") for key, shape in self.shapes.items()}

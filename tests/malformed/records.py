@@ -20,6 +20,7 @@ from eas.pipeline.compare import _read as read_comparison
 from eas.pipeline.finals import _read as read_finals
 from eas.records import raised_as
 from eas.reports.card import write_card
+from eas.surgery import attached as attached_already
 from eas.training.resuming import check_checkpoint
 from eas.weights import Safetensors
 from malformed import Case, flipped
@@ -75,7 +76,15 @@ def check(folder):
     search().load(folder)
 
 
-READ = {"adapter": lambda folder: load(copy.deepcopy(base()), folder), "standalone": load, "checkpoint": check}
+def onto_the_base(folder):
+    try:
+        load(base(), folder)
+    finally:
+        if attached_already(base()):  # a refused adapter leaves it as it was
+            base.cache_clear()
+
+
+READ = {"adapter": onto_the_base, "standalone": load, "checkpoint": check}
 
 
 def case(kind, name, change, names, may_read=False):

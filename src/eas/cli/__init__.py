@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,9 +18,9 @@ __all__ = ["app", "main"]
 
 
 NOISE = {
-    "torchao": "Failed to load",  # its CUDA libraries, where there is no GPU
-    "torch.utils._pytree": "register_constant",  # torchao registers enums in the old way
-    "bitsandbytes.backends.cpu.ops": "kernels-community",  # an optional package of its own
+    "torchao": ("Failed to load", "Skipping import of cpp"),  # its CUDA libraries, without GPU or of another torch
+    "torch.utils._pytree": ("register_constant",),  # torchao registers enums in the old way
+    "bitsandbytes.backends.cpu.ops": ("kernels-community",),  # an optional package of its own
 }
 """Logger -> what it says whenever peft or transformers imports an installed extra, and nobody can do anything about."""
 
@@ -29,7 +30,11 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name, words in NOISE.items():
-        logging.getLogger(name).addFilter(lambda record, words=words: words not in record.getMessage())  # type: ignore[misc]
+        logging.getLogger(name).addFilter(partial(_keeps, words))
+
+
+def _keeps(words: tuple[str, ...], record: logging.LogRecord) -> bool:
+    return not any(said in record.getMessage() for said in words)
 
 
 def main() -> None:

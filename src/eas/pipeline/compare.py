@@ -34,7 +34,7 @@ from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
-from eas.pipeline.records import ComparedRun, ComparisonRecord, DivergedRun, TrialRun
+from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
@@ -330,8 +330,7 @@ def _result(job: Job) -> dict[str, Any] | None:
     result = Run(job.config).record("result")
     if result is None:
         return None
-    kind = DivergedRun if "diverged" in result else TrialRun if job.trial else ComparedRun
-    if wrong := misfit(result, kind, ""):
+    if wrong := misfit(result, TrialRun if job.trial else ComparedRun, ""):
         path = job.folder / "result.json"
         raise ConfigError(f"{path} is not what a comparison leaves there ({wrong}); remove {job.folder}")
     return result

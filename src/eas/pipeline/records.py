@@ -78,24 +78,18 @@ class FinalsRecord(TypedDict):
     seconds: float
 
 
-class DivergedRun(TypedDict):
-    """result.json of a comparison's trial whose rate was too high."""
+class TrialRun(TypedDict):
+    """result.json of a comparison's trial; one that diverged has no score."""
 
     seed: int
-    score: dict[str, None]
-    diverged: str
+    score: dict[str, float | None]
 
 
-class TrialRun(TypedDict):
-    """result.json of a comparison's trial."""
+class ComparedRun(TypedDict):
+    """result.json of a comparison's run."""
 
     seed: int
     score: dict[str, float]
-
-
-class ComparedRun(TrialRun):
-    """result.json of a comparison's run."""
-
     skip_set: list[int]
     fold_mode: str | None
     fold_keeps_answers: bool | None
