@@ -220,6 +220,12 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
             eas.attach(model, METHODS[name].config(**values))
         assert not eas.attached(model)
         assert all(parameter.requires_grad for parameter in model.parameters())
+    for name in ("prefix", "mam", "deep_prompt"):  # which the eager attention does not see
+        model = build()
+        model.set_attn_implementation("eager")
+        with pytest.raises(ConfigError, match=r"attends with 'eager'; .*set_attn_implementation\(\"sdpa\"\)"):
+            eas.attach(model, METHODS[name].config())
+        assert not eas.attached(model)
     model = tuned("eas")
     with pytest.raises(ValueError, match="leaves no attention"):
         eas.select(model, range(8))
