@@ -19,7 +19,7 @@ from eas.data.example import Example
 from eas.data.meter import MeterCollator
 from eas.evaluation import Evaluation, evaluate
 from eas.evaluation_meter import evaluate_meter, score_retrieval
-from eas.methods import method_of
+from eas.methods import method_of, require_fit
 from eas.models.lavin import LavinConfig
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ class MeterTask(Task):
             raise ConfigError(
                 "train.max_length: METER's processor cuts texts itself, at its max_text_length; leave it out"
             )
-        if not method_of(self.form, config.method.name).fold_modes and config.fold_mode is not None:
+        method = method_of(self.form, config.method.name)
+        require_fit(self.form, config.method)
+        if not method.fold_modes and config.fold_mode is not None:
             raise ConfigError(
                 f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} cannot be folded; leave fold_mode out"
             )
