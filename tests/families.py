@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eas import EASConfig, attach, select
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
 from eas.models.lavin import LavinConfig
+from eas.models.meter import TASKS, MeterConfig
 
 SEEING = [family for family, (_, projector) in FAMILIES.items() if projector is not None]
 TEXT = {
@@ -37,6 +38,33 @@ CLIP = {
 }
 QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+
+def build_meter(task: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A tiny METER with the head of a task: two layers a modality, with weights that show in the logits."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    words = {**sizes, "vocab_size": 60, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = MeterConfig(
+        text_config={**words, "max_position_embeddings": 40, "layer_norm_eps": 1e-5},
+        vision_config={**sizes, "patch_size": 8, "image_size": 16},
+        coattention_config=words,
+        num_images=2 if task == "nlvr2" else 1,
+        num_answers=5,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    return TASKS[task](config).eval().to(dtype)
+
+
+def meter_batch(task: str = "vqa", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Two texts, one of them padded, with their images and labels."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 60, (2, 7), generator=generator)
+    ids[1, 4:] = 1
+    images = 2 if task == "nlvr2" else 1
+    pixels = torch.randn(2, images, 3, 16, 16, generator=generator).squeeze(1).to(dtype)
+    labels = torch.rand(2, 5, generator=generator) if task == "vqa" else torch.tensor([1, 0])
+    return {"input_ids": ids, "attention_mask": (ids != 1).long(), "pixel_values": pixels, "labels": labels}
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **text_options: Any) -> Any:

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from families import build
 from huggingface_hub import ModelCard
 
 import eas
-from eas.card import MARK, on_hub
+from eas.card import MARK, on_hub, portable, portable_result
 from eas.reports.card import card, write_card
 
 BASE = {"id": "llava-hf/llava-1.5-7b-hf", "revision": "abc123", "class": "LlavaForConditionalGeneration"}
@@ -130,3 +131,31 @@ def test_a_run_of_a_comparison_has_one(tmp_path: Path) -> None:
         assert fact in text, fact
     for word in ("Times:", "faster", "None", "90"):
         assert word not in text.split("## Configuration")[0], word
+
+
+def test_a_card_names_no_folder_of_this_machine() -> None:
+    values = {"model": "/home/me/models/mine", "data": "vqa2:/home/me/vqa", "output_dir": "/home/me/runs/a"}
+    result = {**RESULT, "config": values, "model": {**RESULT["model"], "id": values["model"]}}
+    result |= {"task": {**RESULT["task"], "data": values["data"]}, "samples": [{"question": "/home/me ?"}]}
+    text = str(card(result, {"id": values["model"], "class": "LlavaForConditionalGeneration"}))
+    assert "/home" not in text
+    assert "mine with eas on vqa2:vqa" in text
+    assert portable_result(result)["samples"] == result["samples"]  # not of this machine, but of the data
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/a/b/c", "c"),
+        ("~/b", "b"),
+        ("nlvr:/a/b", "nlvr:b"),
+        ("scienceqa:hub:/a/b", "scienceqa:hub:b"),
+        ("hub:org/name", "hub:org/name"),
+        ("org/name", "org/name"),
+        ("runs/a", "runs/a"),
+        ("eas run --output-dir '/a/b c'", "eas run --output-dir 'b c'"),
+        ({"a": ["/x/y", 3, None]}, {"a": ["y", 3, None]}),
+    ],
+)
+def test_absolute_paths_are_their_last_names(value: object, shown: object) -> None:
+    assert portable(value) == shown

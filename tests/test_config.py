@@ -139,7 +139,7 @@ configs = st.builds(
 
 
 @settings(deadline=None)
-@given(eas=configs, name=st.text(), limit=st.none() | st.integers())
+@given(eas=configs, name=st.text(), limit=st.none() | st.integers(-(2**63) + 1, 2**63 - 1))
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
 def test_files_read_back_the_same(tmp_path_factory, suffix, eas, name, limit):
     config, path = Outer(name, limit, eas), tmp_path_factory.mktemp("config") / f"config{suffix}"

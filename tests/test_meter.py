@@ -198,7 +198,7 @@ def test_images_of_another_size():
 def test_what_is_no_whole_checkpoint_is_refused(tmp_path):
     state = checkpoint("vqa")
     for change, words in (
-        ({"cross_modal_text_layers.1.output.dense.bias": None}, "1 missing: meter.cross_modal_text_layers.1.output"),
+        ({"cross_modal_text_layers.1.output.dense.bias": None}, "1 missing: meter.cross_modal_text_layers.1.mlp.down"),
         ({"vit_model.patch_embed.proj.weight": torch.ones(2)}, "1 keys are none of METER's with CLIP and RoBERTa"),
         ({"vqa_classifier.0.bias": None}, "1 missing: vqa_classifier.0.bias"),
         ({"cross_modal_text_pooler.dense.bias": torch.ones(3)}, r"of another shape: .* \(3,\), not \(128,\)"),

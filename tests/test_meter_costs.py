@@ -12,7 +12,7 @@ from eas import METHODS
 from eas.measure.latency import benchmark
 from eas.measure.layers import block_costs
 from eas.models.meter import TASKS, MeterConfig
-from eas.models.meter.modeling import Stream, attend
+from eas.models.meter.modeling import Stream
 from eas.search.similarity import cosines
 from eas.surgery import disabled
 
@@ -29,39 +29,40 @@ def test_what_is_dropped_hands_on_what_came_in():
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.enable_adapters(False)  # what is left is the base without its attentions
-    close(layer(text, image), plain.output(plain.intermediate(text), text))
+    close(layer(text, image), plain.mlp_norm(text + plain.mlp(text)))
     eas.select(model, (0,))
-    close(layer(text, image), plain.output(plain.intermediate(z := plain.crossattention(text, None, image)[0]), z))
+    z = plain.cross_attn_norm(text + plain.cross_attn(text, None, image)[0])
+    close(layer(text, image), plain.mlp_norm(z + plain.mlp(z)))
     whole = tuned("drop, layers")
     assert torch.equal(whole.meter.cross_modal_text_layers[0](text, image), text)
 
 
 def test_a_prefix_is_keys_and_values_in_front():
-    model = tuned("prefix")
+    trunk = tuned("prefix").meter
     text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
-    mask = torch.arange(5)[None] < 3
-    bias = Stream(text, mask).bias()
-    for layers, candidate in ((model.meter.cross_modal_text_layers, 1), (model.meter.cross_modal_image_layers, 0)):
-        for attention, queries, keys, padding in (
-            (layers[candidate].attention, text, text[:, :3], (bias,)),
-            (layers[candidate].crossattention, image, text[:, :3], (None, text, bias)),
+    bias = Stream(text, torch.arange(5)[None] < 3).bias()
+    states, table = trunk.prompt.states(trunk), trunk.prompt.table.view(3, 8, 2, 2, 16)
+    for layers, layer, first in ((trunk.cross_modal_text_layers, 1, 0), (trunk.cross_modal_image_layers, 0, 4)):
+        for attention, index, queries, other in (
+            (layers[layer].self_attn, first + layer, text, None),
+            (layers[layer].cross_attn, first + 2 + layer, image, text),
         ):
-            core, (first_keys, first_values) = attention.get_submodule("self"), attention.prefix.table
             q, k, v = (
-                part.view(part.shape[0], 2, 16).transpose(0, 1)
+                part.view(part.shape[0], 2, 16)
                 for part in (
-                    core.query(queries)[0],
-                    torch.cat([first_keys, core.key(keys)[0]]),
-                    torch.cat([first_values, core.value(keys)[0]]),
+                    attention.q_proj(queries)[0],
+                    attention.k_proj(text[0, :3]),
+                    attention.v_proj(text[0, :3]),
                 )
             )
-            seen = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
-            expected = attention.output(seen.transpose(0, 1).flatten(1)[None], queries)
-            close(attention(queries, *padding)[0], expected)
+            k, v = (torch.cat(pair) for pair in zip(table[:, index].unbind(1), (k, v), strict=True))
+            q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+            expected = attention.o_proj(((q @ k.mT / 4).softmax(-1) @ v).transpose(0, 1).flatten(1))
+            close(attention(queries, bias, other, prompt_key_values=states)[0][0], expected)
 
 
 def test_mam_is_a_prefix_and_adapters_beside_the_ffns():
-    assert eas.count(tuned("mam"), 7, 1).params_trained == 4 * 2 * (2 * 2 * 32) + 4 * (2 * 32 * 16 + 16 + 32)
+    assert eas.count(tuned("mam, short"), 7, 1).params_trained == 4 * 2 * (2 * 2 * 32) + 4 * (2 * 32 * 16 + 16 + 32)
     extra = eas.count(tuned("prefix"), 7, 1).macs - eas.count(build(), 7, 1).macs
     assert extra == 2 * 2 * 32 * 3 * 2 * (7 + 5)  # two attentions of two layers meet three more keys and values
     without = METHODS["mam"].config(num_tokens=0, rank=4)
@@ -95,10 +96,11 @@ def test_similarity_is_the_cosine_of_what_comes_in_and_what_goes_on(label, task)
                     out = layer(x, other.tokens, own.mask, other.mask)
                     pairs = {2 * s + i: (x, out)}
                     if label == "eas":
-                        adapted = x + layer.attention.adapt_pia(x, layer.attention.adapt_pia.prompt_state(x, own.mask))
-                        y = attend(layer.attention, adapted, own.with_tokens(adapted), x)
-                        pia = layer.crossattention.adapt_pia
-                        z = attend(layer.crossattention, y + pia(y, pia.prompt_state(y, own.mask)), other, y)
+                        pia, across = layer.self_attn.adapt_pia, layer.cross_attn.adapt_pia
+                        queries = x + pia(x, pia.prompt_state(x, own.mask))
+                        y = layer.self_attn_norm(x + layer.self_attn(queries, own.bias())[0])
+                        queries = y + across(y, across.prompt_state(y, own.mask))
+                        z = layer.cross_attn_norm(y + layer.cross_attn(queries, other.bias(), other.tokens)[0])
                         pairs = {4 * s + i: (x, y), 4 * s + 2 + i: (y, z)}
                     for c, (a, b) in pairs.items():
                         cosine = F.cosine_similarity(a, b, dim=-1)[there]
@@ -202,7 +204,7 @@ def test_what_is_skipped_leaves_its_layer():
     assert skipped[0].mha == 0 < skipped[0].ffn == layers[0].ffn
     assert skipped[0].other > layers[0].other
     assert skipped[1:] == layers[1:]
-    das = block_costs(tuned("das"), 7, 1)
+    das = block_costs(tuned("das, wide"), 7, 1)
     assert [layer.mha == layer.ffn == 0 for layer in das] == [True, False, False, True]
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_meter import close
-from test_meter_contract import CONFIGS, PIA, batch, build, exactly, logits, tuned
+from test_meter_contract import batch, build, exactly, logits, tuned
+from test_methods import METER_CONFIGS as CONFIGS
+from test_methods import PIA, method
 from transformers import TrainingArguments
 
 import eas
@@ -33,13 +35,12 @@ def naive_pia(pia, n, pooled):
 
 
 def naive_attention(attention, queries, keys):
-    core, heads = attention.self, attention.self.num_attention_heads
     q, k, v = (
-        part(tokens).view(len(tokens), heads, -1).transpose(0, 1)
-        for part, tokens in ((core.query, queries), (core.key, keys), (core.value, keys))
+        part(tokens).view(len(tokens), 2, -1).transpose(0, 1)
+        for part, tokens in ((attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys))
     )
     mixed = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-    return attention.output.dense(mixed.transpose(0, 1).flatten(1))
+    return attention.o_proj(mixed.transpose(0, 1).flatten(1))
 
 
 def naive_layer(layer, x, other):
@@ -51,21 +52,21 @@ def naive_layer(layer, x, other):
     def adapted(pia, tokens):
         return tokens + naive_pia(pia, tokens, tokens)
 
-    own, cross = layer.attention, layer.crossattention
+    own, cross = layer.self_attn, layer.cross_attn
     if own.skip_mha:
-        y = norm(own.output.LayerNorm, x + naive_pia(own.skip_pia, x, x))
+        y = norm(layer.self_attn_norm, x + naive_pia(own.skip_pia, x, x))
     else:
         a = adapted(own.adapt_pia, x)
-        y = norm(own.output.LayerNorm, x + naive_attention(own, a, a))
+        y = norm(layer.self_attn_norm, x + naive_attention(own, a, a))
     if cross.skip_mha:
-        z = norm(cross.output.LayerNorm, y + naive_pia(cross.skip_pia, x, other))
+        z = norm(layer.cross_attn_norm, y + naive_pia(cross.skip_pia, x, other))
     else:
-        z = norm(cross.output.LayerNorm, y + naive_attention(cross, adapted(cross.adapt_pia, y), other))
-    hidden = F.gelu(layer.intermediate.dense(adapted(layer.adapt_pia, z)))
-    return norm(layer.output.LayerNorm, z + layer.output.dense(hidden))
+        z = norm(layer.cross_attn_norm, y + naive_attention(cross, adapted(cross.adapt_pia, y), other))
+    hidden = F.gelu(layer.mlp.up_proj(adapted(layer.adapt_pia, z)))
+    return norm(layer.mlp_norm, z + layer.mlp.down_proj(hidden))
 
 
-@pytest.mark.parametrize("label", ["eas", "eas, constant"])
+@pytest.mark.parametrize("label", ["eas", "eas, grouped"])
 @pytest.mark.parametrize("skipped", [(), (0,), (2,), (0, 2), (4, 6, 2, 0)])
 def test_layers_are_the_equations(label, skipped):
     model = tuned(label)
@@ -94,25 +95,24 @@ def test_candidates_are_the_texts_self_and_cross_then_the_images():
     order = [
         getattr(layer, kind)
         for side in (trunk.cross_modal_text_layers, trunk.cross_modal_image_layers)
-        for kind in ("attention", "crossattention")
+        for kind in ("self_attn", "cross_attn")
         for layer in side
     ]
     assert [block for block, _ in candidates(model)] == order
-    skipping = tuned("das")
+    skipping = tuned("das, wide")
     layers = [*skipping.meter.cross_modal_text_layers, *skipping.meter.cross_modal_image_layers]
     assert [block for block, _ in candidates(skipping)] == layers
 
 
 def test_das_skips_layers_and_adapts_beside_the_parts_of_others():
-    model, inputs = tuned("das"), batch()
+    model, inputs = tuned("das, wide"), batch()
     text, image = torch.randn(1, 5, 32), torch.randn(1, 4, 32)
     skipped, kept = model.meter.cross_modal_text_layers
     close(skipped(text, image), text + skipped.skip_adapter(text))
-    y = kept.attention.output
     base = build().meter.cross_modal_text_layers[1]
-    seen = base.attention.self(text)[0]
-    expected = y.LayerNorm(text + y.adapter(text) + base.attention.output.dense(seen))
-    close(kept.attention(text)[0], expected)
+    y = base.self_attn_norm(text + kept.self_attn.adapter(text) + base.self_attn(text)[0])
+    z = base.cross_attn_norm(y + kept.cross_attn.adapter(y) + base.cross_attn(y, None, image)[0])
+    close(kept(text, image), base.mlp_norm(z + kept.mlp.adapter(z) + base.mlp(z)))
     assert logits(model, inputs).isfinite().all()
 
 
@@ -158,7 +158,7 @@ def test_scoring_sets_is_scoring_them_one_by_one(task):
     assert score_sets(model, inputs, sets) == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("label", ["eas", "das"])
+@pytest.mark.parametrize("label", ["eas", "das, wide"])
 def test_a_search_and_a_tune_phase(label, tmp_path):
     examples = [{key: value[i % 2] for key, value in batch().items()} for i in range(6)]
 
@@ -175,7 +175,7 @@ def test_a_search_and_a_tune_phase(label, tmp_path):
             use_cpu=True,
         )
 
-    config = METHODS[label].config(**CONFIGS[label], train_head=True)
+    config = METHODS[method(label)].config(**CONFIGS[label], train_head=True)
     model = eas.attach(build(), config)
     search = SearchConfig(rule="spread", warmup_steps=1, interval=1, samples=2, batch_size=2)
     trainer = EASTrainer(
@@ -220,6 +220,12 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
             eas.attach(model, METHODS[name].config(**values))
         assert not eas.attached(model)
         assert all(parameter.requires_grad for parameter in model.parameters())
+    for name in ("prefix", "mam", "deep_prompt"):  # which the eager attention does not see
+        model = build()
+        model.set_attn_implementation("eager")
+        with pytest.raises(ConfigError, match=r"attends with 'eager'; .*set_attn_implementation\(\"sdpa\"\)"):
+            eas.attach(model, METHODS[name].config())
+        assert not eas.attached(model)
     model = tuned("eas")
     with pytest.raises(ValueError, match="leaves no attention"):
         eas.select(model, range(8))

@@ -346,6 +346,7 @@ def test_what_skips_layers_and_what_merges(models, tmp_path, method):
         ("vqa", ["metric=exact"], "METER's vqa is scored officially; leave metric out"),
         ("nlvr2", ["fold_mode=shared"], "on METER eas cannot be folded; leave fold_mode out"),
         ("nlvr2", ["train.max_length=40"], "cuts texts itself, at its max_text_length; leave it out"),
+        ("nlvr2", ["method.pooling=causal"], "EASConfig.pooling = 'causal': METER's tokens have no order"),
         ("nlvr2", ["method={name: llama_adapter}"], "'llama_adapter' does not exist for this model: its gated prompts"),
         (
             "nlvr2",

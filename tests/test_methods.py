@@ -2,16 +2,18 @@
 
 from collections import Counter
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
-from families import build, logits, prompts
+from families import build, build_meter, logits, meter_batch, prompts
 from test_generation import alone, answered, answers, decode, teacher_forced
 
 import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
 from eas.hf.trainer import checkpoint_activations
+from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
 from eas.surgery import candidates, disabled
 
@@ -23,6 +25,7 @@ FAMILIES = [
     "LlavaForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",  # multimodal rotary positions
 ]
+METER = "MeterForVisualQuestionAnswering"  # an encoder, which decodes nothing
 PIA = {"skip_rank": 4, "adapt_rank": 2}
 CONFIGS = {
     "eas": {"num_skip": 2, **PIA},
@@ -50,13 +53,25 @@ CONFIGS = {
     "llama_adapter": {"num_tokens": 3},
     "mam": {"num_tokens": 3, "rank": 8},
 }
+SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt")
+METER_CONFIGS = {label: CONFIGS[label] for label in SHARED} | {
+    "eas, grouped": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
+    "das, wide": {"num_skip": 2, "skip_rank": 8, "adapt_rank": 16},  # a narrow ReLU may be zero for all tokens
+    "drop, layers": {"num_skip": 2, "rank": 2, "candidates": "layer"},
+    "adapter, wide": {"rank": 16, "placement": "both"},
+    "parallel_adapter, both": {"rank": 16, "placement": "both"},
+    "mam, short": {"num_tokens": 2, "rank": 16, "scale": 2.0},
+}
+PAIRS = [*product(FAMILIES, CONFIGS), *((METER, label) for label in METER_CONFIGS)]
 SETS = {"either": (0, 2, 5), "ffn": (1, 2)}  # others skip 0 and 2
+METER_SETS = {"mha": (1, 2, 5, 6), "layer": (0, 3)}  # of both modalities, self and cross
 CHANGES_UNTRAINED = {"prefix", "shallow_prompt", "deep_prompt", "mam"}  # the softmax is shared with m more keys
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
 
 
 def test_every_method_has_signed():
     assert {method(label) for label in CONFIGS} == set(METHODS)
+    assert {method(label) for label in METER_CONFIGS} == set(METHODS) - set(REFUSED["coattention"])
     for name, entry in METHODS.items():
         assert entry.config.name == name
         assert (entry.fold is None) == (entry.unfold is None) == (not entry.fold_modes)
@@ -67,14 +82,21 @@ def method(label):
 
 
 def config_of(label):
-    return METHODS[method(label)].config(**CONFIGS[label])
+    return METHODS[method(label)].config(**(CONFIGS | METER_CONFIGS)[label])
+
+
+def base_of(family, **options):
+    return build_meter("vqa", **options) if family == METER else build(family, **options)
 
 
 def tuned(family, label, pruned=False, **build_options):
     """An attached tiny model under its skip set, with trained weights that show in the logits."""
+    return with_weights(base_of(family, **build_options), config_of(label), pruned)
+
+
+def with_weights(base, config, pruned=False):
     torch.manual_seed(1)
-    config = config_of(label)
-    model = eas.attach(build(family, **build_options), config)
+    model = eas.attach(base, config)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in adapter_state(model).values():
@@ -87,13 +109,14 @@ def tuned(family, label, pruned=False, **build_options):
 
 def select_as(model):
     if candidates(model):
-        eas.select(model, SETS.get(model.eas.config.candidates, (0, 2)))
+        sets = SETS if model.can_generate() else METER_SETS
+        eas.select(model, sets.get(model.eas.config.candidates, (0, 2)))
 
 
 def trains_of_the_base(model, label):
     """The modules of the base itself that a method trains."""
-    head = model.get_output_embeddings()
-    return {"full": [Anatomy.of(model).text_model, head], "head": [head]}.get(method(label), [])
+    anatomy = Anatomy.of(model)
+    return {"full": [anatomy.text_model, *anatomy.head], "head": anatomy.head}.get(method(label), [])
 
 
 def can_fold(config, mode):
@@ -104,7 +127,20 @@ def can_fold(config, mode):
 
 
 def batch_of(family):
-    return answered(prompts(family), answers(2))[0]
+    if family == METER:
+        return meter_batch()
+    return {**answered(prompts(family), answers(2))[0], "use_cache": False}
+
+
+def inputs_of(family, *lengths, dtype=torch.float32):
+    if family == METER:
+        return {key: value for key, value in meter_batch(dtype=dtype).items() if key != "labels"}
+    return prompts(family, *lengths)
+
+
+def answer(family, model, inputs):
+    """Logits of an answer that is decoded; METER's own."""
+    return logits(model, inputs) if family == METER else decode(model, inputs, answers(2))
 
 
 def are_the_slope(gradients, loss):
@@ -118,19 +154,18 @@ def are_the_slope(gradients, loss):
     assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("label", CONFIGS)
+@pytest.mark.parametrize(("family", "label"), PAIRS)
 class TestContract:
     def test_untrained_it_changes_nothing_or_says_so(self, family, label):
-        model, inputs = eas.attach(build(family), config_of(label)), prompts(family, (8, 8))
-        got, expected = logits(model, inputs), logits(build(family), inputs)
+        model, inputs = eas.attach(base_of(family), config_of(label)), inputs_of(family, (8, 8))
+        got, expected = logits(model, inputs), logits(base_of(family), inputs)
         if method(label) in CHANGES_UNTRAINED:
             assert not torch.allclose(got, expected, atol=1e-4)
         else:
             close(got, expected, rtol=1e-6, atol=1e-6)
 
     def test_exactly_what_it_declares_is_trained(self, family, label):
-        model = build(family)
+        model = base_of(family)
         base = {id(parameter) for parameter in model.parameters()}
         eas.attach(model, config_of(label))
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -140,18 +175,18 @@ class TestContract:
 
     def test_gradients_reach_all_of_it_and_are_the_slope_of_the_loss(self, family, label):
         model, batch = tuned(family, label, pruned=True).train(), batch_of(family)
-        model(**batch, use_cache=False).loss.backward()
+        model(**batch).loss.backward()
         gradients = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None, name
-                if not name.endswith("k_proj.bias"):  # softmax does not see what all keys have in common
+                if not name.endswith(("k_proj.bias", "key.bias")):  # softmax does not see what all keys have in common
                     assert parameter.grad.any(), name
                 gradients[parameter] = parameter.grad
-        are_the_slope(gradients, lambda: model(**batch, use_cache=False).loss)
+        are_the_slope(gradients, lambda: model(**batch).loss)
 
     def test_the_weights_of_the_base_never_change(self, family, label):
-        model = build(family)
+        model = base_of(family)
         before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
 
         def unchanged(**tolerance):
@@ -163,14 +198,14 @@ class TestContract:
         select_as(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, weight_decay=0.1)
         for _ in range(2):
-            model.train()(**batch_of(family), use_cache=False).loss.backward()
+            model.train()(**batch_of(family)).loss.backward()
             optimizer.step()
         eas.prune(model.eval())
-        decode(model, prompts(family), answers(2))
+        answer(family, model, inputs_of(family))
         unchanged()
-        if METHODS[method(label)].fold is not None:
+        if model.eas.method.fold is not None:
             merges = eas.fold(model).mode == "merged"
-            decode(model, prompts(family), answers(2))
+            answer(family, model, inputs_of(family))
             changed = any(not torch.equal(parameter, old) for parameter, old in before)
             assert changed == merges
             eas.unfold(model)
@@ -182,34 +217,33 @@ class TestContract:
             model = tuned(family, label, pruned=True).train()
             if checkpointing:
                 checkpoint_activations(model)
-            for layer in Anatomy.of(model).layers:
-                layer.input_layernorm.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
-            model(**batch_of(family), use_cache=False).loss.backward()
+            for module in (module for layer in Anatomy.of(model).layers for module in layer.modules()):
+                module.register_forward_hook(lambda *_, now=checkpointing: calls.update([now]))
+            model(**batch_of(family)).loss.backward()
             gradients.append([parameter.grad for parameter in adapter_state(model).values()])
         close(gradients[1], gradients[0])
         assert calls[True] > calls[False]
 
     def test_saved_and_loaded_it_is_the_same_bit_for_bit(self, family, label, tmp_path):
-        inputs = prompts(family)
+        inputs = inputs_of(family)
         for pruned in (False, True):
             model = tuned(family, label, pruned)
             eas.save(model, tmp_path)
-            again = eas.load(build(family), tmp_path)
+            again = eas.load(base_of(family), tmp_path)
             assert again.eas == model.eas
             assert eas.skip_set(again) == eas.skip_set(model)
             assert torch.equal(logits(again.eval(), inputs), logits(model, inputs))
 
     def test_folded_equals_unfolded_and_folds_once(self, family, label):
-        model, inputs, answer = tuned(family, label, pruned=True), prompts(family), answers(2)
-        if METHODS[method(label)].fold is None:
+        model, inputs = tuned(family, label, pruned=True), inputs_of(family)
+        if model.eas.method.fold is None:
             with pytest.raises(ValueError, match="cannot be folded"):
                 eas.fold(model)
             with pytest.raises(ValueError, match="not folded"):
                 eas.unfold(model)
             return
-        batches = decode(model, inputs, answer)
-        single = alone(family, inputs, 0, (True, True)), answer[:1]
-        for mode in METHODS[method(label)].fold_modes:
+        batches = answer(family, model, inputs)
+        for mode in model.eas.method.fold_modes:
             if not can_fold(model.eas.config, mode):
                 with pytest.raises(ValueError, match="folding needs"):
                     eas.fold(model, mode)
@@ -218,31 +252,35 @@ class TestContract:
             with pytest.raises(ValueError, match="folded already"):
                 eas.fold(model, mode)
             if mode == "per_example":
-                close(decode(model, *single), batches[:1])
+                close(decode(model, alone(family, inputs, 0, (True, True)), answers(1)), batches[:1])
             else:
-                close(decode(model, inputs, answer), batches)
+                close(answer(family, model, inputs), batches)
             eas.unfold(model)
-            close(decode(model, inputs, answer), batches, rtol=1e-5, atol=1e-5)
+            close(answer(family, model, inputs), batches, rtol=1e-5, atol=1e-5)
             with pytest.raises(ValueError, match="not folded"):
                 eas.unfold(model)
 
     def test_every_way_of_decoding_gives_the_numbers_of_training(self, family, label):
-        model, inputs, answer = tuned(family, label), prompts(family), answers(2)
-        expected = teacher_forced(model, inputs, answer)
+        model, inputs, said = tuned(family, label), inputs_of(family), answers(2)
+        if family == METER:  # which decodes nothing: a padded row is what it is alone
+            alone_of = {key: value[1:, :4] if value.ndim == 2 else value[1:] for key, value in inputs.items()}
+            close(logits(model, alone_of), logits(model, inputs)[1:])
+            return
+        expected = teacher_forced(model, inputs, said)
         for more in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
-            close(decode(model, inputs, answer, **more), expected)
+            close(decode(model, inputs, said, **more), expected)
         for row in (0, 1):  # alone, without padding
-            close(decode(model, alone(family, inputs, row, (True, True)), answer[row : row + 1]), expected[[row]])
+            close(decode(model, alone(family, inputs, row, (True, True)), said[row : row + 1]), expected[[row]])
 
     def test_disabled_it_gives_the_base_back(self, family, label):
-        model, inputs = tuned(family, label), prompts(family)
+        model, inputs = tuned(family, label), inputs_of(family)
         tuned_logits = logits(model, inputs)
         if method(label) in ("full", "head"):
             with pytest.raises(ValueError, match="trained itself"), disabled(model):
                 pass
             return
         with disabled(model):
-            assert torch.equal(logits(model, inputs), logits(build(family), inputs))
+            assert torch.equal(logits(model, inputs), logits(base_of(family), inputs))
         assert torch.equal(logits(model, inputs), tuned_logits)
         if candidates(model):
             eas.prune(model)
@@ -250,22 +288,25 @@ class TestContract:
                 pass
 
     def test_a_bfloat16_base(self, family, label):
-        exact = logits(tuned(family, label), prompts(family))
+        exact = logits(tuned(family, label), inputs_of(family))
         model = tuned(family, label, pruned=True, dtype=torch.bfloat16)
         if method(label) not in ("full", "head"):
             assert {p.dtype for p in adapter_state(model).values()} == {torch.float32}
-        got = logits(model, prompts(family))
+        inputs, batch = inputs_of(family, dtype=torch.bfloat16), batch_of(family)
+        got = logits(model, inputs)
         assert got.dtype == torch.bfloat16
         assert (got.float() - exact).norm() / exact.norm() < 0.06
-        assert decode(model, prompts(family), answers(2)).isfinite().all()
-        model.train()(**batch_of(family), use_cache=False).loss.backward()
+        assert answer(family, model, inputs).isfinite().all()
+        model.train()(**{**batch, "pixel_values": inputs["pixel_values"]} if family == METER else batch).loss.backward()
         assert all(p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in adapter_state(model).values())
 
     def test_its_cost_is_counted(self, family, label):
-        base, model = eas.count(build(family), 20), eas.count(tuned(family, label, pruned=True), 20)
+        images = int(family == METER)
+        base = eas.count(base_of(family), 20, images)
+        model = eas.count(tuned(family, label, pruned=True), 20, images)
         state = adapter_state(tuned(family, label, pruned=True))
         assert model.params_trained == sum(p.numel() for p in state.values())
-        skips_attention = candidates(tuned(family, label)) and "ffn" not in label
+        skips_attention = candidates(tuned(family, label)) and "ffn" not in label and family != METER
         assert (model.kv_bytes_per_token < base.kv_bytes_per_token) == bool(skips_attention)
 
 

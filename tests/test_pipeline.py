@@ -114,7 +114,7 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
 
 def test_one_process_at_a_time_works_in_a_run_folder(tmp_path):
     run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}"]))
-    with FileLock(tmp_path / ".lock"), pytest.raises(WriteError, match="another eas run works in it"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(WriteError, match="another eas command works in it"):
         run_steps(run)
 
 

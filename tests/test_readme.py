@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,9 @@ def test_the_example_of_a_method_keeps_the_contract(tmp_path, monkeypatch):
     monkeypatch.setitem(test_methods.CONFIGS, "bitfit", {"scale": 2.0})
     clauses = [clause for name, clause in vars(test_methods.TestContract).items() if name.startswith("test_")]
     assert len(clauses) > 8
-    for clause in clauses:
-        given = {"tmp_path": tmp_path / "adapter"} if "tmp_path" in inspect.signature(clause).parameters else {}
-        clause(test_methods.TestContract(), "LlavaForConditionalGeneration", "bitfit", **given)
+    for family, clause in product(("LlavaForConditionalGeneration", test_methods.METER), clauses):
+        given = {"tmp_path": tmp_path / family} if "tmp_path" in inspect.signature(clause).parameters else {}
+        clause(test_methods.TestContract(), family, "bitfit", **given)
 
 
 def test_the_table_of_methods_names_them_all():

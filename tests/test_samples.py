@@ -35,7 +35,7 @@ def test_samples_are_spread_over_the_split_with_their_turns_scores_and_categorie
     answers = {name: {e.id: name for e in examples} for name in ("zero_shot", "tuned", "folded")}
     scores = {"zero_shot": {e.id: 0.0 for e in examples}, "folded": {e.id: 1.0 for e in examples}}
     meant = {"meant": {e.id: "two" for e in examples}}
-    made = samples(run_of(tmp_path, examples), {"answers": answers, "scores": scores, "zero_shot": meant})
+    made = samples(run_of(tmp_path, examples), {"answers": answers, "scores": scores, "zero_shot": meant}, tmp_path)
     assert [made[0]["id"], made[-1]["id"], len(made)] == ["e0", "e99", MOST]
     assert made[0]["turns"] == [
         {"role": "user", "text": "[image] what is <this> ?"},
@@ -45,7 +45,7 @@ def test_samples_are_spread_over_the_split_with_their_turns_scores_and_categorie
     assert (made[0]["base_score"], made[0]["tuned_score"], made[0]["categories"]) == (0.0, 1.0, {"answer_type": "open"})
     with Image.open(tmp_path / made[0]["images"][0]) as written:
         assert (written.format, max(written.size)) == ("JPEG", SIDE)
-    assert samples(run_of(tmp_path, examples), {}) == []
+    assert samples(run_of(tmp_path, examples), {}, tmp_path) == []
 
 
 @pytest.mark.parametrize(("total", "most", "wanted"), [(3, 6, [0, 1, 2]), (6, 6, [*range(6)]), (11, 3, [0, 5, 10])])

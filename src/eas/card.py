@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,26 @@ def on_hub(name: str | None) -> str | None:
         if name and name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
         else None
     )
+
+
+def portable(value: Any) -> Any:
+    """Configuration values, commands and names with nothing of this machine: an absolute path is its last name."""
+    if isinstance(value, Mapping):
+        return {key: portable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("eas "):
+        return shlex.join(portable(word) for word in shlex.split(value))
+    prefix, path = re.fullmatch(r"((?:\w+:)*)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    return prefix + Path(path).name if path.startswith(("/", "~")) else value
+
+
+def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's result as cards and pages show it; questions and answers stay as they are."""
+    shown = ("config", "command", "model", "task")
+    return {key: portable(value) if key in shown else value for key, value in result.items()}
 
 
 def card_metadata(model_id: str | None, method: str, title: str, **more: Any) -> ModelCardData:

@@ -179,11 +179,15 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         CheckpointError: config.json or a file of weights is damaged.
         OSError: there is no such model.
     """
-    revision = from_pretrained.get("revision")
+    if id_or_folder == "tiny":
+        from eas.demo.tiny import TINY_DIR  # a package of its own, for those who use it
+
+        id_or_folder = str(TINY_DIR)
+    revision, own = from_pretrained.get("revision"), "attn_implementation" not in from_pretrained
     with raised_as(CheckpointError):
-        auto = auto_class(model_config(id_or_folder, revision).model_type)
+        auto = auto_class(model_config(id_or_folder, revision, own_attention=own).model_type)
     try:
-        model = auto.from_pretrained(id_or_folder, **from_pretrained)
+        model = auto.from_pretrained(id_or_folder, **{"trust_remote_code": False, **from_pretrained})
     except (pickle.UnpicklingError, EOFError):  # torch's own words advise to load it unsafely
         raise CheckpointError(f"{id_or_folder}: its weights are damaged, or more than weights; {REMEDY}") from None
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)

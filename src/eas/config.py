@@ -7,11 +7,11 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 import yaml
 
@@ -37,18 +37,128 @@ def section(build: Callable[[Mapping[str, Any]], Config], help: str, **defaults:
     return field(default_factory=partial(filled, {}), metadata={"help": help, "build": filled})
 
 
+LONGEST, DEEPEST, MOST_VALUES = 1_000_000, 50, 100_000
+"""Characters of a configuration, levels of its nesting, and values in it where its aliases are written out."""
+MOST = 10**7
+"""Of steps, repeats, examples and the like: more is a slip of the finger."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but ``1e-4`` is a number, as in YAML 1.2 and JSON."""
+    """YAML 1.1 without its traps: ``1e-4`` is a number, as in JSON; ``010``, ``12:30`` and ``2024-01-01`` are text;
+    ``<<`` merges nothing (there is ``extends``), and no key occurs twice."""
+
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level >= DEEPEST:  # found here, in no time
+            raise _too_deep()
+        super().fetch_flow_collection_start(kind)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(problem="a key occurs twice", problem_mark=node.start_mark)
+        return mapping
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around the texts that ``_Loader`` would take for numbers."""
+
+
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "float": r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$",
+}
+_TRAPS = {f"tag:yaml.org,2002:{name}" for name in ("int", "timestamp", "merge")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _TRAPS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    for _either in (_Loader, _Dumper):
+        _either.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list("-+.0123456789"))
 
 
 def read_yaml(text: str) -> Any:
-    """The value that a YAML text holds."""
-    return yaml.load(text, _Loader)
+    """The value that a YAML text holds.
+
+    Raises:
+        ConfigError: the text is no YAML, too long or nested too deep; the message goes on from the text's name.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"is longer than {LONGEST} characters; a configuration is short")
+    try:
+        value = yaml.load(text, _Loader)
+    except ConfigError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        where = f" at line {at.line + 1}, column {at.column + 1}" if at is not None else ""
+        raise ConfigError(f"is not YAML: {error.problem}{where}") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last three: what a !!tag cannot read
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    _count_values(value, 0, {})
+    return value
+
+
+def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of ``key=value`` texts; a value is YAML, and the last of a key counts.
+
+    Raises:
+        ConfigError: a text without "=", or a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"-o {assignment[:200]}: write key=value, as in -o train.learning_rate=0.001")
+        try:
+            values[key] = read_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"-o {key}: the value {error}; {shortened(text)} was given") from error
+    return values
+
+
+def _read_json(text: str) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(found)) < len(found):
+            raise ConfigError("is not JSON as it should be: a key occurs twice")
+        return values
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except ConfigError:
+        raise
+    except ValueError as error:  # broken, or a number of too many digits
+        raise ConfigError(f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    _count_values(value, 0, {})
+    return value
+
+
+def _count_values(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Refuses what is small as a text and huge, or without an end, as a value."""
+    if depth > DEEPEST:
+        raise _too_deep()
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(part, depth + 1, known) for part in parts)
+    if known[id(value)] > MOST_VALUES:
+        raise ConfigError(f"holds more than {MOST_VALUES} values, its aliases written out; a configuration is short")
+    return known[id(value)]
+
+
+def _too_deep() -> ConfigError:
+    return ConfigError(f"is nested deeper than {DEEPEST} levels, or holds itself; write it flat")
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:160]}... ({len(text)} characters)"
 
 
 @dataclass
@@ -59,7 +169,10 @@ class Config:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
             self._require(name, not isinstance(value, float) or math.isfinite(value), "must be finite")
-            self._require(name, misfit(value, hint, name) is None, f"must be {kind_name(hint)}")
+            self._require(name, not isinstance(value, int) or abs(value) < 2**63, "must be below 2**63")
+            text = isinstance(value, bool | int | float) and str in (hint, *get_args(hint))
+            quotes = "; put quotes around it" if text else ""
+            self._require(name, misfit(value, hint, name) is None, f"must be {kind_name(hint)}{quotes}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -73,13 +186,13 @@ class Config:
             if key not in names:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(names)}"
-                raise ConfigError(f"{cls.__name__} has no key {key!r}; {hint}")
+                raise ConfigError(f"{cls.__name__} has no key {shortened(key)}; {hint}")
         values = dict(values)
         for f in dataclasses.fields(cls):
             if f.name in values and "build" in f.metadata:
                 if not isinstance(values[f.name], Mapping):
                     raise ConfigError(
-                        f"{cls.__name__}.{f.name} = {values[f.name]!r}: must be a mapping of keys to values"
+                        f"{cls.__name__}.{f.name} = {shortened(values[f.name])}: must be a mapping of keys to values"
                     )
                 values[f.name] = f.metadata["build"](values[f.name])
         return cls(**values)
@@ -112,7 +225,8 @@ class Config:
         """Writes a ``.json`` file, or YAML for any other suffix."""
         path, values = Path(path), self.to_dict()
         as_json = path.suffix == ".json"
-        write_text(path, json.dumps(values, indent=2) + "\n" if as_json else yaml.safe_dump(values, sort_keys=False))
+        as_yaml = "" if as_json else yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+        write_text(path, json.dumps(values, indent=2) + "\n" if as_json else as_yaml)
 
     def describe(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         """Every key with its value here and its help text; the keys of sections are dotted."""
@@ -125,19 +239,27 @@ class Config:
 
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
-            value = getattr(self, name)
-            raise ConfigError(f"{type(self).__name__}.{name} = {value!r}: {allowed}")
+            raise ConfigError(f"{type(self).__name__}.{name} = {shortened(getattr(self, name))}: {allowed}")
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            count = getattr(self, name)
+            self._require(name, count >= 1, "must be at least 1")
+            self._require(name, count <= MOST, f"must be at most {MOST}")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)  # whatever it is: a device has no end
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise ConfigError(f"{path} is not {kind}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+    try:
+        values = _read_json(text) if path.suffix == ".json" and len(text) <= LONGEST else read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold one mapping of keys to values, not {type(values).__name__}")
     return values
@@ -165,8 +287,10 @@ class MethodConfig(Config):
     """
 
     name: str = method_name("")
-    train_projector: bool = field(
-        default=False, kw_only=True, metadata={"help": "tune the vision-language projector along, as the authors do"}
+    train_projector: bool | None = field(
+        default=False,
+        kw_only=True,
+        metadata={"help": "tune the vision-language projector along, as the authors do; null: where there is one"},
     )
 
     train_head: bool = field(

@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f"{path.name}.partial")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
 
 
@@ -52,14 +52,27 @@ def write_text(path: Path, text: str) -> None:
 def claimed(folder: Path, who: str) -> Iterator[None]:
     """No second process works in a folder meanwhile; the system frees it, however this one ends.
 
+    The process that has claimed it may claim it again.
+
     Raises:
         WriteError: another process works in it.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK_FILE, f"{folder}: another {who} works in it; wait for it, or name another folder"):
+        yield
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """No second process holds the lock of this file meanwhile; this one may take it again.
+
+    Raises:
+        WriteError: another process holds it, with the refusal as its message; or the folder cannot be written.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held = FileLock(folder / LOCK_FILE, timeout=0).acquire()
+            held = FileLock(path, timeout=0, is_singleton=True).acquire()
         except Timeout as error:
-            raise WriteError(f"{folder}: another {who} works in it; wait, or use another output_dir") from error
+            raise WriteError(refusal) from error
     with held:
         yield

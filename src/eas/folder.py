@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,29 @@ REMEDY = "copy or download the folder again"
 BLOCKS = ("num_hidden_layers", "num_layers", "depth")
 COUNTS = {**dict.fromkeys(BLOCKS, 1000), "num_labels": 10**6}
 """Numbers of a configuration that a model is built by one at a time, and the most of each; every block has weights."""
+WIDTHS, WIDEST = re.compile(r"(hidden|intermediate|vocab)_size|(embed|projection)_dim|num_(\w+_)?heads"), 10**7
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
-def model_config(id_or_folder: str, revision: str | None = None) -> Any:
-    """The configuration of a model in a folder or on the Hub.
+def model_config(id_or_folder: str, revision: str | None = None, own_attention: bool = True) -> Any:
+    """The configuration of a model in a folder or on the Hub; no code that comes with it is run.
+
+    Args:
+        id_or_folder: of the model.
+        revision: commit, branch or tag on the Hub.
+        own_attention: whether the model would compute attention as the file says; a caller who names another way asks
+            for that one, and the file's counts for nothing.
 
     Raises:
-        RecordError: config.json is damaged, or names sizes that no model has, or a file of weights is truncated.
+        RecordError: config.json is damaged, names sizes that no model has, or code of the Hub; or a file of weights is
+            truncated.
         OSError: there is none, or the Hub cannot be reached.
     """
     local = Path(id_or_folder) / "config.json"
-    path = local if local.parent.is_dir() else Path(cached_file(id_or_folder, "config.json", revision=revision))
+    try:
+        path = local if local.parent.is_dir() else Path(cached_file(id_or_folder, "config.json", revision=revision))
+    except OSError as error:
+        raise OSError(f"{id_or_folder}: {' '.join(str(error).split())}") from error
     record = read_record(path, ModelRecord, REMEDY)
     files = sorted(path.parent.glob("model*.safetensors"))
     weights = sum(len(Safetensors([file], REMEDY)) for file in files)
@@ -35,15 +48,23 @@ def model_config(id_or_folder: str, revision: str | None = None) -> Any:
         key = name.rpartition(".")[2]
         if isinstance(value, float) and not math.isfinite(value):
             raise RecordError(f"{path}: {name} = {value} must be finite; {REMEDY}")
-        most = min(COUNTS[key], weights) if key in BLOCKS and weights else COUNTS.get(key, 0)
-        if key in COUNTS and not (isinstance(value, int) and 0 <= value <= most):
+        if key in KERNELS and own_attention and "/" in str(value):
+            raise RecordError(
+                f"{path}: {name} = {value!r} would run code of the Hub; take it out of the file, or pass "
+                "attn_implementation to eas.load if you trust that code"
+            )
+        counted = key in COUNTS or WIDTHS.fullmatch(key) is not None
+        most = min(COUNTS[key], weights) if key in BLOCKS and weights else COUNTS.get(key, WIDEST)
+        if counted and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most):
             raise RecordError(f"{path}: {name} = {value} must be a whole number up to {most}; {REMEDY}")
     try:
-        return AutoConfig.from_pretrained(id_or_folder, revision=revision)
+        return AutoConfig.from_pretrained(id_or_folder, revision=revision, trust_remote_code=False)
     except OSError:
         raise
     except Exception as error:  # whatever a configuration's own checks raise
-        raise RecordError(f"{path} is no configuration of a model ({error}); {REMEDY}") from error
+        raise RecordError(
+            f"{path} is no configuration of a model ({' '.join(str(error).split())}); {REMEDY}"
+        ) from error
 
 
 def _numbers(values: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,7 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())
     config.eas = {"config": state.config.to_dict(), "skip_set": list(skip_set(model))}
     config.architectures, config.dtype = [type(model).__name__], model.dtype
-    if state.form == "decoder":
+    if model.can_generate():
         names = {"mha": "attention", "ffn": "mlp"}
         skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
         config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}

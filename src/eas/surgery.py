@@ -25,12 +25,18 @@ from eas.hf.one_token import read_rows
 from eas.hf.skipping import SkippableBlock
 from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
-from eas.methods import Method, method_of
+from eas.methods import Method, method_of, require_fit
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
 from eas.saving import AttachedModel
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
+
+# their modules in a block: a layer, METER's with the norms behind them, or an attention that is skipped by itself
+MODULES = {
+    "mha": ("self_attn", "self_attn_norm", "cross_attn", "cross_attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
+    "ffn": ("mlp", "mlp_norm"),
+}
 
 
 @dataclass
@@ -83,6 +89,11 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         ConfigError: the configuration does not fit the model, which is left as it was.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
     """
+    if not isinstance(config, MethodConfig):
+        named = config if isinstance(config, str) else "eas"
+        raise ConfigError(
+            f"attach(model, {config!r}): give a configuration, as eas.method_config({{'name': {named!r}}}) makes one"
+        )
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     _attach(model, config)
@@ -93,22 +104,25 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     """``attach``; ``tried`` for the twin on which the installation is tried."""
     anatomy = Anatomy.of(model)
     layers, method = anatomy.layers, method_of(anatomy.form, config.name)
+    require_fit(anatomy.form, config)
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
+    if config.train_projector is None:
+        config = replace(config, train_projector=anatomy.projector is not None)
     if config.train_projector and anatomy.projector is None:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
-    if config.train_head and not anatomy.head:
+    if config.train_head and model.get_output_embeddings() is not None:
         raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
         if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
-    norms = [layer.get_submodule(anatomy.norm) for layer in layers]
+    norms = [norm for _, _, norm in anatomy.bodies()]
     config = config.at_width(norms[0].weight.shape[0])
     if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
-    if anatomy.form == "decoder":
+    if model.can_generate():
         require_cache_argument(anatomy.text_model, *layers)
         if not tried:
             require_decoding(model, config)
@@ -162,7 +176,9 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
 
     def prepare(twin: PreTrainedModel) -> None:
         own = {f.name for f in fields(method)}
-        small: dict[str, Any] = {name: value for name, value in TWIN.items() if name in own}
+        ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
+        small: dict[str, Any] = dict.fromkeys(ranks, 64)
+        small |= {name: value for name, value in TWIN.items() if name in own}
         _attach(twin, replace(method, **small), tried=True)
         if isinstance(method, SkipConfig):
             select(twin, [0])
@@ -244,9 +260,9 @@ def prune(model: PreTrainedModel) -> None:
     if state.pruned:
         raise ValueError("the model is pruned already")
     for block, _ in candidates(model):
-        for part, skipped in (("self_attn", block.skip_mha), ("mlp", block.skip_ffn)):
-            if skipped and part in block._modules:  # 'either' names a block twice
-                delattr(block, part)
+        for name in [name for part in block.skipped_parts() for name in MODULES[part]]:
+            if name in block._modules:  # 'either' names a block twice
+                delattr(block, name)
     if state.method.prune is not None:
         state.method.prune(model)
     state.pruned, state.anatomy = True, Anatomy.of(model)
@@ -341,11 +357,9 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
 def base_fingerprint(model: PreTrainedModel) -> Tensor:
     """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
     loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
-    anatomy = Anatomy.of(model)
-    there = [anatomy.ffn_output.partition(".")[0] in layer._modules for layer in anatomy.layers]
     weights = [
-        layer.get_submodule(anatomy.ffn_output).weight if kept else torch.zeros(1, 16)
-        for layer, kept in zip(anatomy.layers, there, strict=True)
+        layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16)
+        for layer in Anatomy.of(model).layers
     ]
     # torchao's are tensors that say they were floating
     if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):

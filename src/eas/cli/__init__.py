@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import traceback
+import warnings
 from functools import partial
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from eas.cli import run, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
+from eas.cli import run, predict, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
 from eas.cli.app import app
+from eas.cli.errors import as_typed
+from eas.terminal import console, printable
 
 __all__ = ["app", "main"]
 
@@ -39,9 +43,21 @@ def _keeps(words: tuple[str, ...], record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Entry point: an expected error is one red line with its remedy, anything else a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter still shows the rest
+    warnings.showwarning = _warn
     quiet()
     try:
         app()
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        said = as_typed(str(error), next(iter(sys.argv[1:]), ""))
+        console(stderr=True).print(Text("error: ", "red").append(said, "default"), highlight=False, soft_wrap=True)
         sys.exit(1)
+    except Exception:  # not expected: whoever mends it needs all of it
+        sys.stderr.write(printable(traceback.format_exc()))
+        sys.exit(1)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    print(printable(f"{category.__name__}: {message}"), file=sys.stderr)

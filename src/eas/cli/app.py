@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
+
+from eas.terminal import console
+
+GO_ON = ("demo", "run", "search", "tune", "compare", "reproduce", "predict")
+"""Verbs that keep what they have done when they are stopped."""
+
+
+class Verbs(TyperGroup):
+    """Ctrl-C is one line that says what the same command does next."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            verb, command = ctx.invoked_subcommand, shlex.join(["eas", *sys.argv[1:]])
+            does = "goes on where it was stopped" if verb in GO_ON else "starts over"
+            if os.environ.get("RANK", "0") == "0":  # of several processes one prints
+                console(stderr=True).print(f"stopped; the same command {does}: {command}", soft_wrap=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode="rich",
     help="""Effective Attention Skipping: fine-tune a multimodal LLM and make it faster.
@@ -39,6 +63,18 @@ Overrides = Annotated[
 ]
 
 
-def console() -> Console:
-    """For tables: as wide as the terminal, 120 columns where the output goes elsewhere."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from eas import __version__
+
+        print(f"eas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _eas(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from eas.cli.app import Folder, app, console
+from eas.cli.app import Folder, app
+from eas.terminal import console
 
 
 @app.command()
@@ -56,6 +57,7 @@ def frontier(
     from eas.pipeline import Run
     from eas.pipeline.frontier import Budget
     from eas.pipeline.frontier import frontier as draw
+    from eas.pipeline.run import working
     from eas.reports.frontier import frontier_table
 
     try:
@@ -63,7 +65,9 @@ def frontier(
     except ValueError as error:
         raise ValueError(f"--measure {measure}: write numbers and commas, as in 2,4,6") from error
     budget = Budget(max_loss_increase, max_macs, max_kv, speedup)
-    result = draw(Run.open(folder), chosen, examples, budget)
+    opened = Run.open(folder)
+    with working(folder):
+        result = draw(opened, chosen, examples, budget)
     console().print(frontier_table(result))
     k = result["recommended"]
     if k is None and budget != Budget():

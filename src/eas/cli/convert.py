@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from eas.cli.app import app
+from eas.terminal import printable
 
 convert_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="Turn an original checkpoint into a Hugging Face folder."
@@ -44,7 +45,7 @@ def meter(
     if task is not None and task not in TASKS:
         raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
     state = read_checkpoint(checkpoint)
-    words = AutoTokenizer.from_pretrained(tokenizer)  # before the work: it may not be there
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)  # before the work: it may not be there
     classes = {} if answers is None else answer_classes(answers)
     torch.manual_seed(seed)
     try:
@@ -62,7 +63,7 @@ def meter(
     for what, entries in (("left out", conversion.left_out), ("new", conversion.new)):
         for reason, count in Counter(entries.values()).items():
             first = next(key for key, why in entries.items() if why == reason)
-            print(f"{what}: {count} ({first}{', ...' if count > 1 else ''}), {reason}")
+            print(printable(f"{what}: {count} ({first}{', ...' if count > 1 else ''}), {reason}"))
     shown = {"folder": str(folder), "class": type(model).__name__, "image_size": size, "matched": conversion.matched}
     print(json.dumps({**shown, "left_out": len(conversion.left_out), "new": len(conversion.new)}))
 
@@ -106,5 +107,5 @@ def lavin(
         for what, entries in (("left out", report.left_out), ("new", report.new)):
             for reason, count in Counter(entries.values()).items():
                 first = next(key for key, why in entries.items() if why == reason)
-                print(f"{what}: {count} ({first}{', ...' if count > 1 else ''}), {reason}")
+                print(printable(f"{what}: {count} ({first}{', ...' if count > 1 else ''}), {reason}"))
     print(json.dumps({**shown, "matched": {k: v for report in made for k, v in report.matched.items()}}))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eas.cli.app import app, console
+from eas.cli.app import app
+from eas.terminal import console
 
 CONVENTION = "'honest': every module once, PIA where it is not folded away. 'paper': the paper's own; docs/count.md."
 
@@ -17,7 +19,10 @@ CONVENTION = "'honest': every module once, PIA where it is not folded away. 'pap
 def count(
     model: Annotated[
         str,
-        typer.Argument(help="A named shape ('llava-7b'), a folder, a Hub id, or 'tiny'.", show_default=False),
+        typer.Argument(
+            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a Hub id, or 'tiny'.",
+            show_default=False,
+        ),
     ],
     method: Annotated[str | None, typer.Option(help="A tuning method; eas where --skip is given.")] = None,
     skip: Annotated[int | None, typer.Option(help="k: how many attentions are skipped.")] = None,
@@ -38,7 +43,7 @@ def count(
     """
     import torch
 
-    from eas.config import read_yaml
+    from eas.config import read_assignments
     from eas.measure.count import count as count_model
     from eas.reports.count import count_table
 
@@ -48,14 +53,13 @@ def count(
     sizes: dict[str, Any] = {"prompt_tokens": prompt_tokens, "images": images, "dtype": dtypes[dtype]}
     sizes |= {"patch_grid": None if patch_grid is None else _numbers(patch_grid, "x", "--patch-grid", 2)}
     chosen = None if skip_set is None else _numbers(skip_set, ",", "--skip-set")
-    keys: dict[str, Any] = {}
-    for given in option or []:
-        key, equals, text = given.partition("=")
-        if not equals:
-            raise ValueError(f"-o {given}: write key=value, as in -o skip_rank=128")
-        keys[key] = read_yaml(text)
+    keys = read_assignments(option or [])
     named = {"name": method or "eas", **keys} if method or keys or skip or chosen else None
     source = _tiny() if model == "tiny" else model
+    if (Path(model) / "run.yaml").is_file():
+        if named is not None:
+            raise ValueError(f"{model} is a run with its own method; leave --method, --skip, --skip-set and -o out")
+        source, named, skip, chosen = _run(Path(model))
     sizes["convention"] = convention
     tuned = None
     if named is not None:
@@ -66,6 +70,17 @@ def count(
     title = f"{model}: {prompt_tokens} prompt tokens, {images} images, {convention} convention"
     console().print(count_table(base, tuned, title))
     print(json.dumps({"base": base, "tuned": tuned}))
+
+
+def _run(folder: Path) -> tuple[str, dict[str, Any], int | None, tuple[int, ...] | None]:
+    """The base of a run, its method, and the skip set that it found, or k where it has not found one yet."""
+    from eas.pipeline import Run
+
+    run = Run.open(folder)
+    found, method = run.record("search"), run.task.method(run).to_dict()
+    if not run.config.num_skip:
+        return run.base_id, method, None, None
+    return run.base_id, method, run.config.num_skip, None if found is None else tuple(found["skip_set"])
 
 
 def _tiny() -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eas.cli.app import DataOverrides, SkipBad, console, data_app
+from eas.cli.app import DataOverrides, SkipBad, data_app
+from eas.terminal import console, printable
 
 if TYPE_CHECKING:
     from eas.data.example import Example
@@ -41,7 +42,7 @@ def data_check(
     options = data_options(spec, skip_bad, option)
     check = check_data(spec, split or [], options, None if model is None else _trial(model, spec, options))
     console().print(check_view(check, whole=skip_bad))
-    print(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False))
+    print(printable(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False)))
     if check.failures or (check.problems and not skip_bad):
         raise typer.Exit(1)
 
@@ -71,7 +72,7 @@ def score_predictions(
     out = console()
     out.print(report_table(f"{dataset} {split}: {predictions}", report, result.examples))
     for message in result.left_out:
-        out.print(f"left out: {message}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"left out: {message}", highlight=False, soft_wrap=True)
     given = {"dataset": dataset, "data_dir": data_dir, "split": split, "predictions": str(predictions)}
     found = {"examples": result.examples, "score": report.score, "numbers": dict(report.numbers)}
     if json_file is not None:
@@ -79,7 +80,7 @@ def score_predictions(
         json_file.write_text(
             json.dumps({**given, **found, **rest}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    print(json.dumps({**given, **found, "left_out": len(result.left_out)}, ensure_ascii=False))
+    print(printable(json.dumps({**given, **found, "left_out": len(result.left_out)}, ensure_ascii=False)))
 
 
 def data_options(spec: str, skip_bad: bool, option: list[str] | None) -> dict[str, object]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 
 import typer
-from rich.console import Console
 
-from eas.cli.app import app, console
+from eas.cli.app import app
+from eas.terminal import console
 
 COLOURS = {"ok": "green", "absent": "yellow", "wrong": "red"}
 
@@ -27,7 +26,7 @@ def doctor() -> None:
 
     table = Table("", "found", "", "what to do", title="This installation")
     rows = []
-    with Console(file=sys.stderr).status("looking") as status:
+    with console(stderr=True).status("looking") as status:
         for row in findings():
             rows.append(row)
             status.update(row.name)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from eas.cli.app import app
+from eas.files import write_text
+from eas.terminal import console, printable
+
+PAGE = "report.html"
 
 
 @app.command()
@@ -20,6 +25,9 @@ def report(
     output_dir: Annotated[
         Path | None, typer.Option(help="Of the page; by default the folder itself, runs/report for several.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write nothing but this HTML file, as for a run that cannot be written.")
+    ] = None,
 ) -> None:
     """Write report.html and figures of one run, or of several runs and comparisons side by side.
 
@@ -28,31 +36,54 @@ def report(
 
     Example: [bold]eas report runs/k4 runs/k6 runs/compare --output-dir runs/report[/]
     """
-    from eas.distributed import is_main
-    from eas.pipeline import Run
-    from eas.pipeline.run import CONFIG_FILE
-    from eas.pipeline.steps import gather
-    from eas.reports.page import write_page
-    from eas.reports.sources import RESULT_FILE, read_json
-    from eas.reports.terminal import summary_view
+    from eas.distributed import is_main, join
 
-    readable, left_out = [], []
-    for folder in folders:
-        try:
-            if (folder / CONFIG_FILE).is_file():
-                gather(Run.open(folder))
-            readable.append(folder)
-        except (ValueError, KeyError, TypeError, OSError) as error:  # this folder's files; the others are fine
-            left_out.append(f"{folder}: {error}")
+    if output is not None and output_dir is not None:
+        raise ValueError("--output and --output-dir: give one of them")
+    join()
     if not is_main():
         return
     home = folders[0] if folders[0].is_dir() else folders[0].parent
-    page = write_page(readable, output_dir or (home if len(folders) == 1 else Path("runs/report")), left_out)
-    out = Console()
-    if len(folders) == 1 and (home / RESULT_FILE).is_file():
-        out.print(summary_view(read_json(home / RESULT_FILE)))
-    for message in page.left_out:
-        out.print(f"left out: {message}", markup=False, highlight=False, soft_wrap=True)
-    print(json.dumps({"page": str(page.path), "left_out": page.left_out}, ensure_ascii=False))
-    if page.left_out:
+    out = output_dir or (home if len(folders) == 1 else Path("runs/report"))
+    if output is None:
+        left_out = _write(folders, out, None)
+    else:
+        with TemporaryDirectory() as aside:
+            left_out = _write(folders, Path(aside), Path(aside))
+            write_text(output, (Path(aside) / PAGE).read_text(encoding="utf-8"))
+    for message in left_out:
+        console().print(f"left out: {message}", highlight=False, soft_wrap=True)
+    page = {"page": str(output or out / PAGE), "left_out": left_out}
+    print(printable(json.dumps(page, ensure_ascii=False)))
+    if left_out:
         raise typer.Exit(1)
+
+
+def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
+    """Writes the page and prints a single run's table; what was left out. Runs are gathered aside if that is given."""
+    from eas.pipeline import Run
+    from eas.pipeline.run import CONFIG_FILE
+    from eas.pipeline.steps import gather_into
+    from eas.reports.page import write_page
+    from eas.reports.sources import FRONTIER_FILE, RESULT_FILE, read_json
+    from eas.reports.terminal import summary_view
+
+    readable, left_out = [], []
+    for i, folder in enumerate(folders):
+        try:
+            gathered = folder
+            if (folder / CONFIG_FILE).is_file():
+                run = Run.open(folder)
+                if aside is not None:
+                    gathered = aside / str(i) / folder.absolute().name
+                    gathered.mkdir(parents=True)
+                    if (folder / FRONTIER_FILE).is_file():
+                        shutil.copyfile(folder / FRONTIER_FILE, gathered / FRONTIER_FILE)
+                gather_into(run, gathered)
+            readable.append(gathered)
+        except (ValueError, KeyError, TypeError, OSError) as error:  # this folder's files; the others are fine
+            left_out.append(f"{folder}: {error}")
+    page = write_page(readable, out, left_out)
+    if len(folders) == 1 and readable and (result := readable[0] / RESULT_FILE).is_file():
+        console().print(summary_view(read_json(result)))
+    return page.left_out

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from eas.cli.app import app, console
+from eas.cli.app import app
+from eas.terminal import console
 
 
 @app.command()

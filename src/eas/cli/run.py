@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from eas.cli.app import ConfigFile, Data, DataOverrides, Folder, Method, Model, Overrides, Skip, SkipBad, app
 from eas.cli.data import score_predictions
+from eas.terminal import console, printable
 
 if TYPE_CHECKING:
     from eas.pipeline import Run
@@ -23,12 +26,13 @@ def demo(
 ) -> None:
     """The whole of EAS on the embedded model: a few minutes on two cores, nothing to download."""
     from eas.pipeline import Run, RunConfig, run_steps
+    from eas.pipeline.run import working
 
     config = RunConfig.from_file(Path(__file__).parents[1] / "demo" / "demo.yaml")
-    config = config.with_overrides([f"output_dir={output_dir}", f"data=scenes:{task}", *(option or [])])
-    run = Run.create(config)
-    run_steps(run)
-    _show(run.folder)
+    config = config.with_values({"data": f"scenes:{task}"} | _options(output_dir, option))
+    with working(output_dir):
+        run_steps(Run.create(config))
+        _show(output_dir)
 
 
 @app.command()
@@ -49,8 +53,9 @@ def run(
     """
     from eas.pipeline import run_steps
 
-    run_steps(_start(output_dir, model, data, method, skip, config, option))
-    _show(output_dir)
+    with _started(output_dir, model, data, method, skip, config, option) as opened:
+        run_steps(opened)
+        _show(output_dir)
 
 
 @app.command()
@@ -66,7 +71,8 @@ def search(
     """Step 1: find the skip set (search.json). Starts the run, with the settings of `eas run`, if the folder is new."""
     from eas.pipeline.steps import search as find
 
-    find(_start(folder, model, data, method, skip, config, option))
+    with _started(folder, model, data, method, skip, config, option) as opened:
+        find(opened)
 
 
 @app.command()
@@ -88,19 +94,19 @@ def fold(
     on. The folders keep the PIAs, whatever the mode: folds are made on loading.
     """
     from eas.pipeline import STEPS, Run
-    from eas.pipeline.run import CONFIG_FILE
+    from eas.pipeline.run import CONFIG_FILE, working
 
     opened = Run.open(folder)
     if mode is not None:
-        opened = Run(opened.config.with_overrides([f"fold_mode={mode}"]))
-    STEPS["fold"](opened)
-    if mode is None:
-        return
-    opened.config.to_file(folder / CONFIG_FILE)  # not where the mode was refused
+        opened = Run(opened.config.with_values({"fold_mode": mode}))
+    with working(folder):
+        STEPS["fold"](opened)
+        if mode is None:
+            return
+        opened.config.to_file(folder / CONFIG_FILE)  # not where the mode was refused
     if old := [step for step in ("eval", "measure") if opened.record(step) is not None]:
-        print(
-            f"{' and '.join(f'{step}.json' for step in old)} may be of another mode; run `eas {old[0]} {folder}` again"
-        )
+        again = f"eas {old[0]} {shlex.quote(str(folder))}"
+        print(f"{' and '.join(f'{step}.json' for step in old)} may be of another mode; run `{again}` again")
 
 
 @app.command(name="eval")
@@ -159,7 +165,7 @@ def generate(
     if (mode := fold_mode(opened)) is not None:
         fold_model(model, mode)
     example = Example.ask("prompt", prompt, "", *(image or []))
-    print(answer(model, opened.processor, [example], batch_size=1, max_new_tokens=max_new_tokens)[0])
+    print(printable(answer(model, opened.processor, [example], batch_size=1, max_new_tokens=max_new_tokens)[0]))
 
 
 @app.command()
@@ -172,10 +178,11 @@ def config() -> None:
     table = Table("key", "default", "meaning", title="Keys of a run's YAML file and of -o key=value")
     for key, default, help in RunConfig().describe():
         table.add_row(key, str(default), help)
-    Console().print(table)
+    console().print(table)
 
 
-def _start(
+@contextmanager
+def _started(
     folder: Path,
     model: str | None,
     data: str | None,
@@ -183,22 +190,40 @@ def _start(
     skip: int | None,
     config: Path | None,
     option: list[str] | None,
-) -> Run:
+) -> Iterator[Run]:
+    """The run in a folder, started or gone on with, and no other command in the folder meanwhile."""
     from eas.pipeline import Run, RunConfig
+    from eas.pipeline.run import working
 
-    flags = (("model", model), ("data", data), ("method.name", method), ("method.num_skip", skip))
-    given = [f"{key}={value}" for key, value in flags if value is not None]
-    given += option or []
-    if (folder / "run.yaml").is_file() and not given and config is None:
-        return Run.open(folder)
+    flags = {"model": model, "data": data, "method.name": method, "method.num_skip": skip}
+    given = {key: value for key, value in flags.items() if value is not None}
+    if (folder / "run.yaml").is_file() and not given and not option and config is None:
+        opened = Run.open(folder)
+        with working(folder):
+            yield opened
+        return
     settings = RunConfig.from_file(config) if config else RunConfig()
-    return Run.create(settings.with_overrides([f"output_dir={folder}", *given]))
+    settings = settings.with_values(given | _options(folder, option))
+    with working(folder):
+        yield Run.create(settings)
+
+
+def _options(folder: Path, option: list[str] | None) -> dict[str, Any]:
+    from eas.config import read_assignments
+
+    given = read_assignments(option or [])
+    if "output_dir" in given:
+        raise ValueError(f"-o output_dir: the run folder is {folder} already; leave it out")
+    return {"output_dir": str(folder)} | given
 
 
 def _step(folder: Path, name: str) -> None:
     from eas.pipeline import STEPS, Run
+    from eas.pipeline.run import working
 
-    STEPS[name](Run.open(folder))
+    opened = Run.open(folder)
+    with working(folder):
+        STEPS[name](opened)
 
 
 def _show(folder: Path) -> None:
@@ -208,5 +233,5 @@ def _show(folder: Path) -> None:
     from eas.reports.terminal import summary_view
 
     if is_main():
-        Console().print(summary_view(read_json(folder / "result.json")))
-        Console().print(f"page: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        console().print(summary_view(read_json(folder / "result.json")))
+        console().print(f"page: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -82,6 +82,15 @@ class SoftPromptTextModel(nn.Module):
         )
 
 
+class SoftPromptTrunk(nn.Module):
+    """METER, which hands the prompt's keys and values to its co-attention layers."""
+
+    prompt: Any  # eas.methods.soft_prompt.SoftPrompt
+
+    def fuse(self, text: Any, image: Any, **kwargs: Any) -> Any:
+        return super().fuse(text, image, prompt_key_values=self.prompt.states(self), **kwargs)  # type: ignore[misc]
+
+
 def see_prompt(attention: Any) -> None:
     """Lets an attention see the prompt, in place: its configuration is a copy that names ``prompt_attention``."""
     attention.prompt_config = copy.copy(attention.config)
@@ -108,7 +117,8 @@ def prompt_attention(
         kwargs |= {"is_causal": False, "dropout": 0.0}
         seen, _ = sdpa_attention_forward(module, query, keys, values, None, **kwargs)
         return own + (prompt.gate.to(own.device)[:, None] * seen).to(own), None
-    if attention_mask is None and tokens > 1:  # causal, which torch would align with the prompt's first token
+    # a causal attention without a mask: torch would align it with the prompt's first token
+    if attention_mask is None and tokens > 1 and module.is_causal:
         key, value = key[:, :, :tokens], value[:, :, :tokens]  # an empty static cache is longer
         attention_mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=key.device).tril()
     if attention_mask is not None:

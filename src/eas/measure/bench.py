@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 
 from eas.config import Config, ConfigError, option
 from eas.decoding import fast_decode
+from eas.folder import model_config
 from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.hf.one_token import read_rows
@@ -161,8 +162,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
         return build(name, device, dtype)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
-    auto = auto_class(AutoConfig.from_pretrained(name).model_type)
-    model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype).to(device).eval()
+    auto = auto_class(model_config(name).model_type)
+    model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(device).eval()
     return model
 
 

@@ -157,7 +157,7 @@ def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: Sequenc
         raise ConfigError(f"k = {k} and a skip_set of {len(skip_set)} candidates; give one of them")
     number = len(skip_set) if skip_set is not None else config.num_skip if k is None else k
     attach(model, dataclasses.replace(config, num_skip=number))
-    unequal = config.candidates == "either" or Anatomy.of(model).form == "coattention"
+    unequal = config.candidates == "either" or any(branch.across for branch in Anatomy.of(model).branches)
     if skip_set is None and number and unequal:
         raise ConfigError(
             "this model's candidates cost differently (attentions and FFNs, METER's); give the skip_set, not k"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from eas.measure.coattention import layer_macs
-from eas.measure.modules import block_macs, module_macs, skipped_parts
+from eas.measure.modules import block_macs, skipped_parts
 from eas.models.anatomy import Anatomy
 
 
@@ -35,17 +36,17 @@ def block_costs(model: PreTrainedModel, prompt_tokens: int, images: int = 0) -> 
     Of METER, the text's co-attention layers and then the image's, with a text of ``prompt_tokens`` tokens that meets
     each of ``images`` images.
     """
-    anatomy, costs = Anatomy.of(model), []
+    anatomy = Anatomy.of(model)
     if anatomy.form == "coattention":
         return [BlockCost(*macs, kv_bytes=0) for macs in layer_macs(model, prompt_tokens, images)]
-    element = anatomy.text_model.get_input_embeddings().weight.element_size()
-    for layer in anatomy.layers:
-        skipped, mha, ffn, kv = skipped_parts(layer), 0, 0, 0
-        if "mha" not in skipped:  # a pruned one is gone
-            attention = layer.self_attn
-            mha = module_macs(attention, prompt_tokens) + 2 * attention.q_proj.out_features * prompt_tokens**2
-            kv = (attention.k_proj.out_features + attention.v_proj.out_features) * element
-        if "ffn" not in skipped:
-            ffn = module_macs(layer.mlp, prompt_tokens)
-        costs.append(BlockCost(mha, ffn, block_macs(layer, prompt_tokens) - mha - ffn, kv))
-    return costs
+    element: int = anatomy.text_model.get_input_embeddings().weight.element_size()
+
+    def width(layer: Any) -> int:
+        """Of keys and values together."""
+        attention = None if "mha" in skipped_parts(layer) else layer.self_attn  # a pruned one is gone
+        return 0 if attention is None else int(attention.k_proj.out_features + attention.v_proj.out_features)
+
+    return [
+        BlockCost(*block_macs(layer, anatomy.branches, prompt_tokens), kv_bytes=width(layer) * element)
+        for layer in anatomy.layers
+    ]

@@ -7,6 +7,7 @@ one token. Every module counts once; a PIA counts wherever it is not folded away
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from eas.checkpoint import adapter_state
 from eas.costed import Costed
 from eas.hf.skipping import SkippableBlock
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import Anatomy, Branch
 from eas.pia import PIA
 from eas.surgery import attached
 
@@ -83,8 +84,9 @@ def count_modules(
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
     vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
     total = sum(p.numel() for p in model.parameters())
+    branches = anatomy.branches
     return Counts(
-        macs=sum(block_macs(layer, prompt_tokens) for layer in layers)
+        macs=sum(sum(block_macs(layer, branches, prompt_tokens)) for layer in layers)
         + sum(module_macs(module, prompt_tokens) for module in beside)
         + module_macs(head, 1)
         + vision,
@@ -92,15 +94,14 @@ def count_modules(
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
         else sum(p.numel() for p in model.parameters() if p.requires_grad),
-        weight_bytes=sum(_block_bytes(layer) for layer in layers)
+        weight_bytes=sum(_block_bytes(layer, branches) for layer in layers)
         + sum(_bytes(module) for module in (*beside, text.norm, head)),
         kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
         prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
         fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
         fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
-        params_folded=total
-        + sum(_block_params(layer) - sum(p.numel() for p in layer.parameters()) for layer in layers),
+        params_folded=total - sum(unused_params(layer, branches) for layer in layers),
         vision_macs=vision,
         statistics_macs=sum(_statistics_macs(layer, prompt_tokens) for layer in eas),
     )
@@ -140,27 +141,64 @@ def stored_bytes(tensor: Tensor) -> int:
     return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
-def _live(layer: Any) -> list[nn.Module]:
+def live(layer: Any, branches: Sequence[Branch]) -> list[nn.Module]:
     """The modules of a block that are computed, but for the PIA that is folded away."""
     skipped = skipped_parts(layer)
-    modules = [] if "mha" in skipped else [layer.input_layernorm, layer.self_attn]
-    modules += [] if "ffn" in skipped else [layer.post_attention_layernorm, layer.mlp]
-    if isinstance(layer, SkippableBlock):
-        gone = layer.foldable_pia() if isinstance(layer, EASBlock) and _folded(layer) else None
-        modules += [module for module in layer.stand_ins() if module is not gone]
+    gone = layer.foldable_pia() if isinstance(layer, EASBlock) and _folded(layer) else None
+    modules = [module for module in _stand_ins(layer) if module is not gone]
+    for branch in branches:
+        if branch.part not in skipped:
+            body = layer.get_submodule(branch.body)
+            own = [*body.stand_ins(), *_maps(body).values()] if isinstance(body, SkippableBlock) else [body]
+            modules += [layer.get_submodule(branch.norm), *own] if own else []
     return modules
 
 
-def block_macs(layer: Any, n: int) -> int:
-    """MACs of a block for a prompt of n tokens, as it is skipped and folded."""
-    macs = sum(module_macs(module, n) for module in _live(layer))
-    if "mha" not in skipped_parts(layer):  # with grouped queries too: every query head meets every key
-        macs += 2 * layer.self_attn.q_proj.out_features * n * n
+def _maps(attention: Any) -> dict[str, nn.Module]:
+    """What is computed in an attention, stand-ins aside; nothing where it is skipped by itself."""
+    if skipped_parts(attention):
+        return {}
+    return {name: module for name, module in attention.named_children() if not isinstance(module, PIA)}
+
+
+def _stand_ins(module: Any) -> Sequence[nn.Module]:
+    return module.stand_ins() if isinstance(module, SkippableBlock) else []
+
+
+def block_macs(
+    layer: Any, branches: Sequence[Branch], own: int, other: int = 0, prompt: int = 0, made: bool = False
+) -> tuple[int, int, int]:
+    """MACs of a block as it is skipped and folded: of its attentions, its FFN, and what the method put there.
+
+    Args:
+        layer: the block.
+        branches: of its `Anatomy`.
+        own: tokens that it reads.
+        other: tokens of the other modality, where an attention reads them.
+        prompt: keys and values that a prompt adds to every attention.
+        made: whether the attention's own maps make them.
+    """
+    skipped, mha, ffn = skipped_parts(layer), 0, 0
+    beside = sum(module_macs(module, own) for module in _stand_ins(layer))
+    for part, name, _, across in branches:
+        if part in skipped:  # a pruned one is gone
+            continue
+        body = layer.get_submodule(name)
+        beside += sum(module_macs(module, own) for module in _stand_ins(body))
+        if part == "ffn":
+            ffn += module_macs(body, own)
+        elif modules := _maps(body):  # with grouped queries too: every query head meets every key
+            keys = other if across else own
+            mha += 2 * body.q_proj.out_features * own * (keys + prompt)
+            read = {"k_proj": keys + prompt * made, "v_proj": keys + prompt * made}
+            mha += sum(module_macs(module, read.get(name, own)) for name, module in modules.items())
     if isinstance(layer, EASBlock):
-        macs += _statistics_macs(layer, n)
+        if _folded(layer) and (pia := layer.foldable_pia()) is not None:
+            beside -= module_macs(pia, own)
+        beside += _statistics_macs(layer, own)
         if layer.shared_fold is not None:
-            macs += n * (layer.shared_fold.down.numel() + layer.shared_fold.up.numel())
-    return macs
+            beside += own * (layer.shared_fold.down.numel() + layer.shared_fold.up.numel())
+    return mha, ffn, beside
 
 
 def _statistics_macs(layer: EASBlock, n: int) -> int:
@@ -182,9 +220,9 @@ def _folds_maps(layer: EASBlock) -> bool:
     return layer.fold_per_example or layer.constant_fold is not None
 
 
-def _block_bytes(layer: Any) -> int:
+def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
     """Weights of one block that a decode step reads."""
-    total = sum(_bytes(module) for module in _live(layer))
+    total = sum(_bytes(module) for module in live(layer, branches))
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn:
             total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
@@ -209,9 +247,9 @@ def _params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False)) + sum(_params(m) for m in module.children())
 
 
-def _block_params(layer: Any) -> int:
-    """Parameters of one block without what is skipped or folded away."""
-    total = sum(_params(module) for module in _live(layer))
+def unused_params(layer: Any, branches: Sequence[Branch]) -> int:
+    """Parameters of one block that are skipped or folded away; negative where a fold brings more biases."""
+    total = sum(_params(module) for module in live(layer, branches))
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
             total += _params(layer.input_layernorm)
@@ -220,7 +258,7 @@ def _block_params(layer: Any) -> int:
             total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)
         elif (pia := layer.foldable_pia()) is not None and layer.shared_fold is not None:
             total += _params(pia)  # the shared form is the PIA, written differently
-    return total
+    return int(sum(p.numel() for p in layer.parameters())) - total
 
 
 def _folding(layer: EASBlock) -> list[tuple[Any, PIA]]:

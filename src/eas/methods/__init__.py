@@ -13,25 +13,23 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, MethodConfig
+from eas.config import ConfigError, MethodConfig, shortened
 from eas.methods import (
     adapter,
     das,
     drop,
     eas,
+    eas_meter,
     full,
     lavin_adapter,
     llama_adapter,
     lora,
     mam,
+    meter_prompts,
     prefix,
     prompts,
     soft_prompt,
 )
-from eas.methods import meter_adapters as meter
-from eas.methods.meter_drop import attach_drop, prune_drop
-from eas.methods.meter_eas import attach_das, attach_eas, prune_das, prune_eas
-from eas.methods.meter_prefix import attach_mam, attach_prefix
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ PRECOMPUTED: dict[str, Any] = {
 METHODS: dict[str, Method] = {
     "eas": Method(eas.EASConfig, eas.attach, eas.prune, **PIA_FOLD),
     "das": Method(das.DASConfig, das.attach, das.prune),
-    "drop": Method(drop.DropConfig, drop.attach, **MERGE),
+    "drop": Method(drop.DropConfig, drop.attach, drop.prune, **MERGE),
     "full": Method(full.FullConfig, full.attach),
     "head": Method(full.HeadConfig, full.attach_head),
     "lora": Method(lora.LoRAConfig, lora.attach, **MERGE),
@@ -88,27 +86,37 @@ METHODS: dict[str, Method] = {
 }
 
 
-COATTENTION: dict[str, Method] = {
-    "eas": Method(eas.EASConfig, attach_eas, prune_eas),
-    "das": Method(das.DASConfig, attach_das, prune_das),
-    "drop": Method(drop.DropConfig, attach_drop, prune_drop, **MERGE),
-    "full": Method(full.FullConfig, meter.attach_full),
-    "head": Method(full.HeadConfig, meter.attach_head),
-    "lora": Method(lora.LoRAConfig, meter.attach_lora, **MERGE),
-    "adapter": Method(adapter.AdapterConfig, meter.attach_adapter),
-    "parallel_adapter": Method(adapter.ParallelAdapterConfig, meter.attach_parallel),
-    "shallow_prompt": Method(prompts.ShallowPromptConfig, meter.attach_shallow),
-    "deep_prompt": Method(prompts.DeepPromptConfig, meter.attach_deep),
-    "prefix": Method(prefix.PrefixConfig, attach_prefix),
-    "mam": Method(mam.MAMConfig, attach_mam),
+OWN_FORMS: dict[str, dict[str, Method]] = {
+    "decoder": {},
+    "coattention": {
+        "eas": Method(eas.EASConfig, eas_meter.attach, eas_meter.prune),
+        "das": Method(das.DASConfig, das.attach_post_norm, das.prune),
+        "shallow_prompt": Method(prompts.ShallowPromptConfig, meter_prompts.attach_shallow),
+        "deep_prompt": Method(prompts.DeepPromptConfig, meter_prompts.attach_deep),
+        "prefix": Method(prefix.PrefixConfig, prefix.attach),
+    },
 }
-"""The methods in the form they have on METER."""
-NOT_ON_METER = {
-    "llama_adapter": "its gated prompts are for the topmost blocks of a decoder; use 'deep_prompt' or 'prefix'",
-    "lavin_adapter": "its routers read LaVIN's modality token or a decoder's prompt; use 'adapter' or 'eas'",
+"""By the form of a model's `Anatomy`, the methods that are others there. METER is post-norm and has two streams."""
+REFUSED: dict[str, dict[str, str]] = {
+    "decoder": {},
+    "coattention": {
+        "llama_adapter": "its gated prompts are for the topmost blocks of a decoder; use 'deep_prompt' or 'prefix'",
+        "lavin_adapter": "its routers read LaVIN's modality token or a decoder's prompt; use 'adapter' or 'eas'",
+    },
 }
-"""Why the others are not there, and what to use instead."""
-FORMS = {"decoder": METHODS, "coattention": COATTENTION}
+"""Methods that a form does not have, and what to use instead."""
+REFUSED_OPTIONS: dict[str, tuple[tuple[str, str, tuple[Any, ...], str], ...]] = {
+    "decoder": (),
+    "coattention": (
+        ("eas", "candidates", ("mha",), "of METER attentions may be skipped ('mha')"),
+        ("eas", "pooling", ("prompt", "none"), "METER's tokens have no order; use 'prompt' or 'none'"),
+        ("eas", "train_scale", (False,), "METER's PIAs stand before a LayerNorm, which has a scale"),
+        ("das", "routed", (False,), "on METER the adapters are plain; use preset 'meter'"),
+        ("drop", "candidates", ("mha", "layer"), "on METER it must be 'mha' or 'layer'"),
+        ("prefix", "reparameterise", (None,), "on METER keys and values are trained directly; leave it out"),
+    ),
+}
+"""Of a method an option, the values that it may have in a form, and what to say of others."""
 
 
 def method_of(form: str, name: str) -> Method:
@@ -117,10 +125,20 @@ def method_of(form: str, name: str) -> Method:
     Raises:
         ConfigError: there is none.
     """
-    if name not in FORMS[form]:
-        why = NOT_ON_METER.get(name, f"there is {', '.join(FORMS[form])}")
-        raise ConfigError(f"method {name!r} does not exist for this model: {why}")
-    return FORMS[form][name]
+    if name in REFUSED[form]:
+        raise ConfigError(f"method {name!r} does not exist for this model: {REFUSED[form][name]}")
+    return (METHODS | OWN_FORMS[form])[name]
+
+
+def require_fit(form: str, config: MethodConfig) -> None:
+    """Refuses what a form of models cannot do.
+
+    Raises:
+        ConfigError: the message names the option.
+    """
+    for name, option, allowed, words in REFUSED_OPTIONS[form]:
+        if config.name == name and (value := vars(config)[option]) not in allowed:
+            raise ConfigError(f"{type(config).__name__}.{option} = {value!r}: {words}")
 
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
@@ -131,5 +149,5 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """
     name = values.get("name", "eas")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown; there is {', '.join(METHODS)}")
+        raise ConfigError(f"method {shortened(name)} is unknown; there is {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

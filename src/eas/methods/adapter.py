@@ -4,6 +4,7 @@ scaled parallel adapter beside the FFN (He et al. 2022)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, MethodConfig, method_name, option
+from eas.config import MethodConfig, method_name, option
 from eas.hf.classes import become
 from eas.models.anatomy import Anatomy
 
@@ -51,6 +52,16 @@ class AdaptedAttention(nn.Module):
         return attended + self.adapter(attended), *rest
 
 
+class ParallelAttention(nn.Module):
+    """An attention with an adapter beside it that reads what the queries are made of."""
+
+    adapter: Bottleneck
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        attended, *rest = super().forward(hidden_states, *args, **kwargs)
+        return attended + self.adapter(hidden_states), *rest
+
+
 class AdaptedInput(nn.Module):
     """An attention that reads its normalised input through an adapter."""
 
@@ -71,13 +82,18 @@ class AdaptedFFN(nn.Module):
 
 
 class ParallelFFN(nn.Module):
-    """An FFN with an adapter beside it that reads the same normalised input."""
+    """An FFN with an adapter beside it that reads the same input."""
 
     adapter: Bottleneck
 
     def forward(self, x: Tensor) -> Any:
         y = super().forward(x)
         return y + self.adapter(x)
+
+
+AFTER = {"mha": AdaptedAttention, "ffn": AdaptedFFN}
+BESIDE = {"mha": ParallelAttention, "ffn": ParallelFFN}
+PLACEMENTS = {"ffn": ("ffn",), "attention": ("mha",), "both": ("mha", "ffn")}
 
 
 @dataclass
@@ -92,18 +108,13 @@ class AdapterConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("rank", self.rank >= 1, "must be at least 1")
-        places = ("ffn", "attention", "both")
-        self._require("placement", self.placement in places, f"must be one of {', '.join(places)}")
+        self._require("placement", self.placement in PLACEMENTS, f"must be one of {', '.join(PLACEMENTS)}")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig) -> None:
     """An adapter after the FFN, the attention or both of every block; untrained they change nothing."""
-    for layer in Anatomy.of(model).layers:
-        if config.placement in ("attention", "both"):
-            put(layer.self_attn, AdaptedAttention, layer, config.rank, dropout=config.dropout)
-        if config.placement in ("ffn", "both"):
-            put(layer.mlp, AdaptedFFN, layer, config.rank, dropout=config.dropout)
+    put_at(model, config.placement, AFTER, config.rank, dropout=config.dropout)
 
 
 @dataclass
@@ -112,33 +123,36 @@ class ParallelAdapterConfig(MethodConfig):
 
     name: str = method_name("parallel_adapter")
     rank: int = option(512, "r, the bottleneck")
-    placement: str = option("ffn", "beside what: the 'ffn'; on METER also the 'attention' or 'both'")
+    placement: str = option("ffn", "beside what an adapter stands: the 'ffn', the 'attention' or 'both'")
     scale: float = option(4.0, "factor on the adapter's output")
     dropout: float = option(0.0, "on the bottleneck while training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("rank", self.rank >= 1, "must be at least 1")
-        places = ("ffn", "attention", "both")
-        self._require("placement", self.placement in places, f"must be one of {', '.join(places)}")
+        self._require("placement", self.placement in PLACEMENTS, f"must be one of {', '.join(PLACEMENTS)}")
         self._require("scale", self.scale > 0, "must be above 0")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
 def attach_parallel(model: PreTrainedModel, config: ParallelAdapterConfig) -> None:
-    """An adapter beside the FFN of every block; untrained they change nothing.
-
-    Raises:
-        ConfigError: another placement.
-    """
-    if config.placement != "ffn":
-        raise ConfigError(f"ParallelAdapterConfig.placement = {config.placement!r}: in a decoder it must be 'ffn'")
-    for layer in Anatomy.of(model).layers:
-        put(layer.mlp, ParallelFFN, layer, config.rank, scale=config.scale, dropout=config.dropout)
+    """An adapter beside the FFN, the attention or both of every block; untrained they change nothing."""
+    put_at(model, config.placement, BESIDE, config.rank, scale=config.scale, dropout=config.dropout)
 
 
-def put(module: Any, mixin: type, layer: Any, rank: int, **options: float) -> None:
-    """Gives an attention or FFN of a block its adapter, and the mix-in that applies it."""
-    norm = layer.input_layernorm.weight
-    module.adapter = Bottleneck(norm.shape[0], rank, **options).to(norm.device).train(layer.training)
+def put_at(model: PreTrainedModel, placement: str, mixins: Mapping[str, type], rank: int, **options: float) -> None:
+    """Gives the attentions, FFNs or both of every block their adapters."""
+    for part, body, norm in Anatomy.of(model).bodies():
+        if part in PLACEMENTS[placement]:
+            put(body, mixins[part], norm, rank, **options)
+
+
+def put(module: Any, mixin: type, norm: Any, rank: int, **options: float) -> None:
+    """Gives an attention or FFN, whose norm is given, its adapter, and the mix-in that applies it."""
+    module.adapter = bottleneck(norm, rank, module.training, **options)
     become(module, mixin)
+
+
+def bottleneck(norm: Any, rank: int, training: bool, **options: float) -> Bottleneck:
+    """An adapter as wide as a norm, on its device."""
+    return Bottleneck(len(norm.weight), rank, **options).to(norm.weight.device).train(training)

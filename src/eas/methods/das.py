@@ -4,7 +4,9 @@ As in the authors' code for LLaVA, kept layers have an adapter before their atte
 skipped layer reads the normalised stream. Theirs adds that input to its output, so that an untrained skipped layer adds
 the normalised stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
 LaVIN the authors have LaVIN's routed adapters in both places (preset "lavin"); here they route on the prompt's mean, as
-EAS does, so that rounds can share what skip sets have in common. The search is DAS's own: ``SearchConfig(rule="das")``.
+EAS does, so that rounds can share what skip sets have in common. METER is post-norm: there the adapter in place of a
+skipped layer reads the stream, and kept layers have adapters beside attentions and FFN. The search is DAS's own:
+``SearchConfig(rule="das")``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.hf.skipping import Request, SkippableBlock, SkippingTextModel
-from eas.methods.adapter import AdaptedInput, Bottleneck, put
+from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
 from eas.methods.eas_block import EASBlock, given
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
@@ -65,13 +67,22 @@ class DASBlock(SkippableBlock):
     skip_adapter: Bottleneck | None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.skip_mha:
-            assert self.skip_adapter is not None  # prune sees to it
-            return hidden_states + self.skip_adapter(self.input_layernorm(hidden_states))
-        return super().forward(hidden_states, *args, **kwargs)
+        if not self.skip_mha:
+            return super().forward(hidden_states, *args, **kwargs)
+        x = hidden_states
+        for module in self.stand_ins():
+            x = module(x)
+        return hidden_states + x
 
     def stand_ins(self) -> list[nn.Module]:
         return [self.input_layernorm, self.skip_adapter] if self.skip_mha and self.skip_adapter is not None else []
+
+
+class PostNormDASBlock(DASBlock):
+    """Skipped: ``x += adapter(x)``. Kept: the layer, with an adapter beside every attention and the FFN."""
+
+    def stand_ins(self) -> list[nn.Module]:
+        return [self.skip_adapter] if self.skip_mha and self.skip_adapter is not None else []
 
 
 class RoutedDASBlock(EASBlock):
@@ -93,13 +104,26 @@ def attach(model: PreTrainedModel, config: DASConfig) -> None:
         return
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
-        norm = layer.input_layernorm.weight
-        adapter = Bottleneck(norm.shape[0], config.skip_rank, dropout=config.dropout)
-        layer.skip_adapter = adapter.to(norm.device).train(layer.training)
-        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        put(layer.self_attn, AdaptedInput, layer, config.adapt_rank, dropout=config.dropout)
+        _may_be_skipped(layer, index, layer.input_layernorm, config)
+        put(layer.self_attn, AdaptedInput, layer.input_layernorm, config.adapt_rank, dropout=config.dropout)
         become(layer, DASBlock)
     become(anatomy.text_model, SkippingTextModel)
+
+
+def attach_post_norm(model: PreTrainedModel, config: DASConfig) -> None:
+    """The same on METER."""
+    anatomy = Anatomy.of(model)
+    for index, layer in enumerate(anatomy.layers):
+        _may_be_skipped(layer, index, layer.mlp_norm, config)
+        for branch in anatomy.branches:
+            body, norm = layer.get_submodule(branch.body), layer.get_submodule(branch.norm)
+            put(body, BESIDE[branch.part], norm, config.adapt_rank, dropout=config.dropout)
+        become(layer, PostNormDASBlock)
+
+
+def _may_be_skipped(layer: Any, index: int, norm: Any, config: DASConfig) -> None:
+    layer.skip_adapter = bottleneck(norm, config.skip_rank, layer.training, dropout=config.dropout)
+    layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
 
 
 def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:

@@ -39,9 +39,9 @@ class DropConfig(SkipConfig):
 class DropBlock(SkippableBlock):
     """Without attention: ``x += FFN(Nf(x))``; without FFN: ``x += MHA(Na(x))``; without both: x."""
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.skip_mha and not self.skip_ffn:
-            return super().forward(hidden_states, **kwargs)
+            return super().forward(hidden_states, *args, **kwargs)
         if not self.skip_mha:
             attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             hidden_states = hidden_states + attended
@@ -50,11 +50,30 @@ class DropBlock(SkippableBlock):
         return hidden_states
 
 
+class DropAttention(SkippableBlock):
+    """An attention that is dropped by itself (METER): its residual and norm go along, so that its layer hands on what
+    came in."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (None, None) if self.skip_mha else super().forward(*args, **kwargs)
+
+
 def attach(model: PreTrainedModel, config: DropConfig) -> None:
     """LoRA at every map, and blocks that can do without their parts; untrained and undropped nothing changes."""
     anatomy = Anatomy.of(model)
-    for index, layer in enumerate(anatomy.layers):
-        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        become(layer, DropBlock)
-    become(anatomy.text_model, SkippingTextModel)
+    for index, block in enumerate(anatomy.blocks(config.candidates)):
+        block.index, block.skip_mha, block.skip_ffn = index, False, False
+        become(block, DropBlock if block in anatomy.layers else DropAttention)
+    if model.can_generate():  # else there is no cache to be made fit
+        become(anatomy.text_model, SkippingTextModel)
     inject(model, config.rank, config.alpha, config.dropout, list(MAPS))
+
+
+def prune(model: PreTrainedModel) -> None:
+    """Drops the norms of attentions that took them along."""
+    anatomy = Anatomy.of(model)
+    for layer in anatomy.layers:
+        for branch in anatomy.branches:
+            body = layer._modules.get(branch.body)
+            if isinstance(body, DropAttention) and body.skip_mha:
+                setattr(layer, branch.norm, None)

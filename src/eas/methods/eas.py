@@ -107,18 +107,11 @@ class EASConfig(SkipConfig):
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
     """A skip PIA and an adapt PIA at every block, float32 whatever the base's dtype; untrained they change nothing."""
     anatomy = Anatomy.of(model)
-    size = model.config.get_text_config().hidden_size
-    if size % config.up_groups:
-        raise ConfigError(f"EASConfig.up_groups = {config.up_groups}: must divide the model's hidden size {size}")
     for index, layer in enumerate(anatomy.layers):
-        device = layer.input_layernorm.weight.device
-
-        def pia(exchange: bool, layer: Any = layer, device: Any = device) -> PIA:
-            return _pia(config, size, exchange=exchange).to(device).train(layer.training)
-
-        layer.skip_pia = pia(exchange=True) if config.candidates != "ffn" else None
-        layer.adapt_pia = pia(exchange=False)
-        layer.ffn_pia = pia(exchange=True) if config.candidates != "mha" else None
+        norm, training = layer.input_layernorm, layer.training
+        layer.skip_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "ffn" else None
+        layer.adapt_pia = make_pia(config, norm, training, exchange=False)
+        layer.ffn_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "mha" else None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
         layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
         become(layer, EASBlock)
@@ -126,11 +119,18 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
     become(model, PromptedModel)
 
 
-def _pia(config: EASConfig, hidden_size: int, *, exchange: bool) -> PIA:
-    rank = config.skip_rank if exchange else config.adapt_rank
+def make_pia(config: EASConfig, norm: Any, training: bool, *, exchange: bool) -> PIA:
+    """A skip PIA (``exchange``) or an adapt PIA, as wide as a norm and on its device.
+
+    Raises:
+        ConfigError: the width has no such groups.
+    """
+    size, rank = len(norm.weight), config.skip_rank if exchange else config.adapt_rank
     assert rank is not None  # EASConfig refuses it
-    return PIA(
-        hidden_size,
+    if size % config.up_groups:
+        raise ConfigError(f"EASConfig.up_groups = {config.up_groups}: must divide the model's hidden size {size}")
+    pia = PIA(
+        size,
         rank,
         pooling=config.pooling if exchange else "none",
         running=config.decode_pooling == "running",
@@ -141,6 +141,7 @@ def _pia(config: EASConfig, hidden_size: int, *, exchange: bool) -> PIA:
         up_groups=config.up_groups,
         train_scale=config.train_scale and exchange,
     )
+    return pia.to(norm.weight.device).train(training)
 
 
 def prune(model: PreTrainedModel) -> None:

@@ -12,31 +12,34 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class FullConfig(MethodConfig):
-    """The whole language model with its head; the vision tower stays as it is, as in LLaVA."""
+    """The whole language model with its head; the vision tower stays as it is, as in LLaVA. METER's towers are tuned
+    too."""
 
     name: str = method_name("full")
 
 
 def attach(model: PreTrainedModel, config: FullConfig) -> None:
     """Trains every parameter of the language model and the head."""
-    Anatomy.of(model).text_model.requires_grad_(True)
-    model.get_output_embeddings().requires_grad_(True)
+    anatomy = Anatomy.of(model)
+    for module in (anatomy.text_model, *anatomy.head):
+        module.requires_grad_(True)
 
 
 @dataclass
 class HeadConfig(MethodConfig):
-    """The output head alone (the classifier, where the task has one)."""
+    """The output head alone; of METER the task's head, the poolers and the token types."""
 
     name: str = method_name("head")
 
 
 def attach_head(model: PreTrainedModel, config: HeadConfig) -> None:
-    """Trains the output head.
+    """Trains the head.
 
     Raises:
         ConfigError: the head shares its weights with the input embeddings.
     """
-    head = model.get_output_embeddings()
-    if head.weight is model.get_input_embeddings().weight:
+    head = Anatomy.of(model).head
+    if any(p is model.get_input_embeddings().weight for module in head for p in module.parameters()):
         raise ConfigError("method 'head': this model's head is tied to its input embeddings; untie it, or use 'lora'")
-    head.requires_grad_(True)
+    for module in head:
+        module.requires_grad_(True)

@@ -43,7 +43,7 @@ class AdaptionPrompts(SoftPrompt):
 
     def __init__(self, layers: list[Any], num_tokens: int, hidden_size: int) -> None:
         attentions = [layer.self_attn for layer in layers]
-        super().__init__(layers, num_tokens, [m for a in attentions for m in (a.k_proj, a.v_proj)])
+        super().__init__(attentions, num_tokens, [m for a in attentions for m in (a.k_proj, a.v_proj)])
         self.tokens = nn.Parameter(torch.randn(len(layers), num_tokens, hidden_size))
         self.gate = nn.Parameter(torch.zeros(len(layers), attentions[0].q_proj.out_features // attentions[0].head_dim))
 

@@ -43,19 +43,9 @@ def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
 
 
 def inject(model: PreTrainedModel, rank: int, alpha: float | None, dropout: float, targets: list[str]) -> None:
-    """Puts LoRA at every map of the language model's blocks whose name is a target."""
-    inside = {id(module) for module in Anatomy.of(model).layers.modules()}
-    inject_at(
-        model,
-        [n for n, m in model.named_modules() if id(m) in inside and n.rpartition(".")[2] in targets],
-        rank,
-        alpha,
-        dropout,
-    )
-
-
-def inject_at(model: PreTrainedModel, names: list[str], rank: int, alpha: float | None, dropout: float) -> None:
-    """Puts PEFT's LoRA layers, float32 whatever the base's dtype, at the maps of these names."""
+    """Puts PEFT's LoRA layers, float32 whatever the base's dtype, at the blocks' maps whose names are targets."""
+    inside = {id(module) for layer in Anatomy.of(model).layers for module in layer.modules()}
+    names = [n for n, m in model.named_modules() if id(m) in inside and n.rpartition(".")[2] in targets]
     if not names:
         raise ConfigError("LoRAConfig.targets: the model's blocks have no such maps")
     alpha = 2 * rank if alpha is None else alpha

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, method_name, option
-from eas.methods.adapter import ParallelFFN, put
+from eas.methods.adapter import BESIDE, put_at
 from eas.methods.prefix import Prefix
 from eas.methods.soft_prompt import add_prompt
 from eas.models.anatomy import Anatomy
@@ -52,8 +52,6 @@ class MAMConfig(MethodConfig):
 
 def attach(model: PreTrainedModel, config: MAMConfig) -> None:
     """Untrained, the adapters change nothing, and the prefix does: its keys take part in the softmax."""
-    layers, size = list(Anatomy.of(model).layers), model.config.get_text_config().hidden_size
     if config.num_tokens > 0:
-        add_prompt(model, config, Prefix(layers, config.num_tokens, size, reparameterise=None))
-    for layer in layers:
-        put(layer.mlp, ParallelFFN, layer, config.rank, scale=config.scale, dropout=config.dropout)
+        add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, reparameterise=None))
+    put_at(model, "ffn", BESIDE, config.rank, scale=config.scale, dropout=config.dropout)

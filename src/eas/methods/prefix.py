@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from eas.config import MethodConfig, method_name, option
 from eas.hf.prompt_attention import PromptKeyValues
 from eas.methods.soft_prompt import SoftPrompt, add_prompt
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import Anatomy, attentions
 
 
 @dataclass
@@ -40,15 +40,17 @@ class PrefixConfig(MethodConfig):
 
 
 class Prefix(SoftPrompt):
-    """``table``: ``(m, layers x 2 x key heads x head size)``, normal (0, 0.02); or, standard normal, the
+    """``table``: ``(m, attentions x 2 x key heads x head size)``, normal (0, 0.02); or, standard normal, the
     ``(m, hidden size)`` input of ``mlp``, which gives them."""
 
-    def __init__(self, layers: list[Any], num_tokens: int, hidden_size: int, reparameterise: int | None) -> None:
-        size = sum(layer.self_attn.k_proj.out_features + layer.self_attn.v_proj.out_features for layer in layers)
+    def __init__(self, text_model: Any, num_tokens: int, reparameterise: int | None) -> None:
+        seeing = [attention for attention, _ in attentions(text_model)]
+        hidden_size = seeing[0].q_proj.in_features
+        size = sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in seeing)
         mlp = None
         if reparameterise is not None:
             mlp = nn.Sequential(nn.Linear(hidden_size, reparameterise), nn.Tanh(), nn.Linear(reparameterise, size))
-        super().__init__(layers, num_tokens, [], num_tokens * (hidden_size + size) * (reparameterise or 0))
+        super().__init__(seeing, num_tokens, [], num_tokens * (hidden_size + size) * (reparameterise or 0))
         self.mlp = mlp
         self.table = nn.Parameter(
             0.02 * torch.randn(num_tokens, size) if mlp is None else torch.randn(num_tokens, hidden_size)
@@ -56,13 +58,11 @@ class Prefix(SoftPrompt):
 
     def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
         rows = self.table if self.mlp is None else self.mlp(self.table)
-        head_size = text_model.layers[0].self_attn.head_dim
-        pairs = rows.view(self.num_tokens, len(text_model.layers), 2, -1, head_size).permute(1, 2, 3, 0, 4)
-        weights = [layer.input_layernorm.weight for layer in text_model.layers]
-        return [PromptKeyValues(*pair[:, None].to(weight)) for pair, weight in zip(pairs, weights, strict=True)]
+        seeing = attentions(text_model)
+        pairs = rows.view(self.num_tokens, len(seeing), 2, -1, seeing[0][0].head_dim).permute(1, 2, 3, 0, 4)
+        return [PromptKeyValues(*pair[:, None].to(norm.weight)) for pair, (_, norm) in zip(pairs, seeing, strict=True)]
 
 
 def attach(model: PreTrainedModel, config: PrefixConfig) -> None:
     """Untrained it does change the model: a key of zeros takes part in the softmax too."""
-    layers, size = list(Anatomy.of(model).layers), model.config.get_text_config().hidden_size
-    add_prompt(model, config, Prefix(layers, config.num_tokens, size, config.reparameterise))
+    add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, config.reparameterise))

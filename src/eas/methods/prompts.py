@@ -61,9 +61,10 @@ class ShallowPrompt(SoftPrompt):
     """``tokens`` ``(m, hidden size)``, which run through the blocks."""
 
     def __init__(self, layers: list[Any], tokens: Tensor) -> None:
-        last = layers[-1].self_attn
-        pairs = 2 * sum(layer.self_attn.q_proj.out_features for layer in layers[:-1]) * len(tokens) ** 2
-        super().__init__(layers, len(tokens), [*layers[:-1], last.k_proj, last.v_proj], pairs)
+        attentions = [layer.self_attn for layer in layers]
+        pairs = 2 * sum(attention.q_proj.out_features for attention in attentions[:-1]) * len(tokens) ** 2
+        last = attentions[-1]
+        super().__init__(attentions, len(tokens), [*layers[:-1], last.k_proj, last.v_proj], pairs)
         self.tokens = nn.Parameter(tokens)
 
     def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
@@ -92,7 +93,7 @@ class DeepPrompt(SoftPrompt):
 
     def __init__(self, layers: list[Any], num_tokens: int, hidden_size: int) -> None:
         attentions = [layer.self_attn for layer in layers]
-        super().__init__(layers, num_tokens, [m for a in attentions for m in (a.k_proj, a.v_proj)])
+        super().__init__(attentions, num_tokens, [m for a in attentions for m in (a.k_proj, a.v_proj)])
         self.tokens = nn.Parameter(torch.empty(len(layers), num_tokens, hidden_size))
         for tokens in self.tokens:
             nn.init.xavier_uniform_(tokens)

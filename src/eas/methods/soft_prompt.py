@@ -16,8 +16,8 @@ from eas.config import ConfigError, MethodConfig
 from eas.costed import Costed
 from eas.hf.api import attention_implementation
 from eas.hf.classes import become
-from eas.hf.prompt_attention import REMEDY, PromptKeyValues, SoftPromptTextModel, see_prompt
-from eas.models.anatomy import Anatomy
+from eas.hf.prompt_attention import REMEDY, PromptKeyValues, SoftPromptTextModel, SoftPromptTrunk, see_prompt
+from eas.models.anatomy import Anatomy, attentions
 
 
 class StoredStates(nn.Module):
@@ -37,17 +37,19 @@ class SoftPrompt(Costed):
     """What a prompt method trains; it lies beside the blocks, as ``prompt`` of the language model.
 
     Args:
-        layers: the blocks that see the prompt.
+        attentions: those that see the prompt.
         num_tokens: m, prompt tokens at each of them.
         maps: modules of the base through which every prompt token goes to become keys and values.
         own_macs: multiply-accumulates of making keys and values, besides those of the maps.
     """
 
-    def __init__(self, layers: Iterable[Any], num_tokens: int, maps: Iterable[nn.Module], own_macs: int = 0) -> None:
+    def __init__(
+        self, attentions: Iterable[Any], num_tokens: int, maps: Iterable[nn.Module], own_macs: int = 0
+    ) -> None:
         super().__init__()
         linear: list[Any] = [m for module in maps for m in module.modules() if isinstance(m, nn.Linear)]
         self.num_tokens = num_tokens
-        self.query_width: int = sum(layer.self_attn.q_proj.out_features for layer in layers)
+        self.query_width: int = sum(attention.q_proj.out_features for attention in attentions)
         self.making_macs: int = own_macs + num_tokens * sum(m.in_features * m.out_features for m in linear)
         self.making_bytes: int = sum(p.nbytes for m in linear for p in m.parameters())
         self.stored: nn.ModuleList | None = None
@@ -79,13 +81,13 @@ def add_prompt(model: PreTrainedModel, config: MethodConfig, prompt: SoftPrompt)
     Raises:
         ConfigError: the model's attention implementation knows no prompt.
     """
-    text_model = Anatomy.of(model).text_model
+    text_model: Any = Anatomy.of(model).text_model
     if (own := attention_implementation(text_model.config)) != "sdpa":
         raise ConfigError(f"{type(config).__name__}: the model attends with {own!r}; {REMEDY}")
     text_model.prompt = prompt.to(text_model.get_input_embeddings().weight.device).train(text_model.training)
-    for layer in text_model.layers:
-        see_prompt(layer.self_attn)
-    become(text_model, SoftPromptTextModel)
+    for attention, _ in attentions(text_model):
+        see_prompt(attention)
+    become(text_model, SoftPromptTextModel if model.can_generate() else SoftPromptTrunk)
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """Where each supported family keeps its language model, its projector, and in a block its attention, FFN and norms.
 
-A new family costs one line in ``FAMILIES`` where its blocks are pre-norm (a Llama, Mistral or Qwen2 text model).
+A new family costs one line in ``FAMILIES`` where its language model is one of ``TEXT_MODELS``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from torch import nn
@@ -38,11 +39,64 @@ OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGener
 OWN |= {head.__name__: head for head in METER.values()}
 """Families that transformers does not have."""
 
-# class of the model with its head -> path to its co-attention layers
-COATTENTION = {head.__name__: "meter" for head in METER.values()}
+# the same for families that generate nothing
+COATTENTION: dict[str, tuple[str, str | None]] = {head.__name__: ("meter", None) for head in METER.values()}
 
-# language models whose layers have self_attn, mlp, input_layernorm and post_attention_layernorm, pre-norm, RMS norms
-TEXT_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+
+class Branch(NamedTuple):
+    """A part of a layer that a residual goes around.
+
+    Args:
+        part: "mha" or "ffn".
+        body: name of the attention or FFN in the layer.
+        norm: name of its norm, before it or after the residual.
+        across: whether keys and values are the other modality's.
+    """
+
+    part: str
+    body: str
+    norm: str
+    across: bool = False
+
+
+class TextModel(NamedTuple):
+    """How a language model is built.
+
+    Args:
+        form: "decoder", or "coattention": two modalities, each with layers of its own, that read each other (METER).
+        sides: names of the lists of its layers, the text's first.
+        branches: of every layer, in order.
+        post_norm: whether norms come after the residuals.
+        poolers: names of what it has for the head, which is new after pretraining.
+    """
+
+    form: str
+    sides: tuple[str, ...]
+    branches: tuple[Branch, ...]
+    post_norm: bool = False
+    poolers: tuple[str, ...] = ()
+
+
+DECODER = TextModel(
+    "decoder",
+    ("layers",),
+    (Branch("mha", "self_attn", "input_layernorm"), Branch("ffn", "mlp", "post_attention_layernorm")),
+)
+TEXT_MODELS = dict.fromkeys(
+    ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel"), DECODER
+)
+TEXT_MODELS["MeterModel"] = TextModel(
+    "coattention",
+    ("cross_modal_text_layers", "cross_modal_image_layers"),
+    (
+        Branch("mha", "self_attn", "self_attn_norm"),
+        Branch("mha", "cross_attn", "cross_attn_norm", across=True),
+        Branch("ffn", "mlp", "mlp_norm"),
+    ),
+    post_norm=True,
+    poolers=("token_type_embeddings", "cross_modal_text_pooler", "cross_modal_image_pooler"),
+)
+"""By class. Attentions have ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``, FFNs ``up_proj`` and ``down_proj``."""
 
 
 class UnsupportedModelError(TypeError):
@@ -54,28 +108,28 @@ class Anatomy:
     """The parts of one model.
 
     Args:
-        text_model: the language model without its head.
-        layers: its blocks, in order.
+        text_model: the language model without its head; of METER all but the head.
+        layers: its blocks, in order: the text's, then the image's where it has layers of its own.
         projector: the module between vision tower and language model, if the model has one.
-        form: which form of the methods fits: "decoder", or "coattention" (METER).
-        attentions: the attentions, where a layer has several that may be skipped singly.
-        head: what belongs to a task and is not there after pretraining.
-        norm: path from a layer to one of its norms.
-        ffn_output: path from a layer to the FFN's last map.
+        head: what belongs to a task: the output head; of METER also what is new after pretraining.
+        built: how the language model is built.
     """
 
     text_model: PreTrainedModel
     layers: Any  # a ModuleList, whose blocks are SkippableBlocks once attached
     projector: nn.Module | None
-    form: str = "decoder"
-    attentions: tuple[Any, ...] = ()
-    head: tuple[nn.Module, ...] = ()
-    norm: str = "input_layernorm"
-    ffn_output: str = "mlp.down_proj"
+    head: tuple[nn.Module, ...]
+    built: TextModel
 
-    def blocks(self, candidates: str) -> list[Any]:
-        """The modules that may be skipped, or parts of which may be: attentions where layers have several."""
-        return list(self.attentions if candidates == "mha" and self.attentions else self.layers)
+    @property
+    def form(self) -> str:
+        """Which form of the methods fits."""
+        return self.built.form
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Of every layer, in order."""
+        return self.built.branches
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -85,48 +139,57 @@ class Anatomy:
             UnsupportedModelError: its family, or the class of its language model, is not supported.
         """
         family = type(model).__name__
-        if family in COATTENTION:
-            return cls._of_coattention(model)
-        if family not in FAMILIES:
+        if family not in FAMILIES | COATTENTION:
             known = ", ".join((*FAMILIES, *COATTENTION))
             raise UnsupportedModelError(f"{family} is not supported; supported are {known}")
-        text_path, projector_path = FAMILIES[family]
-        text_model = model.get_submodule(text_path)
+        text_path, projector_path = paths(model)
+        text_model: Any = model.get_submodule(text_path)
         if type(text_model).__name__ not in TEXT_MODELS:
+            known = ", ".join(name for name, built in TEXT_MODELS.items() if built is DECODER)
             raise UnsupportedModelError(
                 f"{family} with a {type(text_model).__name__} is not supported; its language model must be one of "
-                f"{', '.join(TEXT_MODELS)}"
+                f"{known}"
             )
+        built = TEXT_MODELS[type(text_model).__name__]
+        sides = [text_model.get_submodule(name) for name in built.sides]
+        layers = sides[0] if len(sides) == 1 else [layer for side in sides for layer in side]
         projector = None if projector_path is None else model.get_submodule(projector_path)
-        return cls(text_model, text_model.layers, projector)
+        head = [text_model.get_submodule(name) for name in built.poolers]
+        head += [module for name, module in model.named_children() if name != text_path.partition(".")[0]]
+        return cls(text_model, layers, projector, tuple(head), built)
 
-    @classmethod
-    def _of_coattention(cls, model: nn.Module) -> Anatomy:
-        """METER: the text's layers, then the image's; of each its self attentions, then its cross attentions."""
-        path = COATTENTION[type(model).__name__]
-        trunk: Any = model.get_submodule(path)
-        sides = (trunk.cross_modal_text_layers, trunk.cross_modal_image_layers)
-        kinds = ("attention", "crossattention")
-        there = ((layer, kind) for side in sides for kind in kinds for layer in side if kind in layer._modules)
-        attentions = (layer.get_submodule(kind) for layer, kind in there)
-        poolers = (trunk.token_type_embeddings, trunk.cross_modal_text_pooler, trunk.cross_modal_image_pooler)
-        own = (module for name, module in model.named_children() if name != path)
-        return cls(
-            trunk,
-            [layer for side in sides for layer in side],
-            None,
-            form="coattention",
-            attentions=tuple(attentions),
-            head=(*poolers, *own),
-            norm="output.LayerNorm",
-            ffn_output="output.dense",
-        )
+    def bodies(self) -> Iterator[tuple[str, Any, Any]]:
+        """The attentions and FFNs of layer after layer: "mha" or "ffn", the module, and its norm."""
+        for layer in self.layers:
+            for branch in self.branches:
+                if branch.body in layer._modules:  # else it was pruned
+                    yield branch.part, getattr(layer, branch.body), getattr(layer, branch.norm)
+
+    def blocks(self, candidates: str) -> list[Any]:
+        """The modules that may be skipped, or parts of which may be: attentions where layers have several."""
+        several = sum(branch.part == "mha" for branch in self.branches) > 1
+        if several and candidates == "mha":
+            return [attention for attention, _ in attentions(self.text_model)]
+        return list(self.layers)
+
+
+def attentions(text_model: Any) -> list[tuple[Any, Any]]:
+    """The attentions of a language model and their norms, in the order of ``layer_idx``: of each modality the self
+    attentions, then the cross attentions."""
+    built = TEXT_MODELS[type(text_model).__name__]
+    return [
+        (getattr(layer, branch.body), getattr(layer, branch.norm))
+        for side in built.sides
+        for branch in built.branches
+        if branch.part == "mha"
+        for layer in text_model.get_submodule(side)
+        if branch.body in layer._modules
+    ]
 
 
 def paths(model: nn.Module) -> tuple[str, str | None]:
     """Where a model keeps what its layers are in, and its projector."""
-    family = type(model).__name__
-    return FAMILIES[family] if family in FAMILIES else (COATTENTION[family], None)
+    return (FAMILIES | COATTENTION)[type(model).__name__]
 
 
 def model_class(family: str) -> Any:

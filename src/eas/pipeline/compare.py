@@ -20,7 +20,6 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from rich.console import Console
 from transformers.utils import logging
 
 from eas import progress
@@ -29,14 +28,13 @@ from eas.config import ConfigError
 from eas.evaluation import Evaluation
 from eas.evaluation_forms import blind
 from eas.files import claimed
-from eas.hf.api import no_init_weights
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
-from eas.models.anatomy import auto_class
 from eas.pipeline import phases, steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
+from eas.pipeline.fit import check_method
 from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.pipeline.savings import fold_mode, warning
@@ -45,11 +43,12 @@ from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
-from eas.surgery import attach, fold, select
+from eas.surgery import fold
+from eas.terminal import console as make_console
 
 COMPARISON_FILE, ERROR_FILE = "comparison.json", "error.txt"
 WORKER_BYTES = 1.5 * 2**30  # torch, transformers and the tiny model in training
-console = Console()
+console = make_console()
 
 
 def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
@@ -92,7 +91,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         _refuse_changes(ready)
         _do(ready, pool)
     for label in sorted(waiting):
-        console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged", markup=False)
+        console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged")
     done = [job for job in ready if _result(job) is not None]
     rows = _aggregate(jobs)
     result = {
@@ -260,7 +259,7 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
             said = f"{split} {score}  {sum(result['seconds'].values()):.0f} s"
         remaining = (time.perf_counter() - start) / i * (len(todo) - i)
         said += f", about {duration(remaining)} left" if i < len(todo) else ""
-        console.print(f"{who} seed {job.config.seed}  {said}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{who} seed {job.config.seed}  {said}", highlight=False, soft_wrap=True)
 
 
 def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job, str | None]]:
@@ -345,12 +344,9 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
             run.task.check(run)
             if job.evaluate_only:
                 continue
-            base = run.load_config()
-            with torch.device("meta"), no_init_weights():
-                model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
-            select(model, job.config.skip_set or ())
+            check_method(run)
             if told := warning(run):
-                console.print(f"{job.row}: {told}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"{job.row}: {told}", highlight=False, soft_wrap=True)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
 

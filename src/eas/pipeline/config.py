@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_yaml, section
+from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
 from eas.data.collate import CUTS
 from eas.methods import METHODS, method_config
@@ -23,8 +24,10 @@ INTO_WEIGHTS = ("per_example", "constant", "merged")
 class TrainConfig(Config):
     """How both phases train."""
 
-    search_steps: int = option(400, "optimizer steps of the search, its warm-up included")
-    tune_steps: int = option(600, "optimizer steps under the found skip set")
+    search_steps: int | None = option(
+        None, "optimizer steps of the search, its warm-up included; null: by the size of the data"
+    )
+    tune_steps: int | None = option(None, "optimizer steps under the found skip set; null: by the size of the data")
     learning_rate: float = option(1e-3, "peak of a cosine schedule")
     warmup_ratio: float = option(0.03, "share of a phase over which the learning rate rises")
     weight_decay: float = option(0.0, "of AdamW")
@@ -41,8 +44,8 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("search_steps", "tune_steps", "batch_size", "accumulation", "save_steps", "logging_steps"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        self._require_counts("batch_size", "accumulation", "save_steps", "logging_steps")
+        self._require_counts(*(name for name in ("search_steps", "tune_steps") if getattr(self, name) is not None))
         self._require("learning_rate", self.learning_rate > 0, "must be above 0")
         self._require("warmup_ratio", 0 <= self.warmup_ratio < 1, "must be in [0, 1)")
         self._require("weight_decay", self.weight_decay >= 0, "must be at least 0")
@@ -94,7 +97,7 @@ class RunConfig(Config):
     )
     benchmark_repeats: int = option(20, "timed repetitions of base and folded model, alternated")
     benchmark_new_tokens: int = option(16, "decoded tokens of a repetition")
-    method: MethodConfig = section(_method, "the tuning method", train_projector=True)
+    method: MethodConfig = section(_method, "the tuning method", train_projector=None)
     search: SearchConfig = section(SearchConfig.from_dict, "the search")
     train: TrainConfig = section(TrainConfig.from_dict, "both training phases")
 
@@ -111,17 +114,22 @@ class RunConfig(Config):
         self._require("fold_mode", self.fold_mode in (None, *modes), f"must be null or one of {modes}")
         plain = self.bits is None or self.fold_mode not in INTO_WEIGHTS
         self._require("fold_mode", plain, f"needs plain weights, not bits = {self.bits}; leave one of them out")
-        for name in ("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        self._require_counts("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens")
+        self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
+        for name in ("model", "data", "output_dir"):
+            text = getattr(self, name)
+            self._require(name, bool(text) and "\0" not in text, "must name something")
+            self._require(name, not re.search("[\ud800-\udfff]", text), "must be UTF-8; rename it")
         for name in ("train_limit", "validation_limit", "test_limit"):
             limit = getattr(self, name)
             self._require(name, limit is None or limit >= 1, "must be at least 1, or null for all")
         k = self.num_skip
         if self.skip_set is not None and len(self.skip_set) != k:
             raise ConfigError(f"skip_set = {self.skip_set} does not hold method.num_skip = {k} candidates")
-        if self.search.warmup_steps + self.search.interval > self.train.search_steps:
+        steps = self.train.search_steps
+        if steps is not None and self.search.warmup_steps + self.search.interval > steps:
             raise ConfigError(
-                f"train.search_steps = {self.train.search_steps} leaves no round after search.warmup_steps = "
+                f"train.search_steps = {steps} leaves no round after search.warmup_steps = "
                 f"{self.search.warmup_steps}; raise the first or lower the second"
             )
 
@@ -137,17 +145,22 @@ class RunConfig(Config):
         return self.method.num_skip if isinstance(self.method, SkipConfig) else 0
 
     def with_overrides(self, assignments: Iterable[str]) -> Self:
-        """A copy with ``key=value`` assignments applied; values are YAML, dots reach into sections (``eas.skip_rank``).
+        """A copy with ``key=value`` assignments applied; values are YAML.
 
         Raises:
             ConfigError: an assignment without "=", an unknown key or a refused value.
         """
+        return self.with_values(read_assignments(assignments))
+
+    def with_values(self, given: Mapping[str, Any]) -> Self:
+        """A copy with other values; dots in a key reach into sections (``method.skip_rank``).
+
+        Raises:
+            ConfigError: an unknown key or a refused value.
+        """
         values = self.to_dict()
-        first = ("method.name=", "method.preset=")  # they decide about other keys
-        for assignment in sorted(assignments, key=lambda a: [not a.startswith(prefix) for prefix in first]):
-            key, equals, text = assignment.partition("=")
-            if not equals:
-                raise ConfigError(f"-o {assignment}: write key=value, as in -o train.learning_rate=0.001")
+        first = ("method.name", "method.preset")  # they decide about other keys
+        for key in sorted(given, key=lambda key: [key != decides for decides in first]):
             *path, name = key.split(".")
             at: dict[str, Any] = values
             for part in path:
@@ -156,7 +169,7 @@ class RunConfig(Config):
                         f"-o {key}: there is no section {part!r}; the sections are data_options, method, search, train"
                     )
                 at = at[part]
-            at[name] = read_yaml(text)
+            at[name] = given[key]
             if key == "method.preset":
                 at |= dict.fromkeys((*PLAIN, "skip_rank", "adapt_rank"))  # the preset's, not those of before
             if key == "method.name" and at["name"] != self.method.name:

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
+from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
 from eas.surgery import attach
+from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
 
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
+console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
 
 
 def attached(run: Run) -> Any:
@@ -65,6 +66,11 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def announce(run: Run, trainer: EASTrainer, planned: Plan) -> None:
+    """Says, before a phase trains, how long it will."""
+    console.print("; ".join(filter(None, (str(planned), estimate(run, trainer, planned)))), highlight=False)
 
 
 def train(trainer: EASTrainer) -> float:

@@ -12,9 +12,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from eas.config import ConfigError, MethodConfig, SkipConfig, read_yaml
+from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
+from eas.folder import model_config
 from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
@@ -24,6 +25,7 @@ from eas.pipeline.config import RunConfig
 from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps
+from eas.records import RecordError
 from eas.surgery import attach, candidates, fold, prune, select
 
 DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
@@ -271,11 +273,11 @@ def training_config(
         run.method = scaled(config.method, Run(run).load_config().get_text_config())
         config, data = replace(run, search=replace(run.search, rule=config.search.rule)), data or "scenes:textures"
     folder = output_dir / "runs" / (name if seed is None else f"{name}-s{seed}")
-    changes = [f"output_dir={folder}"]
-    changes += [] if data is None else [f"data={data}", "data_options={}"]
-    changes += [] if model is None else [f"model={model}"]
-    changes += [] if seed is None else [f"seed={seed}", f"search.seed={seed}"]
-    return config.with_overrides([*changes, *options])
+    changes: dict[str, Any] = {"output_dir": str(folder)}
+    changes |= {} if data is None else {"data": data, "data_options": {}}
+    changes |= {} if model is None else {"model": model}
+    changes |= {} if seed is None else {"seed": seed, "search.seed": seed}
+    return config.with_values(changes | read_assignments(options))
 
 
 def require_inputs(name: str, config: RunConfig) -> None:
@@ -295,9 +297,9 @@ def require_inputs(name: str, config: RunConfig) -> None:
         raise refuse("the data", place or kind)
     if config.model == "tiny" or Path(config.model).exists():
         return
+    if config.model in needs and config.model.startswith("models/"):
+        raise refuse("the model", config.model)
     try:
-        if config.model in needs and config.model.startswith("models/"):
-            raise refuse("the model", config.model)
-        AutoConfig.from_pretrained(config.model, revision=config.revision)
-    except OSError as error:
+        model_config(config.model, config.revision)
+    except (OSError, RecordError) as error:
         raise refuse("the model", config.model) from error

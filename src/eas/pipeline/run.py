@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from eas.config import ConfigError
 from eas.data import load_data
 from eas.data.example import Example
 from eas.distributed import is_main, join
-from eas.files import write_text
+from eas.files import claimed, write_text
 from eas.folder import model_config
 from eas.models.anatomy import auto_class
 from eas.models.lavin import quantisation
@@ -71,8 +73,9 @@ class Run:
         join()
         path = Path(folder) / CONFIG_FILE
         if not path.is_file():
-            raise ConfigError(f"{folder} holds no {CONFIG_FILE}; start a run with `eas run --output-dir {folder}`")
-        return cls(RunConfig.from_file(path).with_overrides([f"output_dir={json.dumps(str(folder))}"]))
+            named = shlex.quote(str(folder))
+            raise ConfigError(f"{folder} holds no {CONFIG_FILE}; start a run with `eas run --output-dir {named}`")
+        return cls(RunConfig.from_file(path).with_values({"output_dir": str(folder)}))
 
     @property
     def folder(self) -> Path:
@@ -106,7 +109,8 @@ class Run:
     def processor(self) -> Any:
         """The base's processor, or its tokenizer if it reads text only."""
         sees = auto_class(self.load_config().model_type) is not AutoModelForCausalLM
-        return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, revision=self.config.revision)
+        given = {"revision": self.config.revision, "trust_remote_code": False}
+        return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)
 
     @cached_property
     def task(self) -> Task:
@@ -154,13 +158,26 @@ class Run:
         """
         record = self.record(step)
         if record is None:
-            raise ConfigError(f"{self.folder} has no {step}.json; run `eas {step} {self.folder}` first")
+            command = f"eas {step} {shlex.quote(str(self.folder))}"
+            raise ConfigError(f"{self.folder} has no {step}.json; run `{command}` first")
         return record
 
     def finish(self, step: str, record: dict[str, Any]) -> None:
         """Leaves a step's record, in the main process; it is there complete or not at all."""
         if is_main():
             write_text(self.folder / f"{step}.json", json.dumps(record, indent=1) + "\n")
+
+
+@contextmanager
+def working(folder: str | Path) -> Iterator[None]:
+    """One process, or those that were started together, works in a run folder.
+
+    Raises:
+        WriteError: another process works in it, or it cannot be written.
+    """
+    join()
+    with claimed(Path(folder), "eas command") if is_main() else nullcontext():
+        yield
 
 
 def changes(old: RunConfig, new: RunConfig, *but: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -20,24 +21,25 @@ CATEGORIES = ("answer_type", "subject", "grade", "family", "category")
 """Keys of an example's metadata that are worth a filter."""
 
 
-def samples(run: Run, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def samples(run: Run, record: Mapping[str, Any], into: Path) -> list[dict[str, Any]]:
     """What the page shows of the test split; none where nothing was evaluated, or nothing is answered.
 
     Args:
-        run: whose folder the pictures are written to.
+        run: what was evaluated.
         record: of the evaluation.
+        into: the folder whose ``samples`` the pictures are written to.
     """
     answers, scores = record.get("answers") or {}, record.get("scores") or {}
     if not answers.get("zero_shot"):
         return []
-    examples, folder, made = run.data("test"), run.folder / "samples", []
-    folder.mkdir(exist_ok=True)
+    examples, made = run.data("test"), list[dict[str, Any]]()
+    (into / "samples").mkdir(exist_ok=True)
     read_as = (record.get("zero_shot") or {}).get("meant") or {}
     final = "folded" if answers.get("folded") else "tuned"
     for number, index in enumerate(spread_evenly(len(examples), MOST)):
         example, paths = examples[index], []
         for j, image in enumerate(example.load_images()):
-            paths.append(_written(run, image, f"{number}-{j}"))
+            paths.append(_written(into, image, f"{number}-{j}"))
         base = answers["zero_shot"].get(example.id)
         made.append(
             {
@@ -75,10 +77,10 @@ def turns(example: Example) -> list[dict[str, str]]:
     ]
 
 
-def _written(run: Run, image: Image.Image, name: str) -> str:
+def _written(into: Path, image: Image.Image, name: str) -> str:
     """Writes a picture for the page, and returns its path in the folder."""
     image = image.copy()
     image.thumbnail((SIDE, SIDE))
     path = f"samples/{name}.{'png' if max(image.size) <= SMALL else 'jpg'}"
-    image.save(run.folder / path, quality=85)
+    image.save(into / path, quality=85)
     return path

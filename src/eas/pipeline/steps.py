@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from eas.checkpoint import library_versions, load, load_into, save
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.distributed import from_main, is_main
 from eas.evaluation_forms import blind
-from eas.files import claimed, writing
+from eas.files import write_text, writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
@@ -26,8 +27,10 @@ from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.finals import FOLDER as FINALS
 from eas.pipeline.finals import WINNER, finals
-from eas.pipeline.phases import attached, console, logged_losses, make_trainer, train
-from eas.pipeline.run import Run
+from eas.pipeline.fit import check, check_room
+from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
+from eas.pipeline.plan import plan
+from eas.pipeline.run import Run, working
 from eas.pipeline.samples import samples
 from eas.pipeline.savings import bounds, fold_mode, warning
 from eas.reports.card import write_card
@@ -56,12 +59,10 @@ def search(run: Run) -> None:
 
     The PIAs that were trained on the way are left for ``tune`` to go on with.
     """
-    run.task.check(run)
-    config, _ = run.config, run.processor
-    for split in ("train", "validation", "test"):
-        run.data(split)  # bad data is refused before anything is loaded or computed
+    check(run)
+    config = run.config
     if not console.quiet and is_main() and (told := warning(run)):
-        console.print(f"[yellow]note:[/] {escape(told)}", highlight=False, soft_wrap=True)
+        console.print(f"note: {told}", highlight=False, soft_wrap=True)
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
@@ -69,16 +70,18 @@ def search(run: Run) -> None:
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
         return
-    trainer = make_trainer(run, model, "search", config.train.search_steps)
+    planned = plan(run, "search")
+    trainer = make_trainer(run, model, "search", planned.steps)
+    announce(run, trainer, planned)
     if config.search.train:
         train(trainer)
     else:
         assert trainer.search_phase is not None
-        trainer.search_phase.run(config.train.search_steps, run.folder / "search", "scoring skip sets")
+        trainer.search_phase.run(planned.steps, run.folder / "search", "scoring skip sets")
     found = trainer.search_result()
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
-    record = {**found.to_dict(), "searched": True, "log": logged_losses(trainer)}
+    record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
     if config.search.finalists:
@@ -117,10 +120,13 @@ def tune(run: Run) -> None:
         load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
     if isinstance(run.config.method, SkipConfig):
         prune(model)
-    trainer = make_trainer(run, model, "tune", run.config.train.tune_steps)
+    planned = plan(run, "tune")
+    trainer = make_trainer(run, model, "tune", planned.steps)
+    announce(run, trainer, planned)
     seconds = train(trainer)
     save(model, run.folder / "adapter")
-    run.finish("tune", {"log": logged_losses(trainer), "seconds": seconds, "made": _made()})
+    record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
+    run.finish("tune", {**record, "made": _made()})
 
 
 @alone
@@ -234,7 +240,12 @@ def _made() -> dict[str, Any]:
 
 @alone
 def gather(run: Run) -> None:
-    """Gathers all records into result.json.
+    """Gathers all records into result.json, see ``gather_into``."""
+    gather_into(run, run.folder)
+
+
+def gather_into(run: Run, folder: Path) -> None:
+    """Gathers a run's records, and the pictures of its samples, into the result.json of a folder.
 
     Raises:
         ConfigError: the folder is that of a comparison's run, whose result.json is another.
@@ -249,7 +260,7 @@ def gather(run: Run) -> None:
     result = {
         "versions": made.get("versions"),
         "git_revision": made.get("git_revision"),
-        "command": f"eas run --output-dir {config.output_dir}",
+        "command": shlex.join(["eas", "run", "--output-dir", config.output_dir]),
         "hardware": made.get("hardware"),
         "config": config.to_dict(),
         "seed": config.seed,
@@ -285,9 +296,9 @@ def gather(run: Run) -> None:
                 "evaluate": records["eval"].get("seconds"),
             },
         },
-        "samples": samples(run, records["eval"]),
+        "samples": samples(run, records["eval"], folder),
     }
-    run.finish("result", result)
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 @alone
@@ -314,11 +325,12 @@ def run_steps(run: Run) -> None:
     Raises:
         WriteError: another process does them in the same folder.
     """
-    with claimed(run.folder, "eas run") if is_main() else nullcontext():
+    with working(run.folder):
         _run_steps(run)
 
 
 def _run_steps(run: Run) -> None:
+    check_room(run)
     try:
         for name, step in STEPS.items():
             missing = run.record(name) is None
@@ -326,9 +338,15 @@ def _run_steps(run: Run) -> None:
                 title, _, _ = (step.__doc__ or "").partition("\n")
                 console.rule(f"{name}: {title.rstrip('.')}", align="left")
                 step(run)
-    finally:
+    except Exception as error:
         if run.record("search") is not None:
-            report(run)
+            try:
+                report(run)
+            except Exception as second:  # the disk may be full: what stopped the step comes first
+                error.add_note(f"the report could not be written either: {second}")
+                console.print(f"the report could not be written: {second}")
+        raise
+    report(run)
 
 
 def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repeats: int) -> dict[str, Any]:

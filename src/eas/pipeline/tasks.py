@@ -20,7 +20,7 @@ from eas.data.meter import MeterCollator
 from eas.evaluation import Evaluation, evaluate
 from eas.evaluation_forms import Meant, meant
 from eas.evaluation_meter import evaluate_meter, score_retrieval
-from eas.methods import method_of
+from eas.methods import method_of, require_fit
 from eas.models.lavin import LavinConfig
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ class MeterTask(Task):
             raise ConfigError(
                 "train.max_length: METER's processor cuts texts itself, at its max_text_length; leave it out"
             )
-        if not method_of(self.form, config.method.name).fold_modes and config.fold_mode is not None:
+        method = method_of(self.form, config.method.name)
+        require_fit(self.form, config.method)
+        if not method.fold_modes and config.fold_mode is not None:
             raise ConfigError(
                 f"fold_mode = {config.fold_mode!r}: on METER {config.method.name} cannot be folded; leave fold_mode out"
             )
@@ -192,7 +194,8 @@ class MeterTask(Task):
     def method(self, run: Run) -> MethodConfig:
         """With the head in the projector's place: METER has none, and a new head must be tuned along."""
         method = run.config.method
-        return replace(method, train_projector=False, train_head=method.train_head or method.train_projector)
+        tune_head = method.train_head or method.train_projector is not False
+        return replace(method, train_projector=False, train_head=tune_head)
 
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         captions = run.data("train") if self.name == "retrieval" else ()

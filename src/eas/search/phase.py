@@ -54,17 +54,17 @@ class SearchConfig(Config):
         rules = (*RULES, *WITHOUT_LOSSES)
         self._require("rule", self.rule in rules, f"must be one of {', '.join(rules)}")
         self._require("warmup_steps", self.warmup_steps >= 0, "must be at least 0")
-        self._require("interval", self.interval >= 1, "must be at least 1")
+        self._require_counts("interval", "batch_size", "finalist_steps", "finalist_batches")
         self._require("samples", self.samples >= 2, "must be at least 2: a reward counts against its round's mean")
-        self._require("batch_size", self.batch_size >= 1, "must be at least 1")
+        for name in ("samples", "finalists"):
+            self._require(name, getattr(self, name) <= 1000, "must be at most 1000; every one of the sets is scored")
+        self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
         sizes = self.num_skip_range
         fits = sizes is None or (len(sizes) == 2 and 0 <= sizes[0] <= sizes[1] > 0)
         self._require("num_skip_range", fits, "must be null or [low, high], 0 <= low <= high, high at least 1")
         self._require("finalists", self.finalists == 0 or self.finalists >= 2, "must be 0, for none, or at least 2")
         proposes = self.finalists == 0 or self.rule in RULES
         self._require("finalists", proposes, f"rule {self.rule!r} proposes one set; use another rule, or 0")
-        self._require("finalist_steps", self.finalist_steps >= 1, "must be at least 1")
-        self._require("finalist_batches", self.finalist_batches >= 1, "must be at least 1")
         self._require("score_dtype", self.score_dtype in (None, "bfloat16"), "must be null or 'bfloat16'")
 
     def round_after(self, step: int) -> bool:

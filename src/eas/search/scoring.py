@@ -115,7 +115,7 @@ def _score_behind_towers(model: Any, inputs: Mapping[str, Any], skip_sets: Seque
 def answers(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
     """What a batch's mean loss is the mean of: answer tokens; examples, where a label is no sequence of tokens."""
     labels: Tensor = inputs["labels"]
-    return len(labels) if Anatomy.of(model).form == "coattention" else int((labels[:, 1:] != -100).sum())
+    return int((labels[:, 1:] != -100).sum()) if model.can_generate() else len(labels)
 
 
 def block_evaluations(model: PreTrainedModel, skip_sets: Sequence[SkipSet]) -> int:

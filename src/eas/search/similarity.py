@@ -27,62 +27,44 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
         One cosine per candidate; near 1 is redundant.
     """
     select(model, [])
-    if Anatomy.of(model).form == "coattention":
-        return _of_coattention(model, batches)
-    layers = list(Anatomy.of(model).layers)
-    stream: dict[tuple[int, str], Tensor] = {}
+    anatomy, known = Anatomy.of(model), candidates(model)
+    layers, branches = list(anatomy.layers), anatomy.branches
+    total, tokens, mask = torch.zeros(len(known)), torch.zeros(len(known)), torch.empty(0)
 
-    def keep(key: tuple[int, str]) -> Any:
-        return lambda module, args: stream.__setitem__(key, args[0].float())
+    def hooks_of(layer: Any, padded: bool) -> list[Any]:
+        """Keeps the stream as it comes into the layer and as every branch leaves it, and compares at the end."""
+        stream: dict[int, Tensor] = {}
+        spans = []  # of candidates of this layer: where in its stream they begin and end
+        for c, (block, parts) in enumerate(known):
+            own = [b.part in parts if block is layer else getattr(layer, b.body) is block for b in branches]
+            if any(own):
+                spans.append((c, own.index(True), len(own) - own[::-1].index(True)))
 
-    def keep_output(key: tuple[int, str]) -> Any:
-        return lambda module, args, output: stream.__setitem__(key, output.float())
+        def keep(at: int) -> Any:
+            return lambda module, args, output=None: stream.update(
+                {at: (args[0] if output is None else output).float()}
+            )
 
-    hooks = []
-    for i, layer in enumerate(layers):
-        hooks.append(layer.input_layernorm.register_forward_pre_hook(keep((i, "before"))))
-        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(keep((i, "between"))))
-        hooks.append(layer.register_forward_hook(keep_output((i, "after"))))
-    ends = {("mha",): ("before", "between"), ("ffn",): ("between", "after"), ("mha", "ffn"): ("before", "after")}
-    total, tokens = torch.zeros(len(candidates(model))), 0
+        def compare(module: Any, args: Any, output: Tensor) -> None:
+            stream[len(branches)] = output.float()
+            for c, first, last in spans:
+                cosine = torch.cosine_similarity(stream[first], stream[last], dim=-1)
+                cosine = cosine[mask] if padded else cosine
+                total[c] += cosine.sum().cpu()
+                tokens[c] += cosine.numel()
+
+        norms = [getattr(layer, branch.norm) for branch in branches]
+        if anatomy.built.post_norm:
+            kept = [norm.register_forward_hook(keep(i + 1)) for i, norm in enumerate(norms)]
+        else:
+            kept = [norm.register_forward_pre_hook(keep(i)) for i, norm in enumerate(norms)]
+        return [layer.register_forward_pre_hook(keep(0)), *kept, layer.register_forward_hook(compare)]
+
+    of_text = len(layers) // len(anatomy.built.sides)  # an image has no padding
+    hooks = [hook for i, layer in enumerate(layers) for hook in hooks_of(layer, i < of_text)]
     try:
         for batch in batches:
-            model(**batch)
-            mask = batch["attention_mask"].bool()
-            tokens += int(mask.sum())
-            for c, (block, parts) in enumerate(candidates(model)):
-                first, last = ends[parts]
-                pair = stream[block.index, first], stream[block.index, last]
-                total[c] += torch.cosine_similarity(*pair, dim=-1)[mask].sum().cpu()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [float(value) for value in total / tokens]
-
-
-def _of_coattention(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The first half of the candidates are the text's, whose padding does not count; an image meets every text, and of
-    several images each counts."""
-    blocks: list[Any] = [block for block, _ in candidates(model)]
-    total, tokens = torch.zeros(len(blocks)), torch.zeros(len(blocks))
-    mask = torch.empty(0)
-
-    def add(c: int, before: Tensor, after: Tensor) -> None:
-        cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
-        counted = cosine[mask] if c < len(blocks) // 2 else cosine
-        total[c] += counted.sum().cpu()
-        tokens[c] += counted.numel()
-
-    def watch(c: int, module: Any, before: int) -> Any:
-        return module.register_forward_hook(lambda _, args, output: add(c, args[before], output))
-
-    layers: set[Any] = set(Anatomy.of(model).layers)
-    hooks = [  # an attention's end is called with what the attention gave and with what came in
-        watch(c, block, 0) if block in layers else watch(c, block.output, 1) for c, block in enumerate(blocks)
-    ]
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"].bool().flatten(0, -2)
+            mask = batch["attention_mask"].bool().flatten(0, -2)  # an image may meet several texts
             model(**batch)
     finally:
         for hook in hooks:

@@ -44,6 +44,18 @@ RENAMES = (  # the first that matches; the rest of the key stays
     (r"(cross_modal_|token_type_embeddings\.)", r"meter.\1"),
     (r"((?:mlm_score|itm_score|vqa_classifier|nlvr2_classifier|rank_output)\.)", r"\1"),
 )
+LAYER_RENAMES = (  # of the parts of a co-attention layer, one after the other
+    ("crossattention.", "cross_attn."),
+    ("attention.", "self_attn."),
+    ("_attn.self.query.", "_attn.q_proj."),
+    ("_attn.self.key.", "_attn.k_proj."),
+    ("_attn.self.value.", "_attn.v_proj."),
+    ("_attn.output.dense.", "_attn.o_proj."),
+    ("_attn.output.LayerNorm.", "_attn_norm."),
+    ("intermediate.dense.", "mlp.up_proj."),
+    ("output.dense.", "mlp.down_proj."),
+    ("output.LayerNorm.", "mlp_norm."),
+)
 LEFT_OUT = (  # of keys that no model needs, and why
     (r"text_transformer\.embeddings\.position_ids", "a constant"),
     (r"text_transformer\.pooler\.", "RoBERTa's own pooler, which METER does not use"),
@@ -205,6 +217,9 @@ def _rename(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> tuple[dict[s
         else:
             unknown.append(key)
             continue
+        if re.match(r"meter\.cross_modal_\w+_layers\.", name):
+            for theirs, ours in LAYER_RENAMES:
+                name = name.replace(theirs, ours)
         if ".in_proj_" in name:  # queries, keys and values in one
             if tensor.dim() == 0 or len(tensor) % 3:
                 raise ConversionError(f"{key} {tuple(tensor.shape)} is not of queries, keys and values; {AGAIN}")
@@ -265,7 +280,7 @@ def _config(state: Mapping[str, Tensor], task: str) -> MeterConfig:
             hidden_size=size,
             num_hidden_layers=layers("meter.cross_modal_text_layers."),
             num_attention_heads=size // HEAD_SIZE,
-            intermediate_size=shape("meter.cross_modal_text_layers.0.intermediate.dense.weight")[0],
+            intermediate_size=shape("meter.cross_modal_text_layers.0.mlp.up_proj.weight")[0],
         ),
         num_images=2 if task == "nlvr2" else 1,
         num_answers=shape("vqa_classifier.3.weight")[0] if "vqa_classifier.3.weight" in state else 3129,

@@ -7,6 +7,7 @@ not run again for every skip set, nor for every pair of an image and a text.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig
-from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from eas.models.meter.configuration import MeterConfig
@@ -199,7 +200,9 @@ class MeterMLMHead(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        size, norm = config.hidden_size, nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        parts = {"dense": nn.Linear(size, size), "act_fn": ACT2FN[config.hidden_act], "LayerNorm": norm}
+        self.transform = nn.Sequential(OrderedDict(parts))
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -228,7 +231,7 @@ class AutoMeter:
 
     @classmethod
     def from_pretrained(cls, id_or_folder: str, **kwargs: Any) -> Any:
-        config = AutoConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"))
+        config = AutoConfig.from_pretrained(id_or_folder, revision=kwargs.get("revision"), trust_remote_code=False)
         return cls._head(config).from_pretrained(id_or_folder, **kwargs)
 
     @classmethod

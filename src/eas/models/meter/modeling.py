@@ -1,7 +1,7 @@
 """METER: CLIP's image tower, RoBERTa, and co-attention layers in which each modality attends to itself and the other.
 
 The towers are transformers' own. Where METER departs from them: the image tower's last norm is applied to all tokens,
-and neither tower pools. Names are the original's below the towers, so that a checkpoint's keys keep theirs.
+and neither tower pools. The parts of a co-attention layer have the names that decoders give theirs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.roberta.modeling_roberta import (
-    RobertaAttention,
-    RobertaCrossAttention,
-    RobertaIntermediate,
-    RobertaOutput,
-    RobertaPooler,
-)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from eas.models.meter.configuration import MeterConfig
@@ -65,21 +60,100 @@ class MeterOutput(ModelOutput):  # type: ignore[misc]
     pooled: Any = None
 
 
+class MeterAttention(nn.Module):
+    """A multi-head attention of one modality's tokens to themselves or to others.
+
+    Args:
+        config: ``coattention_config``.
+        index: which of the model's attentions it is, in the order of EAS's candidates.
+    """
+
+    is_causal = False
+
+    def __init__(self, config: Any, index: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config, self.layer_idx = config, index
+        self.head_dim = size // config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size) for _ in range(4))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, other: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Its output, ``(batch, tokens, d)``, without residual and norm; and the weights, where eager code has them.
+
+        Args:
+            hidden_states: ``(batch, tokens, d)``, which the queries are made of.
+            attention_mask: added to the scores, as ``Stream.bias`` gives it.
+            other: ``(batch, other tokens, d)``, which keys and values are made of; None: of ``hidden_states``.
+            kwargs: for the attention function.
+        """
+        read = hidden_states if other is None else other
+        parts = (self.q_proj(hidden_states), self.k_proj(read), self.v_proj(read))
+        query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        scaling = self.head_dim**-0.5
+        seen, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return self.dropout(self.o_proj(seen.flatten(2))), weights
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """transformers' attention function "eager": ``softmax(scaling q k^T + mask) v``, head by head."""
+    scores = query @ key.mT * scaling
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    weights = F.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class MeterMLP(nn.Module):
+    """The FFN, without residual and norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act_fn, self.dropout = ACT2FN[config.hidden_act], nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.dropout(self.down_proj(self.act_fn(self.up_proj(x))))
+        return output
+
+
 class MeterLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     """One modality's co-attention layer, post-norm: ``y = LN(x + MHA(x)); z = LN(y + MHA(y; other)); LN(z + FFN(z))``.
 
     Source: METER, BertCrossLayer.
+
+    Args:
+        config: ``coattention_config``.
+        indices: of its two attentions.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, indices: tuple[int, int]) -> None:
         super().__init__()
-        self.attention = RobertaAttention(config)
-        self.crossattention = RobertaAttention(config, is_cross_attention=True)
-        self.intermediate = RobertaIntermediate(config)
-        self.output = RobertaOutput(config)
+        self.self_attn, self.cross_attn = (MeterAttention(config, index) for index in indices)
+        self.mlp = MeterMLP(config)
+        size, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn_norm, self.cross_attn_norm, self.mlp_norm = (nn.LayerNorm(size, eps=eps) for _ in range(3))
 
     def forward(
-        self, hidden_states: Tensor, other: Tensor, mask: Tensor | None = None, other_mask: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        other: Tensor,
+        mask: Tensor | None = None,
+        other_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """The modality's next tokens, ``(batch, tokens, d)``.
 
@@ -88,28 +162,30 @@ class MeterLayer(GradientCheckpointingLayer):  # type: ignore[misc]
             other: the other modality's tokens as they came into its own layer, ``(batch, other tokens, d)``.
             mask: of x, as in `Stream`.
             other_mask: of the other modality.
+            kwargs: for the attentions.
         """
         own, across = Stream(hidden_states, mask).bias(), Stream(other, other_mask).bias()
-        y, _ = self.attention(hidden_states, own)
-        z, _ = self.crossattention(y, encoder_hidden_states=other, encoder_attention_mask=across)
-        output: Tensor = self.output(self.intermediate(z), z)
+        y = _add(self.self_attn_norm, hidden_states, self.self_attn(hidden_states, own, **kwargs)[0])
+        z = _add(self.cross_attn_norm, y, self.cross_attn(y, across, other, **kwargs)[0])
+        return _add(self.mlp_norm, z, self.mlp(z))
+
+
+def _add(norm: nn.Module, x: Tensor, output: Tensor | None) -> Tensor:
+    """Residual and norm; x where nothing is to be added, because the attention was dropped."""
+    normed: Tensor = x if output is None else norm(x + output)
+    return normed
+
+
+class MeterPooler(nn.Module):
+    """The first token through a linear map and tanh."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.dense(tokens[:, 0]).tanh()
         return output
-
-
-def attend(attention: Any, queries: Tensor, keys: Stream, residual: Tensor) -> Tensor:
-    """An attention whose keys and values need not be its queries, with its residual and norm.
-
-    Args:
-        attention: a ``RobertaAttention``, self or cross: their maps are the same.
-        queries: ``(batch, tokens, d)``.
-        keys: what is attended to.
-        residual: what the output is added to, as queries.
-    """
-    seen, _ = RobertaCrossAttention.forward(
-        attention.self, queries, encoder_hidden_states=keys.tokens, attention_mask=keys.bias()
-    )
-    output: Tensor = attention.output(seen, residual)
-    return output
 
 
 class MeterPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -174,16 +250,18 @@ class MeterModel(MeterPreTrainedModel):
         super().__init__(config)
         text, vision, coattention = config.text_config, config.vision_config, config.coattention_config
         coattention._attn_implementation = config._attn_implementation  # no model of its own would set it
-        size, layers = coattention.hidden_size, range(coattention.num_hidden_layers)
+        size, count = coattention.hidden_size, coattention.num_hidden_layers
         self.text_model = RobertaModel(text, add_pooling_layer=False)
         self.vision_model = CLIPVisionModel(vision)
         self.cross_modal_text_transform = nn.Linear(text.hidden_size, size)
         self.cross_modal_image_transform = nn.Linear(vision.hidden_size, size)
         self.token_type_embeddings = nn.Embedding(1 + config.num_images, size)  # text, then each of the images
-        self.cross_modal_text_layers = nn.ModuleList(MeterLayer(coattention) for _ in layers)
-        self.cross_modal_image_layers = nn.ModuleList(MeterLayer(coattention) for _ in layers)
-        self.cross_modal_text_pooler = RobertaPooler(coattention)
-        self.cross_modal_image_pooler = RobertaPooler(coattention)
+        # attentions are numbered: the text's self and cross attentions, then the image's
+        self.cross_modal_text_layers, self.cross_modal_image_layers = (
+            nn.ModuleList(MeterLayer(coattention, (first + i, first + count + i)) for i in range(count))
+            for first in (0, 2 * count)
+        )
+        self.cross_modal_text_pooler, self.cross_modal_image_pooler = MeterPooler(size), MeterPooler(size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -207,18 +285,20 @@ class MeterModel(MeterPreTrainedModel):
         tokens = self.cross_modal_image_transform(self.vision_model.post_layernorm(states))
         return Stream(tokens + self.token_type_embeddings.weight[1 + number], None)
 
-    def fuse(self, text: Stream, image: Stream) -> MeterOutput:
-        """The co-attention layers and the poolers; row i of the one with row i of the other."""
-        layers = zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True)
-        for index, (text_layer, image_layer) in enumerate(layers):
-            of_text, of_image = self.layer_inputs(index, text, image)
-            text, image = text.with_tokens(text_layer(*of_text)), image.with_tokens(image_layer(*of_image))
+    def fuse(self, text: Stream, image: Stream, **kwargs: Any) -> MeterOutput:
+        """The co-attention layers and the poolers; row i of the one with row i of the other.
+
+        Args:
+            text: what ``encode_text`` gave.
+            image: what ``encode_image`` gave.
+            kwargs: for the attentions.
+        """
+        for of_text, of_image in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+            next_text = of_text(text.tokens, image.tokens, text.mask, image.mask, **kwargs)
+            next_image = of_image(image.tokens, text.tokens, image.mask, text.mask, **kwargs)
+            text, image = text.with_tokens(next_text), image.with_tokens(next_image)
         pooled = [self.cross_modal_text_pooler(text.tokens), self.cross_modal_image_pooler(image.tokens)]
         return MeterOutput(text.tokens, image.tokens, torch.cat(pooled, -1))
-
-    def layer_inputs(self, index: int, text: Stream, image: Stream) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What the text's and the image's layer of this number are called with."""
-        return (text.tokens, image.tokens, text.mask, image.mask), (image.tokens, text.tokens, image.mask, text.mask)
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> MeterOutput:
         """One image with one text.

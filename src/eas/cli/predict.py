@@ -1,0 +1,34 @@
+"""The verbs that ask a run's model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eas.cli.app import Folder, app
+from eas.terminal import printable
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    questions: Annotated[Path, typer.Argument(help="JSON lines of questions; see docs/howto.md.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The answers: JSON lines with id and answer.", show_default=False)],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Questions at a time; by default the run's eval_batch_size.", min=1)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.", min=1)] = 64,
+) -> None:
+    """Answer a file of questions with the tuned, folded model of a run.
+
+    Answers are written as they come. Stopped anywhere, the same command goes on, and no question is answered twice; an
+    output of another run, or for other questions, is never written over. The last line is JSON.
+    """
+    from eas.pipeline import Run
+    from eas.pipeline.predict import predict as answer_all
+
+    answered = answer_all(Run.open(folder), questions, output, batch_size, max_new_tokens)
+    print(printable(json.dumps({"predictions": str(output), "answers": answered}, ensure_ascii=False)))

@@ -1,0 +1,113 @@
+"""Whether a run can be done: found out before a model is loaded or anything computed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+import torch.distributed as dist
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from eas.config import ConfigError, SkipConfig
+from eas.distributed import is_main
+from eas.files import WriteError
+from eas.hf.api import no_init_weights
+from eas.metrics import METRICS
+from eas.models.anatomy import auto_class
+from eas.pipeline.run import Run
+from eas.search import RULES, SearchPhase
+from eas.surgery import attach, select
+
+SPLITS = ("train", "validation", "test")
+KEPT_CHECKPOINTS = 3  # two, and the one that is being written
+BYTES_TRAINED = 16  # of a parameter in training: weight, gradient and two moments
+
+
+def check(run: Run) -> None:
+    """Refuses a run whose parts do not fit each other or this machine.
+
+    Raises:
+        ConfigError: a setting does not fit the model or the machine; its key is named.
+        DataError: a split is missing or bad, or the metric does not fit it.
+    """
+    run.task.check(run)
+    check_tracker(run.config.train.report_to)
+    for split in SPLITS:
+        run.data(split)
+    model, method, search = check_method(run), run.config.method, run.config.search
+    if isinstance(method, SkipConfig) and run.config.skip_set is None and search.rule in RULES:
+        SearchPhase(model, search, run.data("validation"), lambda sets, _: [0.0] * len(sets))  # which checks them
+    for split in SPLITS:
+        run.task.first(run, split)  # the processor takes the data's form
+    if (metric := METRICS.get(run.config.metric or "")) is not None:
+        for example in (*run.data("validation"), *run.data("test")):
+            metric("", example)  # a metric refuses examples that lack what it asks for
+
+
+def check_tracker(name: str) -> None:
+    """Refuses a tracker that is unknown or not installed.
+
+    Raises:
+        ConfigError: it is; the message says what there is.
+    """
+    if name in ("none", "all"):
+        return
+    if name not in INTEGRATION_TO_CALLBACK:
+        raise ConfigError(f"train.report_to = {name!r}: there is none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+    if name not in get_available_reporting_integrations():
+        raise ConfigError(
+            f"train.report_to = {name!r}: it is not installed; pip install {name}, or leave report_to out"
+        )
+
+
+def check_method(run: Run) -> Any:
+    """The run's model with its method and skip set, without storage.
+
+    Raises:
+        ConfigError: they do not fit, or what the method trains is larger than this machine's memory.
+    """
+    base = run.load_config()
+    with torch.device("meta"), no_init_weights():
+        model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
+    if (chosen := run.config.skip_set) is not None:
+        try:
+            select(model, chosen)
+        except ValueError as error:
+            raise ConfigError(f"skip_set = {chosen}: {error}") from error
+    need = BYTES_TRAINED * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    there = psutil.virtual_memory().total
+    if torch.cuda.is_available():
+        there = max(there, torch.cuda.mem_get_info()[1])
+    if need > there and not dist.is_initialized():  # several processes may share it
+        raise ConfigError(
+            f"method: what {run.config.method.name} trains needs {need / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB; lower the method's ranks or lengths"
+        )
+    return model
+
+
+def check_room(run: Run) -> None:
+    """Refuses a run whose checkpoints and standalone model do not fit on its disk.
+
+    Raises:
+        WriteError: they do not.
+    """
+    if not is_main() or run.record("fold") is not None:
+        return
+    model = check_method(run)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    standalone = sum(parameter.nbytes for parameter in model.parameters()) if run.config.num_skip else 0
+    need = standalone + KEPT_CHECKPOINTS * BYTES_TRAINED * trained
+    if need > (free := shutil.disk_usage(_existing(run.folder)).free):
+        raise WriteError(
+            f"{run.folder}: checkpoints and the standalone model need about {need / 2**30:.1f} GiB, and its disk has "
+            f"{free / 2**30:.1f} GiB free; make room, or name a folder on another disk"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.absolute().parent)

@@ -1,0 +1,97 @@
+"""How long a phase trains: its steps by the size of the data, and what they come to in epochs and minutes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from eas.pipeline.run import Run
+from eas.training import EASTrainer, Phase
+
+EPOCHS = {"search": 1.5, "tune": 3.0}
+FEWEST_ROUNDS, FEWEST_TUNE = 30, 100
+MOST_STEPS = {"search": 2000, "tune": 6000}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a phase does.
+
+    Args:
+        phase: "search" or "tune".
+        steps: of the optimizer.
+        batch: examples of a step, of all processes.
+        examples: in the training split.
+    """
+
+    phase: Phase
+    steps: int
+    batch: int
+    examples: int
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.batch / self.examples
+
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.steps} steps of {self.batch} examples, {self.epochs:.3g} epochs of {self.examples}"
+
+
+def plan(run: Run, phase: Phase) -> Plan:
+    """The configured steps, or those that the size of the data asks for.
+
+    A search takes 1.5 epochs, but at least its warm-up and 30 rounds, and at most 2000 steps; a tune phase 3 epochs,
+    at least 100 and at most 6000 steps.
+    """
+    train, search = run.config.train, run.config.search
+    examples, processes = len(run.data("train")), dist.get_world_size() if dist.is_initialized() else 1
+    batch = train.batch_size * train.accumulation * processes
+    given = train.search_steps if phase == "search" else train.tune_steps
+    if given is not None:
+        return Plan(phase, given, batch, examples)
+    fewest = search.warmup_steps + FEWEST_ROUNDS * search.interval if phase == "search" else FEWEST_TUNE
+    wanted = math.ceil(EPOCHS[phase] * examples / batch)
+    return Plan(phase, max(fewest, min(wanted, MOST_STEPS[phase])), batch, examples)
+
+
+def estimate(run: Run, trainer: EASTrainer, planned: Plan) -> str:
+    """How long the phase will take, by one step that is timed and leaves nothing behind.
+
+    Returns:
+        "about 3 min", or nothing where several processes train together.
+    """
+    if dist.is_initialized():
+        return ""
+    step = _seconds_of_a_step(run, trainer)
+    seconds = planned.steps * step
+    if planned.phase == "search":
+        search = run.config.search
+        rounds = max(0, planned.steps - search.warmup_steps) // search.interval
+        scored = rounds * search.samples * search.batch_size / planned.batch  # in batches, which go forward only
+        seconds = (seconds if search.train else 0.0) + scored * step / 3
+    return f"about {duration(seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """As one says it: in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
+    model, data, train = trainer.model, run.data("train"), run.config.train
+    examples = [data[i % len(data)] for i in range(train.batch_size)]
+    start, training = time.perf_counter(), model.training
+    with torch.random.fork_rng(), trainer.accelerator.autocast():  # what is drawn here is drawn again
+        batch = trainer.data_collator(examples)
+        loss = trainer.compute_loss(model.train(), {key: value.to(model.device) for key, value in batch.items()})
+        loss.backward()
+        loss.detach().item()  # waits for the accelerator
+    model.zero_grad(set_to_none=True)
+    model.train(training)
+    return (time.perf_counter() - start) * train.accumulation

@@ -1,0 +1,148 @@
+"""`eas predict`: a run's answers to a file of questions, written as they come; what was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from eas.checkpoint import WEIGHTS_FILE, load
+from eas.config import ConfigError
+from eas.data.example import DataError, Example
+from eas.data.jsonl import from_rows, read_rows
+from eas.evaluation import answer
+from eas.files import locked, write_text, writing
+from eas.pipeline.run import Run
+from eas.pipeline.savings import fold_mode
+from eas.surgery import fold
+from eas.terminal import console
+
+ABOUT = ".about.json"
+"""What the output's name is followed by in that of the file which says whose answers they are."""
+
+
+def predict(run: Run, questions: Path, output: Path, batch_size: int | None = None, max_new_tokens: int = 64) -> int:
+    """Writes one line ``{"id": ..., "answer": ...}`` per question, in the questions' order.
+
+    Args:
+        run: whose tuned model answers, folded as the run folds.
+        questions: rows in the forms of ``load_jsonl``; the last answer of a row is not needed, and not read.
+        output: the JSON lines. Those of the same run, questions and settings that are there already are kept.
+        batch_size: questions at a time; the run's ``eval_batch_size`` by default.
+        max_new_tokens: length limit of an answer.
+
+    Returns:
+        How many questions are answered now: all of them.
+
+    Raises:
+        DataError: a row that is no question, named by file and line; nothing has been computed then.
+        ConfigError: the output holds something else, or the model answers no questions.
+        WriteError: another process writes the output, or it cannot be written.
+    """
+    run.task.check_generation(run)
+    run.require("tune")
+    examples, mode = read_questions(questions), fold_mode(run)
+    size = 1 if mode == "per_example" else batch_size or run.config.eval_batch_size
+    about = {
+        "adapter": _digest(run.folder / "adapter" / WEIGHTS_FILE),
+        "questions": _digest(questions),
+        "fold_mode": mode,
+        "max_new_tokens": max_new_tokens,
+    }
+    with locked(output.with_name(f".{output.name}.lock"), f"{output}: another eas predict writes it; wait for it"):
+        done = _done(output, about, examples)
+        write_text(output.with_name(output.name + ABOUT), json.dumps(about, indent=1) + "\n")
+        if done < len(examples):
+            _answer(run, examples, output, done, size, mode, max_new_tokens)
+    return len(examples)
+
+
+def read_questions(path: Path) -> list[Example]:
+    """The examples of a file in which the last answer of a row may be missing; their targets mean nothing.
+
+    Raises:
+        DataError: a row does not fit, or an id occurs twice; file and line are named.
+    """
+    examples: dict[str, Example] = {}
+    for where, number, row in read_rows(path):
+        # only the last turn is asked; an answer in its place makes the row one of the known form
+        example = from_rows([(where, number, _with_answer(row))], path.parent)[-1]
+        id = f"row-{number}" if row.get("id") is None else str(row["id"])
+        if id in examples:
+            raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop them all")
+        examples[id] = Example(id, example.messages, example.target, example.images)
+    return list(examples.values())
+
+
+def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in row.items() if key not in ("choices", "answers", "completion")}
+    for key, speaker, text, answers in (
+        ("conversations", "from", "value", "gpt"),
+        ("messages", "role", "content", "assistant"),
+    ):
+        if isinstance(turns := row.get(key), list) and turns:
+            last = turns[-1]
+            asked = turns[:-1] if isinstance(last, dict) and last.get(speaker) == answers else turns
+            values[key] = [*asked, {speaker: answers, text: "-"}]
+    if "prompt" in row:
+        plain = isinstance(row["prompt"], str)
+        values["completion"] = "-" if plain else [{"role": "assistant", "content": "-"}]
+    return values
+
+
+def _done(output: Path, about: Mapping[str, Any], examples: Sequence[Example]) -> int:
+    """How many questions the output answers already; a line that was not written to its end is taken away."""
+    if not output.exists():
+        return 0
+    beside = output.with_name(output.name + ABOUT)
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{output} is there already, and no {beside.name} says whose; name another --output")
+    if changed := [key for key, value in about.items() if found.get(key) != value]:
+        raise ConfigError(f"{output} holds answers with another {' and '.join(changed)}; name another --output")
+    content = output.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.decode("utf-8", errors="replace").splitlines()
+    for number, (line, example) in enumerate(zip(lines, examples, strict=False), start=1):
+        if not line.startswith(_line(example.id, "")[:-3]):  # up to the answer
+            raise ConfigError(f"{output}:{number} does not answer question {example.id!r}; name another --output")
+    if len(lines) > len(examples):
+        raise ConfigError(f"{output} has more lines than there are questions; name another --output")
+    if len(whole) < len(content):
+        with writing(output.parent):
+            os.truncate(output, len(whole))
+    return len(lines)
+
+
+def _answer(
+    run: Run, examples: Sequence[Example], output: Path, done: int, size: int, mode: str | None, max_new_tokens: int
+) -> None:
+    progress, model = console(stderr=True), load(run.load_base(), run.folder / "adapter")
+    if mode is not None:
+        fold(model, mode)
+    if done:
+        progress.print(f"going on after {done} of {len(examples)} answers")
+    with writing(output.parent), output.open("a", encoding="utf-8") as file:
+        for at in track(range(done, len(examples), size), "answering", console=progress):
+            asked = examples[at : at + size]
+            answers = answer(model, run.processor, asked, batch_size=size, max_new_tokens=max_new_tokens)
+            file.write("".join(_line(e.id, text) + "\n" for e, text in zip(asked, answers, strict=True)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(id: str, text: str) -> str:
+    return json.dumps({"id": id, "answer": text})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

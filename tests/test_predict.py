@@ -1,0 +1,203 @@
+"""What is done with a finished run: questions answered in bulk, its costs, its page written elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from test_pipeline import SHORT
+from typer.testing import CliRunner
+
+from eas import cli
+from eas.config import ConfigError
+from eas.data.example import DataError, Example
+from eas.demo.scenes import scenes
+from eas.files import WriteError, locked
+from eas.pipeline import STEPS, Run, RunConfig
+from eas.pipeline.predict import predict, read_questions
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run [bold] 1"
+    run = Run.create(
+        RunConfig().with_overrides(SHORT).with_values({"output_dir": str(folder), "skip_set": [1, 3, 4, 5]})
+    )
+    for step in ("search", "tune", "eval"):
+        STEPS[step](run)
+    return folder
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    rows = []
+    for i, example in enumerate(scenes("colour", "test", 5)):
+        (image,) = example.load_images()
+        image.save(tmp_path / f"{i}.png")
+        rows.append({"id": f"q{i}", "image": f"{i}.png", "prompt": example.question})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questions, tmp_path, monkeypatch):
+    command = ["predict", str(tuned), str(questions), "--batch-size", "2", "--max-new-tokens", "3", "--output"]
+    done = CliRunner().invoke(cli.app, [*command, str(tmp_path / "all.jsonl")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    whole = lines(tmp_path / "all.jsonl")
+    assert [line["id"] for line in whole] == [f"q{i}" for i in range(5)]
+    assert json.loads(done.stdout.splitlines()[-1])["answers"] == 5
+    first = json.loads(questions.read_text().splitlines()[0])["prompt"]
+    single = ["generate", str(tuned), "--image", str(tmp_path / "0.png"), "--max-new-tokens", "3", "--prompt", first]
+    asked = CliRunner().invoke(cli.app, single)
+    assert asked.stdout.strip() == whole[0]["answer"]
+
+    part, calls = tmp_path / "part.jsonl", []
+    from eas.evaluation import answer as really
+
+    def answer(model, processor, examples, **more):
+        calls.append([example.id for example in examples])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return really(model, processor, examples, **more)
+
+    monkeypatch.setattr("eas.pipeline.predict.answer", answer)
+    monkeypatch.setattr("sys.argv", ["eas", *command, str(part)])
+    stopped = CliRunner().invoke(cli.app, [*command, str(part)])
+    assert stopped.exit_code == 130
+    assert "goes on where it was stopped" in stopped.output
+    with part.open("a") as file:
+        file.write('{"id": "q2", "ans')  # killed while it wrote
+    assert CliRunner().invoke(cli.app, [*command, str(part)]).exit_code == 0
+    assert lines(part) == whole
+    assert calls == [["q0", "q1"], ["q2", "q3"], ["q2", "q3"], ["q4"]]
+    assert CliRunner().invoke(cli.app, [*command, str(part)]).exit_code == 0
+    assert len(calls) == 4  # nothing is left to answer
+
+
+def test_an_output_of_something_else_is_never_written_over(tuned, questions, tmp_path):
+    run, output = Run.open(tuned), tmp_path / "out.jsonl"
+    predict(run, questions, output, max_new_tokens=2)
+    before = output.read_bytes()
+    with pytest.raises(ConfigError, match="holds answers with another max_new_tokens"):
+        predict(run, questions, output, max_new_tokens=3)
+    other = shutil.copy(questions, tmp_path / "other.jsonl")
+    Path(other).write_text(questions.read_text() + '{"prompt": "more ?"}\n')
+    with pytest.raises(ConfigError, match="holds answers with another questions; name another --output"):
+        predict(run, Path(other), output, max_new_tokens=2)
+    with pytest.raises(ConfigError, match=r"is there already, and no questions\.jsonl\.about\.json says whose"):
+        predict(run, questions, questions, max_new_tokens=2)
+    assert output.read_bytes() == before
+    output.write_text(output.read_text().replace("q1", "q9"))
+    with pytest.raises(ConfigError, match=r"out\.jsonl:2 does not answer question 'q1'"):
+        predict(run, questions, output, max_new_tokens=2)
+    with locked(tmp_path / ".new.jsonl.lock", "mine"):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                predict(run, questions, tmp_path / "new.jsonl")
+            except WriteError as error:
+                os._exit(0 if "another eas predict writes it" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+USER, BOT = {"role": "user", "content": "a ?"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "last"),
+    [
+        ({"prompt": "a ?"}, 1, "a ?"),
+        ({"prompt": "a ?", "completion": "b", "choices": ["b", "c"]}, 1, "a ?"),
+        ({"prompt": [USER]}, 1, "a ?"),
+        ({"messages": [USER]}, 1, "a ?"),
+        ({"messages": [USER, BOT]}, 1, "a ?"),
+        ({"messages": [USER, BOT, {"role": "user", "content": "c ?"}]}, 3, "c ?"),
+        ({"conversations": [{"from": "human", "value": "a ?"}]}, 1, "a ?"),
+        ({"conversations": [{"from": "human", "value": "a ?"}, {"from": "gpt", "value": "b"}]}, 1, "a ?"),
+    ],
+)
+def test_questions_need_no_answers(tmp_path, row, turns, last):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"id": 7, **row}))
+    (example,) = read_questions(path)
+    assert (example.id, len(example.messages), example.question) == ("7", turns, last)
+    assert isinstance(example, Example)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no rows"),
+        ('{"id": 1, "prompt": "a ?"}\n{"id": 1, "prompt": "b ?"}', "q.jsonl:2: the id '1' occurs twice"),
+        ('{"question": "a ?"}', "q.jsonl:1: the row has the keys"),
+        ('{"prompt": "a ?", "image": "none.png"}', "q.jsonl:1: image"),
+        ('{"messages": []}', "q.jsonl:1: the turns are"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "q.jsonl:1: the turns are"),
+        ("{", "q.jsonl:1: broken JSON"),
+    ],
+)
+def test_a_row_that_is_no_question_is_named(tmp_path, text, words):
+    path = tmp_path / "q.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError) as refused:
+        read_questions(path)
+    assert words in str(refused.value)
+
+
+def test_a_run_s_folder_is_counted_as_it_stands(tuned):
+    run = CliRunner().invoke(cli.app, ["count", str(tuned)])
+    assert run.exit_code == 0, (run.output, run.exception)
+    given = ["--skip-set", "1,3,4,5", "-o", "skip_rank=8", "-o", "adapt_rank=4", "-o", "preset=null"]
+    by_hand = CliRunner().invoke(cli.app, ["count", "tiny", *given, "-o", "train_projector=true"])
+    assert json.loads(run.output.splitlines()[-1]) == json.loads(by_hand.output.splitlines()[-1])
+    refused = CliRunner().invoke(cli.app, ["count", str(tuned), "--skip", "2"])
+    assert "is a run with its own method; leave --method, --skip" in str(refused.exception)
+
+
+def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):
+    def state() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in [tuned, *tuned.rglob("*")]}
+
+    before, page = state(), tmp_path / "new" / "page.html"
+    done = CliRunner().invoke(cli.app, ["report", str(tuned), "--output", str(page)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert state() == before
+    assert list(page.parent.iterdir()) == [page]
+    assert json.loads(done.output.splitlines()[-1]) == {"page": str(page), "left_out": []}
+    text = page.read_text()
+    assert "run [bold] 1" in text
+    assert text.count("data:image/png") >= 1
+    assert str(tmp_path) not in text
+    assert str(tuned.parent) not in text
+    refused = CliRunner().invoke(cli.app, ["report", str(tuned), "--output", "a.html", "--output-dir", "b"])
+    assert "give one of them" in str(refused.exception)
+
+
+def test_answers_do_not_reach_the_terminal_raw(tuned, monkeypatch):
+    monkeypatch.setattr("eas.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
+    said = CliRunner().invoke(cli.app, ["generate", str(tuned), "--prompt", "what ?"])
+    assert said.stdout == "\\u001b[2Jred\n"
+
+
+def test_a_full_disk_does_not_hide_why_a_step_failed(tuned, tmp_path, monkeypatch):
+    def fail(run: Run) -> None:
+        raise ValueError("the step's own words")
+
+    def full(run: Run) -> None:
+        raise WriteError("no space left")
+
+    shutil.copytree(tuned, tmp_path / "run")
+    monkeypatch.setitem(STEPS, "fold", fail)
+    monkeypatch.setattr("eas.pipeline.steps.report", full)
+    run = CliRunner().invoke(cli.app, ["run", "--output-dir", str(tmp_path / "run")])
+    assert str(run.exception) == "the step's own words"
+    assert "the report could not be written: no space left" in run.output
