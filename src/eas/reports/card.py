@@ -9,10 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from eas.card import as_json, card_metadata, compose, on_hub, use, write
+from eas.card import as_json, card_metadata, compose, on_hub, portable_result, use, write
 from eas.records import CardRecord, raised_as, read_record
 from eas.reports.findings import at
-from eas.reports.places import without_places
 from eas.reports.sources import ReportError, read_json
 from eas.reports.summary import NOT_MEASURED, final_accuracy, headline, remarks, summary_rows
 
@@ -61,7 +60,7 @@ def card(result: Mapping[str, Any], base: Mapping[str, Any]) -> ModelCard:
         result: its ``result.json``.
         base: what the adapter's record says of its base: ``id``, ``revision``, ``class``.
     """
-    named, result = at(result, "model", "id"), without_places({k: v for k, v in result.items() if k != "samples"})
+    named, result = at(result, "model", "id"), portable_result(result)
     model_id, method, data = at(result, "model", "id"), at(result, "model", "method"), at(result, "task", "data")
     hub = re.fullmatch(r"(?:(.+):)?hub:(.+)", data or "")
     dataset = hub[2] if hub else None
