@@ -140,7 +140,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
     assert result["latency"]["bounds"].keys() == {"prefill_ms"}
     assert len(result["layers"]["tuned"]) == 4
     assert [len(r["losses"]) for r in result["search"]["rounds"]] == [3, 3, 3]
-    assert json.loads((tmp_path / "run" / "fold.json").read_text()) == {"mode": None}
+    assert json.loads((tmp_path / "run" / "fold.json").read_text()) == {"mode": None, "errors": {}}
 
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Without 2 of its 8 attentions" in page
