@@ -290,11 +290,11 @@ class MethodConfig(Config):
     train_projector: bool | None = field(
         default=False,
         kw_only=True,
-        metadata={"help": "tune the vision-language projector along, as the authors do; null: where there is one"},
+        metadata={"help": "also tune the vision-language projector, as the authors do; null: if the model has one"},
     )
 
     train_head: bool = field(
-        default=False, kw_only=True, metadata={"help": "METER: tune the task's head, poolers and token types along"}
+        default=False, kw_only=True, metadata={"help": "METER: also tune the task's head, poolers and token types"}
     )
 
     def __post_init__(self) -> None:
@@ -319,8 +319,10 @@ CANDIDATES = ("mha", "ffn", "either", "layer")
 class SkipConfig(MethodConfig):
     """A method that skips k of its candidates."""
 
-    num_skip: int = option(0, "k: how many candidates are skipped")
-    candidates: str = field(default="mha", kw_only=True, metadata={"help": f"what may be skipped: {CANDIDATES}"})
+    num_skip: int = option(0, "k: number of candidates that are skipped")
+    candidates: str = field(
+        default="mha", kw_only=True, metadata={"help": f"modules that may be skipped: {CANDIDATES}"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ _MATRIX = "Flickr30K is scored from a matrix of image-caption scores (.npy), not
 class Flickr30KOptions(DataOptions):
     """How Flickr30K is put to a model."""
 
-    prompt: str = option("Provide a one-sentence caption for the provided image.", "what a caption answers")
+    prompt: str = option("Provide a one-sentence caption for the provided image.", "prompt that the caption answers")
 
 
 def _load(source: Source, split: str, options: Flickr30KOptions) -> Examples:

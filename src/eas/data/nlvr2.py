@@ -39,7 +39,9 @@ _COLUMNS = {"identifier": "identifier", "sentence": "sentence", "label": "label"
 class NLVR2Options(DataOptions):
     """How NLVR2 is put to a model."""
 
-    prompt: str = option("sentence", "'sentence': the sentence alone, as METER; 'instruction': ask for True or False")
+    prompt: str = option(
+        "sentence", "'sentence': the sentence alone, as in METER; 'instruction': also ask for True or False"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,10 +24,10 @@ class DropConfig(SkipConfig):
     """k attentions go; LoRA at all maps of what stays."""
 
     name: str = method_name("drop")
-    candidates: str = option("mha", "what may be dropped: 'mha', 'ffn', 'either' or 'layer'")
-    rank: int = option(16, "r of LoRA")
-    alpha: float | None = option(None, "LoRA counts alpha / r; null: 2 r")
-    dropout: float = option(0.0, "on LoRA's input while training")
+    candidates: str = option("mha", "modules that may be dropped: 'mha', 'ffn', 'either' or 'layer'")
+    rank: int = option(16, "r: rank of LoRA")
+    alpha: float | None = option(None, "LoRA's update is scaled by alpha / r; null: 2 r")
+    dropout: float = option(0.0, "dropout on LoRA's input in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,7 @@ class LlamaAdapterConfig(MethodConfig):
 
     name: str = method_name("llama_adapter")
     num_tokens: int = option(10, "m: adaption prompts at each of the topmost blocks")
-    num_layers: int | None = option(None, "how many of the topmost blocks have them; not given: all but the first two")
+    num_layers: int | None = option(None, "number of topmost blocks with prompts; null: all but the first two")
 
     def __post_init__(self) -> None:
         super().__post_init__()

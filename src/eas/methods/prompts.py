@@ -33,7 +33,7 @@ class ShallowPromptConfig(MethodConfig):
 
     name: str = method_name("shallow_prompt")
     num_tokens: int = option(20, "m: prompt tokens in front of the input")
-    init: str = option("vocabulary", "what they start from: 'vocabulary' (embeddings of random tokens) or 'normal'")
+    init: str = option("vocabulary", "start values: 'vocabulary' (embeddings of random tokens) or 'normal'")
 
     def __post_init__(self) -> None:
         super().__post_init__()

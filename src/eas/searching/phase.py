@@ -30,24 +30,23 @@ class SearchConfig(Config):
     """How the skip set is searched (paper section 4.3)."""
 
     rule: str = option(
-        "spread", f"how losses become importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}"
+        "spread",
+        f"rule that turns losses into importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}",
     )
     warmup_steps: int = option(100, "training steps under uniformly random skip sets before the first round")
     interval: int = option(10, "T: training steps between rounds")
     samples: int = option(3, "m: skip sets scored in a round, all on the same held-out batch")
-    batch_size: int = option(32, "examples of the held-out batch of a round")
+    batch_size: int = option(32, "examples in the held-out batch of a round")
     num_skip_range: list[int] | None = option(
-        None, "[low, high]: sets of so many candidates, drawn per set, so that the search informs every k; null: k"
+        None, "[low, high]: range of the set sizes; each set draws its size, so the search informs every k; null: k"
     )
-    train: bool = option(True, "false: the rounds alone, at the weights at the start; no warm-up, no training steps")
-    stop_when_settled: bool = option(False, "end the search once further rounds are unlikely to change the skip set")
-    finalists: int = option(
-        0, "after the rounds, so many sets are tuned a little, the better half on, till one is left"
-    )
+    train: bool = option(True, "false: only rounds, with the weights at the start; no warm-up, no training steps")
+    stop_when_settled: bool = option(False, "end the search when further rounds are unlikely to change the skip set")
+    finalists: int = option(0, "number of skip sets compared by successive halving after the search; 0 turns it off")
     finalist_steps: int = option(20, "training steps of a finalist before each halving")
-    finalist_batches: int = option(8, "held-out batches that a finalist is scored on")
-    score_dtype: str | None = option(None, "rounds' computation: 'bfloat16' (autocast); null: as the training computes")
-    seed: int = option(0, "of the random skip sets and of the rule")
+    finalist_batches: int = option(8, "held-out batches for the score of a finalist")
+    score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
+    seed: int = option(0, "random seed of the skip sets and of the rule")
 
     def __post_init__(self) -> None:
         super().__post_init__()
