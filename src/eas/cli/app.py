@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Effective Attention Skipping: fine-tune a multimodal LLM and make it faster.
 
-    [bold]eas demo[/] shows all steps in a few minutes on a CPU. [bold]eas run[/] does the same with your model and data:
+    [bold]eas demo[/] shows all steps in a few minutes on a CPU. [bold]eas run[/] does them with your model and data:
     it searches for the attentions that the task does not need, tunes without them, folds, evaluates, measures, reports.
     A run has its folder. A finished step is not repeated, and the same command continues a stopped run.""",
 )
