@@ -1,4 +1,11 @@
-"""The search phase: trains PIAs under sampled skip sets, scores sets on held-out batches, and feeds a rule."""
+"""The search phase: it trains PIAs under sampled skip sets, scores sets on held-out batches, and informs a rule.
+
+1. Warm-up: every training step skips a uniformly random set (``on_step_begin``).
+2. Afterwards every training step skips one set of the rule's policy, Eq. 14 (``on_step_begin``).
+3. Every T steps is a round (``round``): the rule proposes m sets (Eq. 14), all m are scored by their loss on one
+   held-out batch (Eq. 15), and the rule updates the importances of the candidates (Eq. 16).
+4. The k candidates of least importance are the skip set (``result``).
+"""
 
 from __future__ import annotations
 
@@ -74,7 +81,7 @@ class SearchConfig(Config):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: after which training step, which sets, their held-out losses, and the importances afterwards."""
+    """One round: its training step, the m skip sets, their m held-out losses, and the n importances afterwards."""
 
     step: int
     skip_sets: list[SkipSet]
@@ -84,15 +91,15 @@ class Round:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
-        skip_set: the k most redundant attentions, ascending.
+        skip_set: the k attentions of least importance, ascending.
         ranking: all attentions, the most redundant first.
         importances: by attention.
         rounds: the history.
-        round_seconds: time spent on scoring ...
-        seconds: ... of the whole search's, runs before a resumption included.
+        round_seconds: time of the rounds.
+        seconds: time of the whole search, with the runs before a resumption.
     """
 
     skip_set: SkipSet
@@ -113,8 +120,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     Args:
         model: an attached model with ``num_skip`` of at least 1.
         config: the search's own settings.
-        held_out: examples that are not trained on; round i scores its sets on the i-th batch of them, cyclically.
-        score: losses of skip sets, each the mean over the same list of held-out examples.
+        held_out: examples outside the training; round i scores its sets on their i-th batch, cyclically.
+        score: gives the losses of skip sets, each the mean over the same list of held-out examples.
 
     Raises:
         ConfigError: the model skips nothing or cannot skip as many, or there are no held-out examples.
@@ -165,14 +172,14 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.config.round_after(state.global_step):
             self.round(state.global_step)
-            if self._ends():  # no checkpoint here: a run that goes on from an earlier one ends here again
+            if self._ends():  # no checkpoint here: a run that resumes from an earlier one ends here again
                 control.should_training_stop, control.should_save = True, False
 
     def run(self, steps: int, folder: Path | None = None, title: str = "") -> None:
-        """The rounds that so many training steps would hold, back to back: the weights stay as they are.
+        """Only the rounds of a search of ``steps`` training steps; the weights do not change.
 
-        With a folder it goes on from what an earlier call left there, and leaves its state after every round.
-        With a title it shows how far it is.
+        With a folder it continues from the state that an earlier call wrote there, and writes its state after every
+        round. With a title it shows its progress.
         """
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
@@ -186,7 +193,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
                 self.save(folder)
 
     def round(self, step: int) -> None:
-        """Scores m sets on one held-out batch and updates the importances."""
+        """One round: m skip sets (Eq. 14), their losses on one held-out batch (Eq. 15), new importances (Eq. 16)."""
         start = time.perf_counter()
         size, at = self.config.batch_size, len(self.rounds) * self.config.batch_size
         batch = [self.held_out[i % len(self.held_out)] for i in range(at, at + min(size, len(self.held_out)))]
@@ -200,14 +207,14 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         return self.config.stop_when_settled and self.rule.settled()
 
     def result(self) -> SearchResult:
-        """What the search knows by now."""
+        """The result of the rounds so far."""
         ranking = self.rule.ranking()
         skip_set = tuple(sorted(ranking[: self.num_skip]))
         importances = self.rule.importances()
         return SearchResult(skip_set, ranking, importances, self.rounds, self.round_seconds, self.seconds())
 
     def seconds(self) -> float:
-        """Wall time of the search by now, of all its runs."""
+        """Wall time of the search so far, over all its runs."""
         return self.earlier + time.perf_counter() - self.start
 
     def save(self, folder: Path) -> None:
@@ -221,10 +228,10 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         write_text(folder / STATE_FILE, json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Goes on from what ``save`` wrote.
+        """Continues from the state that ``save`` wrote.
 
         Raises:
-            ConfigError: the file is missing, damaged, or of another search.
+            ConfigError: the file is missing, damaged, or belongs to another search.
         """
         path, remedy = folder / STATE_FILE, "name another checkpoint of this search or start over"
         with raised_as(ConfigError):
@@ -241,7 +248,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.round_seconds, self.earlier = state["round_seconds"], state["seconds"]
 
     def _misfit(self, state: SearchState) -> str | None:
-        """What in the history cannot be of this search."""
+        """The first entry of the history that does not fit this search, in words; None if all fit."""
         known = range(self.num_candidates)
         for i, r in enumerate(state["rounds"]):
             if len(r["losses"]) != len(r["skip_sets"]) or len(r["importances"]) != len(known):
