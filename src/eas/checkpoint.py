@@ -1,4 +1,4 @@
-"""Adapters on disk: ``save`` and ``load`` of what was trained, without the base.
+"""Adapters on disk: ``save`` and ``load`` of the trained weights, without the base.
 
 A folder holds ``adapter.safetensors``: what the method trained, a fingerprint of the base, and in its
 metadata the record (configuration, skip set, which base), which ``eas_config.json`` repeats for people (the two must

@@ -1,4 +1,4 @@
-"""What ``save_pretrained`` writes of an attached model: nothing that the stock class could open and fill at random."""
+"""``save_pretrained`` of an attached model: it writes nothing that the stock class would open with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class AttachedModel(nn.Module):
-    """A model with its head that a method was attached to.
+    """A model with its head and an attached method.
 
     ``from_pretrained`` of the stock class would drop the method, give random weights to attentions that are gone, and
     only warn. So there is no ``config.json`` for it, and the adapter lies beside the weights.

@@ -41,7 +41,7 @@ MODULES = {
 
 @dataclass
 class Attachment:
-    """What ``attach`` leaves on a model as ``model.eas``: structure only, nothing of any request.
+    """State of an attached model, ``model.eas``; it never holds data of a single request.
 
     Args:
         config: the configuration it was attached with.
@@ -269,7 +269,7 @@ def prune(model: PreTrainedModel) -> None:
 
 
 class Folded(NamedTuple):
-    """What ``fold`` did: the mode, and why it was chosen."""
+    """The result of ``fold``: the mode, and the reason for it."""
 
     mode: str
     reason: str

@@ -1,4 +1,4 @@
-"""The interface of a benchmark: how it is read, and how it is scored.
+"""The interface of a benchmark: reading and scoring.
 
 A new benchmark is one file here, which ends in ``NAME = Benchmark(...)``, its metric's file in ``eas.metrics``, and one
 line in ``eas.data.BENCHMARKS``. The file has

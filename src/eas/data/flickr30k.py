@@ -30,7 +30,7 @@ _MATRIX = "Flickr30K is scored from a matrix of image-caption scores (.npy), not
 
 @dataclass
 class Flickr30KOptions(DataOptions):
-    """How Flickr30K is put to a model."""
+    """Options of Flickr30K."""
 
     prompt: str = option("Provide a one-sentence caption for the provided image.", "prompt that the caption answers")
 

@@ -37,7 +37,7 @@ _COLUMNS = {"identifier": "identifier", "sentence": "sentence", "label": "label"
 
 @dataclass
 class NLVR2Options(DataOptions):
-    """How NLVR2 is put to a model."""
+    """Options of NLVR2."""
 
     prompt: str = option(
         "sentence", "'sentence': the sentence alone, as in METER; 'instruction': also ask for True or False"

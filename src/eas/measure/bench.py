@@ -1,4 +1,4 @@
-"""`eas bench`: what the variants of one model cost and how long they take, set against what the machine allows."""
+"""`eas bench`: costs and times of the variants of one model, compared with the limits of the machine."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
 
 
 class Stopwatch(StoppingCriteria):  # type: ignore[misc]
-    """Notes when each token of a request is there; stops nothing."""
+    """Records the time of each token of a request; never stops the request."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.marks = device, [now(device)]
@@ -225,7 +225,7 @@ def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, A
 
 
 class PeakMemory:
-    """The most memory that a piece of work takes on top of what was there; None where the system does not tell."""
+    """The most memory that some work takes in addition; None if the system does not say."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.system = device, Path("/proc/self/clear_refs").exists()

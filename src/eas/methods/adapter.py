@@ -53,7 +53,7 @@ class AdaptedAttention(nn.Module):
 
 
 class ParallelAttention(nn.Module):
-    """An attention with an adapter beside it that reads what the queries are made of."""
+    """An attention with an adapter beside it; the adapter reads the input of the queries."""
 
     adapter: Bottleneck
 

@@ -37,7 +37,7 @@ GROUPS = 2  # of the routed adapters' up paths
 
 @dataclass
 class DASConfig(SkipConfig):
-    """A preset fills the fields that are not given, "llava" if none is."""
+    """A preset fills the fields that are not given; "llava" by default."""
 
     name: str = method_name("das")
     candidates: str = option("layer", "modules that may be skipped: 'layer'")

@@ -27,7 +27,7 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own, but for the dropout, which is off."""
+    """The values are LaVIN's own, except the dropout, which is off."""
 
     name: str = method_name("lavin_adapter")
     rank: int = option(8, "r: rank of the down path")

@@ -22,7 +22,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class LlamaAdapterConfig(MethodConfig):
-    """How many adaption prompts, and where.
+    """The number of adaption prompts, and their blocks.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.

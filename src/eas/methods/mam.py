@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class MAMConfig(MethodConfig):
-    """How long a prefix and how wide the adapters; a preset fills the fields that are not given, "paper" if none is.
+    """Length of the prefix and width of the adapters. A preset fills the fields that are not given; "paper" by default.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.

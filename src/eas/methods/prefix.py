@@ -21,7 +21,7 @@ from eas.models.anatomy import Anatomy, attentions
 
 @dataclass
 class PrefixConfig(MethodConfig):
-    """How many prefix tokens, and whether an MLP makes them.
+    """The number of prefix tokens, and whether an MLP makes them.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.

@@ -25,7 +25,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class ShallowPromptConfig(MethodConfig):
-    """How many prompt tokens, and what they start from.
+    """The number of prompt tokens and their start values.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -43,7 +43,7 @@ class ShallowPromptConfig(MethodConfig):
 
 @dataclass
 class DeepPromptConfig(MethodConfig):
-    """How many prompt tokens.
+    """The number of prompt tokens.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.

@@ -1,4 +1,4 @@
-"""What a comparison is: the keys of its YAML file, and the runs that follow from them."""
+"""The configuration of a comparison: the keys of its YAML file, and the runs that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: model, data, method, training. Its fields are the keys of its YAML file and of ``-o key=value``."""
+"""The configuration of a run: model, data, method, training. Its fields are the keys of YAML files and of ``-o``."""
 
 from __future__ import annotations
 

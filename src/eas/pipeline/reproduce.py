@@ -1,4 +1,4 @@
-"""The paper's tables: its figures beside those of the models that this library builds.
+"""The paper's tables: the printed figures beside the figures of the models that this library builds.
 
 What is printed in the paper and what a row is stand in ``eas/recipes/tables``; what a row trains, in the recipe it
 names, a run's YAML file. Our columns are counted from that recipe's method on the table's shape, and nothing else.

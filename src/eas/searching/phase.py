@@ -34,7 +34,7 @@ WITHOUT_LOSSES = (*FIXED, "similarity")
 
 @dataclass
 class SearchConfig(Config):
-    """How the skip set is searched (paper section 4.3)."""
+    """Settings of the search for the skip set (paper section 4.3)."""
 
     rule: str = option(
         "spread",
