@@ -30,8 +30,8 @@ from eas.demo.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.measure.latency import git_revision, hardware
 from eas.methods.eas import EASConfig
-from eas.search import make_rule, random_skip_set
-from eas.search.scoring import score_sets
+from eas.searching import make_rule, random_skip_set
+from eas.searching.scoring import score_sets
 from eas.surgery import attach, select
 
 LAYERS, BATCH, HELD_OUT, UNSEEN, RATE = 12, 16, 192, 384, 0.003

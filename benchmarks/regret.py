@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eas.measure.latency import git_revision
-from eas.search import FIXED, RULES, make_rule
-from eas.search.base import SkipSet
+from eas.searching import FIXED, RULES, make_rule
+from eas.searching.base import SkipSet
 
 SAMPLES, ROUNDS, SEEDS = 3, (30, 100, 300), range(10)
 Table = dict[SkipSet, NDArray[np.float64]]

@@ -23,8 +23,8 @@ from eas.data.collate import Collator
 from eas.demo.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.measure.latency import Spread, git_revision, hardware
-from eas.search import random_skip_set
-from eas.search.scoring import block_evaluations, score_sets
+from eas.searching import random_skip_set
+from eas.searching.scoring import block_evaluations, score_sets
 
 IMAGE, LAYERS = 3, 12
 

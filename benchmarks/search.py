@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from eas.measure.latency import git_revision
-from eas.search import FIXED, RULES, make_rule
-from eas.search.base import Array, SkipSet
+from eas.searching import FIXED, RULES, make_rule
+from eas.searching.base import Array, SkipSet
 
 CANDIDATES, SKIP, SAMPLES, ROUNDS, TRIALS = 32, 12, 3, (30, 100, 300), 20
 BATCH_NOISE = 0.1  # shared by the losses of a round

@@ -22,7 +22,7 @@ from test_training import CONFIG, arguments, rows
 import eas
 from eas import METHODS, cli
 from eas.pipeline import STEPS, phases
-from eas.search import SearchConfig, SearchResult
+from eas.searching import SearchConfig, SearchResult
 from eas.training import EASTrainer
 
 FSDP2 = {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from eas.config import ConfigError
 from eas.pipeline import STEPS, Run, RunConfig
-from eas.search import successive_halving
+from eas.searching import successive_halving
 
 SETS = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
 

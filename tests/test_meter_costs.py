@@ -13,7 +13,7 @@ from eas.measure.latency import benchmark
 from eas.measure.layers import block_costs
 from eas.models.meter import TASKS, MeterConfig
 from eas.models.meter.modeling import Stream
-from eas.search.similarity import cosines
+from eas.searching.similarity import cosines
 from eas.surgery import disabled
 
 torch.set_num_threads(1)

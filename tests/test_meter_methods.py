@@ -13,8 +13,8 @@ import eas
 from eas import METHODS, ConfigError
 from eas.checkpoint import adapter_state
 from eas.models.meter.modeling import Stream
-from eas.search import SearchConfig
-from eas.search.scoring import score_sets
+from eas.searching import SearchConfig
+from eas.searching.scoring import score_sets
 from eas.surgery import candidates
 from eas.training import EASTrainer
 

@@ -24,7 +24,7 @@ from eas.pipeline import Run, RunConfig, run_steps, steps
 from eas.pipeline.compare import compare_runs
 from eas.pipeline.compare_config import CompareConfig
 from eas.pipeline.frontier import frontier
-from eas.search.similarity import cosines
+from eas.searching.similarity import cosines
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,7 @@ def test_a_run_that_was_stopped_goes_on(models, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", models, "retrieval")
     steps.search(whole)
     steps.tune(whole)
-    from eas.search import SearchPhase
+    from eas.searching import SearchPhase
 
     undisturbed, rounds = SearchPhase.round, []
 

@@ -20,7 +20,7 @@ from eas.demo.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
-from eas.search import SearchConfig
+from eas.searching import SearchConfig
 from eas.training import EASTrainer
 
 SHORT = [

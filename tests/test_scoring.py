@@ -12,8 +12,8 @@ import eas
 from eas.checkpoint import adapter_state
 from eas.methods import method_config
 from eas.models.anatomy import FAMILIES, Anatomy
-from eas.search import SearchConfig
-from eas.search.scoring import block_evaluations, score_sets
+from eas.searching import SearchConfig
+from eas.searching.scoring import block_evaluations, score_sets
 from eas.training import EASTrainer
 
 torch.set_num_threads(1)

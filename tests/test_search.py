@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eas.config import ConfigError
-from eas.search import SearchConfig, make_rule, random_skip_set
+from eas.searching import SearchConfig, make_rule, random_skip_set
 
 
 @given(n=st.integers(2, 40), data=st.data(), seed=st.integers(0, 99))

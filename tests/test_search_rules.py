@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eas.search import FIXED, RULES, make_rule, similarity_ranking
+from eas.searching import FIXED, RULES, make_rule, similarity_ranking
 
 rules = pytest.mark.parametrize("name", RULES)
 sizes = st.integers(2, 24).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))

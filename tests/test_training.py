@@ -16,8 +16,8 @@ import eas
 from eas.checkpoint import adapter_state
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
-from eas.search import SearchConfig
-from eas.search.linear import ThompsonRule
+from eas.searching import SearchConfig
+from eas.searching.linear import ThompsonRule
 from eas.training import EASTrainer, WithPromptMask, last_checkpoint
 
 CONFIG = {"skip_rank": 8, "adapt_rank": 4}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eas.models.anatomy import UnsupportedModelError
     from eas.quantised import QuantisedFold, fold_quantised
     from eas.router import FrozenRouter, freeze_router
-    from eas.search import SearchConfig, SearchResult, make_rule
+    from eas.searching import SearchConfig, SearchResult, make_rule
     from eas.standalone import merge_and_save
     from eas.surgery import attach, attached, disabled, fold, prune, select, skip_set, unfold
     from eas.training import EASTrainer, WithPromptMask
@@ -77,7 +77,7 @@ _NAMES = {
     "models.anatomy": "UnsupportedModelError",
     "quantised": "QuantisedFold fold_quantised",
     "router": "FrozenRouter freeze_router",
-    "search": "SearchConfig SearchResult make_rule",
+    "searching": "SearchConfig SearchResult make_rule",
     "standalone": "merge_and_save",
     "surgery": "attach attached disabled fold prune select skip_set unfold",
     "training": "EASTrainer WithPromptMask",

@@ -13,7 +13,7 @@ from eas.data.collate import CUTS
 from eas.methods import METHODS, method_config
 from eas.methods.eas import PLAIN
 from eas.metrics import LOSS_ONLY, METRICS
-from eas.search import SearchConfig
+from eas.searching import SearchConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 INTO_WEIGHTS = ("per_example", "constant", "merged")

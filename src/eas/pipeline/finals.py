@@ -16,8 +16,8 @@ from eas.pipeline.phases import attached, console, make_trainer, train
 from eas.pipeline.records import FinalsRecord
 from eas.pipeline.run import Run
 from eas.records import raised_as, read_record
-from eas.search import Rule, successive_halving
-from eas.search.base import SkipSet
+from eas.searching import Rule, successive_halving
+from eas.searching.base import SkipSet
 from eas.surgery import select
 from eas.training import last_checkpoint
 

@@ -19,7 +19,7 @@ from eas.hf.api import no_init_weights
 from eas.metrics import METRICS
 from eas.models.anatomy import auto_class
 from eas.pipeline.run import Run
-from eas.search import RULES, SearchPhase
+from eas.searching import RULES, SearchPhase
 from eas.surgery import attach, select
 
 SPLITS = ("train", "validation", "test")

@@ -20,9 +20,9 @@ from eas.pipeline.savings import fold_mode
 from eas.pipeline.tasks import Size
 from eas.progress import track
 from eas.reports.frontier import write_frontier
-from eas.search.base import Array, SkipSet
-from eas.search.linear import RegressionRule
-from eas.search.scoring import answers, score_sets
+from eas.searching.base import Array, SkipSet
+from eas.searching.linear import RegressionRule
+from eas.searching.scoring import answers, score_sets
 from eas.surgery import attach, candidates, fold, select, unfold
 
 POINTS = 5  # sets measured where none are named

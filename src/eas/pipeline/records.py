@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-from eas.search.records import RoundRecord
+from eas.searching.records import RoundRecord
 
 
 class LossRecord(TypedDict):

@@ -37,8 +37,8 @@ from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
-from eas.search import FIXED, similarity_ranking
-from eas.search.similarity import cosines
+from eas.searching import FIXED, similarity_ranking
+from eas.searching.similarity import cosines
 from eas.standalone import merge_and_save
 from eas.surgery import candidates, fold, prune, select, skip_set
 

@@ -23,8 +23,8 @@ from eas.hf.trainer import (
     random_states,
 )
 from eas.records import RecordError, misfit, read_record
-from eas.search.phase import STATE_FILE
-from eas.search.records import SearchState
+from eas.searching.phase import STATE_FILE
+from eas.searching.records import SearchState
 from eas.training.records import OptimizerRecord, SchedulerRecord, TrainerRecord
 from eas.weights import read_torch, require_finite
 

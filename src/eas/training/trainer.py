@@ -18,9 +18,9 @@ from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
 from eas.quantised import keep_gradients
 from eas.records import raised_as
-from eas.search import SearchConfig, SearchPhase, SearchResult
-from eas.search.base import SkipSet
-from eas.search.scoring import answers, score_sets
+from eas.searching import SearchConfig, SearchPhase, SearchResult
+from eas.searching.base import SkipSet
+from eas.searching.scoring import answers, score_sets
 from eas.surgery import attachment
 from eas.training import sharded
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint

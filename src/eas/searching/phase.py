@@ -16,9 +16,9 @@ from eas.distributed import from_main, is_main
 from eas.files import write_text
 from eas.progress import track
 from eas.records import RecordError, raised_as, read_record
-from eas.search.fixed import FIXED
-from eas.search.records import SearchState
-from eas.search.rules import RULES, SkipSet, make_rule, random_skip_set
+from eas.searching.fixed import FIXED
+from eas.searching.records import SearchState
+from eas.searching.rules import RULES, SkipSet, make_rule, random_skip_set
 from eas.surgery import attachment, candidates, select
 
 STATE_FILE = "search_state.json"

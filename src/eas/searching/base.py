@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eas.records import RecordError, misfit
-from eas.search.records import RuleState
+from eas.searching.records import RuleState
 
 SkipSet = tuple[int, ...]
 Array = NDArray[np.floating[Any]]

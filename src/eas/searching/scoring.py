@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from eas.hf.api import cache_of
 from eas.models.anatomy import Anatomy
-from eas.search.base import SkipSet
+from eas.searching.base import SkipSet
 from eas.surgery import candidates, select
 
 Plan = tuple[tuple[str, ...], ...]  # of every block, the parts that a set skips

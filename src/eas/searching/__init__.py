@@ -1,9 +1,9 @@
 """Which attentions does the task not need? Rules that learn it from losses, and the phase that feeds them."""
 
-from eas.search.fixed import FIXED, similarity_ranking
-from eas.search.halving import Rung, successive_halving
-from eas.search.phase import Round, SearchConfig, SearchPhase, SearchResult
-from eas.search.rules import RULES, Rule, make_rule, random_skip_set
+from eas.searching.fixed import FIXED, similarity_ranking
+from eas.searching.halving import Rung, successive_halving
+from eas.searching.phase import Round, SearchConfig, SearchPhase, SearchResult
+from eas.searching.rules import RULES, Rule, make_rule, random_skip_set
 
 __all__ = [
     "FIXED",

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 
 class RoundRecord(TypedDict):
-    """One round, as in `eas.search.phase.Round`."""
+    """One round, as in `eas.searching.phase.Round`."""
 
     step: int
     skip_sets: list[list[int]]

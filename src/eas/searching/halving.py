@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eas.search.base import SkipSet
+from eas.searching.base import SkipSet
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from eas.search.base import Array, RuleBase, SkipSet
-from eas.search.records import RegressionState
+from eas.searching.base import Array, RuleBase, SkipSet
+from eas.searching.records import RegressionState
 
 
 class RegressionRule(RuleBase):

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eas.search.base import Array, RuleBase, SkipSet
-from eas.search.fixed import FIXED
-from eas.search.linear import RegressionRule, ThompsonRule
+from eas.searching.base import Array, RuleBase, SkipSet
+from eas.searching.fixed import FIXED
+from eas.searching.linear import RegressionRule, ThompsonRule
 
 __all__ = ["RULES", "BanditRule", "Rule", "SkipSet", "make_rule", "random_skip_set"]
 
