@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from eas.data import BENCHMARKS, load_data
-from eas.data.example import DataError
+from eas.example import DataError
 
 AID = BENCHMARKS["aid"]
 SIZES = {"Airport": 60, "BareLand": 50, "StorageTanks": 20}

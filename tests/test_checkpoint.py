@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import eas
 from eas import CheckpointError, load, merge_and_save, prune, save, select, skip_set
-from eas.checkpoint import load_base, load_into
+from eas.attachment.load import load_base, load_into
+from eas.attachment.state import attachment
 from eas.models.anatomy import auto_class, model_class
-from eas.surgery import attachment
 
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"

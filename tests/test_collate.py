@@ -22,8 +22,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from eas.data.collate import Collator
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
+from eas.tasks.collate import Collator
 
 torch.set_num_threads(1)
 

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.files import WriteError
-from eas.pipeline import compare, steps
-from eas.pipeline.compare import choose_rate, compare_runs
-from eas.pipeline.compare_config import CompareConfig
+from eas.paper import compare
+from eas.paper.compare import choose_rate, compare_runs
+from eas.paper.compare_config import CompareConfig
+from eas.pipeline import steps
 from eas.reports.comparison import comparison_table, write_comparison
 from eas.reports.page import ReportError
 

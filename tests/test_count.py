@@ -160,7 +160,7 @@ def test_folders(tmp_path: Any) -> None:
     base.save_pretrained(tmp_path / "base")
     assert count(tmp_path / "base", 20, 1, dtype=torch.float32) == count(build(LLAVA), 20, 1)
     model = eas.attach(
-        eas.checkpoint.load_base(str(tmp_path / "base")), eas.EASConfig(num_skip=2, skip_rank=6, adapt_rank=4)
+        eas.attachment.load.load_base(str(tmp_path / "base")), eas.EASConfig(num_skip=2, skip_rank=6, adapt_rank=4)
     )
     eas.select(model, [0, 2])
     eas.prune(model)

@@ -16,10 +16,10 @@ from PIL import Image
 
 from eas.config import ConfigError
 from eas.data import load_data
-from eas.data.example import DataError, Example
 from eas.data.hub import HubRows
 from eas.data.jsonl import load_jsonl
 from eas.data.nlvr import load_nlvr
+from eas.example import DataError, Example
 from eas.metrics import METRICS
 from eas.pipeline import RunConfig
 
@@ -463,9 +463,9 @@ def test_a_run_knows_the_options_of_its_data():
 def test_answers_and_losses_are_scored():
     from transformers import AutoProcessor
 
-    from eas.checkpoint import load_base
-    from eas.evaluation import evaluate
-    from eas.folder import TINY_DIR
+    from eas.attachment.load import load_base
+    from eas.models.folder import TINY_DIR
+    from eas.tasks.evaluation import evaluate
 
     model, processor = load_base(str(TINY_DIR)), AutoProcessor.from_pretrained(TINY_DIR)
     examples = load_data("scenes:textures", "test", limit=6)

@@ -16,7 +16,9 @@ from transformers import DynamicCache, LlamaModel, Trainer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 import eas
-from eas import EASConfig, attach, surgery
+from eas import EASConfig, attach
+from eas.attachment import attach as surgery
+from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf import twin, versions
 from eas.hf.api import CACHE_NAME, cache_of, cached, output_cache, take_cache
 from eas.hf.cache import PromptLayer, prompt_layer
@@ -24,7 +26,6 @@ from eas.hf.trainer import OpenTrainer, checkpoint_activations
 from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import FAMILIES
-from eas.twin import TOLERANCE, deviation
 
 LLAMA = "LlamaForCausalLM"
 SOURCE = Path(eas.__file__).parent

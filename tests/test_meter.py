@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokeniz
 from typer.testing import CliRunner
 
 from eas.cli import app
+from eas.convert.meter import ConversionError, _rename, convert, read_checkpoint
 from eas.hf.trainer import checkpoint_activations
 from eas.models.meter import TASKS, MeterForVisualQuestionAnswering, MeterImageProcessor, MeterProcessor
-from eas.models.meter.conversion import ConversionError, _rename, convert, read_checkpoint
 from eas.models.meter.modeling import Stream, interpolate_positions
 
 torch.set_num_threads(1)

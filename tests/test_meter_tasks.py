@@ -12,11 +12,11 @@ from transformers import TrainingArguments
 
 import eas
 from eas.data import load_data
-from eas.data.example import DataError
-from eas.data.meter import MeterCollator
-from eas.evaluation_meter import evaluate_meter, score_retrieval
+from eas.example import DataError
 from eas.metrics.vqa import answer_vocabulary, soft_targets
 from eas.models.meter import TASKS, MeterProcessor
+from eas.tasks.collate_meter import MeterCollator
+from eas.tasks.evaluation_meter import evaluate_meter, score_retrieval
 from eas.training import EASTrainer
 
 torch.set_num_threads(1)

@@ -11,11 +11,12 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 
 import eas
 from eas import METHODS, ConfigError
-from eas.checkpoint import adapter_state
+from eas.attachment.attach import disabled
+from eas.attachment.save import adapter_state
+from eas.attachment.state import candidates
 from eas.hf.trainer import checkpoint_activations
 from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
-from eas.surgery import candidates, disabled
 
 torch.set_num_threads(1)
 FAMILIES = [

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from eas.data import load_data
-from eas.data.example import DataError
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr2 import NLVR2, NLVR2Options
 from eas.data.score import score_file
+from eas.example import DataError
 from eas.metrics.nlvr2 import consistency, correct, sentence
 
 REAL = Path(os.environ.get("EAS_REAL_DATA", "none")) / "nlvr2"

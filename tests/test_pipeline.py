@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
-from eas.data.collate import Collator
-from eas.demo.scenes import scenes
+from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.searching import SearchConfig
+from eas.tasks.collate import Collator
 from eas.training import EASTrainer
 
 SHORT = [

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from eas import cli
 from eas.config import ConfigError
-from eas.data.example import DataError, Example
-from eas.demo.scenes import scenes
+from eas.data.scenes import scenes
+from eas.example import DataError, Example
 from eas.files import WriteError, locked
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.predict import predict, read_questions
@@ -60,7 +60,7 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     assert asked.stdout.strip() == whole[0]["answer"]
 
     part, calls = tmp_path / "part.jsonl", []
-    from eas.evaluation import answer as really
+    from eas.tasks.evaluation import answer as really
 
     def answer(model, processor, examples, **more):
         calls.append([example.id for example in examples])
@@ -183,7 +183,7 @@ def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):
 
 
 def test_answers_do_not_reach_the_terminal_raw(tuned, monkeypatch):
-    monkeypatch.setattr("eas.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
+    monkeypatch.setattr("eas.tasks.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
     said = CliRunner().invoke(cli.app, ["generate", str(tuned), "--prompt", "what ?"])
     assert said.stdout == "\\u001b[2Jred\n"
 

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, rotate_half
 
 import eas
-from eas.checkpoint import adapter_state
+from eas.attachment.attach import disabled
+from eas.attachment.save import adapter_state
 from eas.config import ConfigError
 from eas.hf.api import cached
 from eas.measure.count import count
@@ -24,7 +25,6 @@ from eas.methods.mam import MAMConfig
 from eas.methods.prefix import PrefixConfig
 from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
 from eas.models.anatomy import Anatomy
-from eas.surgery import disabled
 
 torch.set_num_threads(1)
 LLAMA, LLAVA, QWEN = "LlamaForCausalLM", "LlavaForConditionalGeneration", "Qwen2ForCausalLM"

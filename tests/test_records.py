@@ -83,7 +83,7 @@ def test_sizes_are_compared_before_anything_is_allocated_and_the_base_stays_as_i
         devices.append(model.device.type)
         return do(model, config)
 
-    monkeypatch.setattr("eas.checkpoint.attach", attach)
+    monkeypatch.setattr("eas.attachment.load.attach", attach)
     base = build(LLAMA)
     with pytest.raises(CheckpointError, match=r"has shape \(4, 32\), not \(1048576, 32\); copy or save it again"):
         eas.load(base, tmp_path)

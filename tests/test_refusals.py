@@ -10,15 +10,15 @@ from typer.testing import CliRunner
 
 from eas.cli import app
 from eas.data import load_data
-from eas.data.collate import Collator
-from eas.data.errors import DataError
-from eas.data.example import LONGEST, Example
 from eas.data.jsonl import load_jsonl
-from eas.data.meter import MeterCollator
 from eas.demo.tiny import load_tiny
-from eas.folder import TINY_DIR
+from eas.errors import DataError
+from eas.example import LONGEST, Example
 from eas.metrics import METRICS
+from eas.models.folder import TINY_DIR
 from eas.pipeline import Run, RunConfig
+from eas.tasks.collate import Collator
+from eas.tasks.collate_meter import MeterCollator
 
 PICTURE = Image.new("RGB", (32, 32))
 GOOD = Example.ask("good", "what ?", "red", PICTURE)

@@ -19,10 +19,10 @@ from eas.measure import shapes
 from eas.measure.latency import benchmark
 from eas.measure.paper import BESIDE, Meter
 from eas.methods import METHODS
+from eas.paper import reproduce as tables
+from eas.paper import reproduce_runs as runs
+from eas.paper.reproduce import RECIPES, TABLES, agrees, recipe, reproduce_table, table_spec
 from eas.pipeline import RunConfig
-from eas.pipeline import reproduce as tables
-from eas.pipeline import reproduce_runs as runs
-from eas.pipeline.reproduce import RECIPES, TABLES, agrees, recipe, reproduce_table, table_spec
 from eas.reports.fig4 import fig4
 from eas.reports.reproduce import write_reproduction
 

@@ -14,8 +14,8 @@ from PIL import Image
 from eas.config import ConfigError
 from eas.data import BENCHMARKS, load_data
 from eas.data.benchmark import match
-from eas.data.example import DataError
 from eas.data.scienceqa import ScienceQAOptions, _example
+from eas.example import DataError
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, extract
 
 real = pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")

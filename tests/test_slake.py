@@ -12,7 +12,7 @@ from PIL import Image
 from eas.config import ConfigError
 from eas.data import BENCHMARKS, load_data
 from eas.data.benchmark import match
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
 from eas.metrics.slake import exact_match, recall, score_slake
 
 real = pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")

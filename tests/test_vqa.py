@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eas.data import load_data
-from eas.data.example import DataError
 from eas.data.score import score_file
 from eas.data.vqa2 import VQA2, VQA2Options
+from eas.example import DataError
 from eas.metrics.vqa import (
     CONTRACTIONS,
     answer_vocabulary,

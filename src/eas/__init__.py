@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 from eas.hf.versions import check as _check
 
 if TYPE_CHECKING:
-    from eas.checkpoint import CheckpointError, load, save
+    from eas.attachment.attach import attach, disabled, fold, prune, select, unfold
+    from eas.attachment.fast_decode import fast_decode
+    from eas.attachment.freeze_router import FrozenRouter, freeze_router
+    from eas.attachment.likelihood import log_likelihood
+    from eas.attachment.load import load
+    from eas.attachment.quantised import QuantisedFold, fold_quantised
+    from eas.attachment.save import CheckpointError, save
+    from eas.attachment.standalone import merge_and_save
+    from eas.attachment.state import attached, skip_set
     from eas.config import ConfigError
-    from eas.decoding import fast_decode
-    from eas.likelihood import log_likelihood
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
     from eas.methods.eas import EASConfig
     from eas.models.anatomy import UnsupportedModelError
-    from eas.quantised import QuantisedFold, fold_quantised
-    from eas.router import FrozenRouter, freeze_router
     from eas.searching import SearchConfig, SearchResult, make_rule
-    from eas.standalone import merge_and_save
-    from eas.surgery import attach, attached, disabled, fold, prune, select, skip_set, unfold
     from eas.training import EASTrainer, WithPromptMask
 
 _check()
@@ -66,20 +68,22 @@ __all__ = [
 ]
 
 _NAMES = {
-    "checkpoint": "CheckpointError load save",
+    "attachment.attach": "attach disabled fold prune select unfold",
+    "attachment.fast_decode": "fast_decode",
+    "attachment.freeze_router": "FrozenRouter freeze_router",
+    "attachment.likelihood": "log_likelihood",
+    "attachment.load": "load",
+    "attachment.quantised": "QuantisedFold fold_quantised",
+    "attachment.save": "CheckpointError save",
+    "attachment.standalone": "merge_and_save",
+    "attachment.state": "attached skip_set",
     "config": "ConfigError",
-    "decoding": "fast_decode",
-    "likelihood": "log_likelihood",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",
     "methods.eas": "EASConfig",
     "models.anatomy": "UnsupportedModelError",
-    "quantised": "QuantisedFold fold_quantised",
-    "router": "FrozenRouter freeze_router",
     "searching": "SearchConfig SearchResult make_rule",
-    "standalone": "merge_and_save",
-    "surgery": "attach attached disabled fold prune select skip_set unfold",
     "training": "EASTrainer WithPromptMask",
 }
 """The imports above once more, for Python: module of eas -> its public names."""
@@ -90,7 +94,7 @@ _HOME = {name: f"eas.{module}" for module, names in _NAMES.items() for name in n
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'eas' has no attribute {name!r}")
-    import_module("eas.standalone")  # the Auto classes of transformers know our model types from here on
+    import_module("eas.attachment.standalone")  # the Auto classes of transformers know our model types from here on
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
@@ -101,4 +105,4 @@ def __dir__() -> list[str]:
 
 
 if "transformers" in sys.modules:  # its Auto classes may be the next that is used
-    import_module("eas.standalone")
+    import_module("eas.attachment.standalone")

@@ -118,9 +118,9 @@ def _optional(requirement: Requirement, module: str, name: str, purpose: str) ->
 
 def _twins() -> Iterator[Finding]:
     """Cached decoding against the whole forward pass, on a tiny random model of every family that decodes."""
+    from eas.attachment.twin import TOLERANCE, deviation
     from eas.hf.versions import INSTALL, TransformersChangedError
     from eas.models.anatomy import FAMILIES
-    from eas.twin import TOLERANCE, deviation
 
     for family in FAMILIES:
         name = f"decoding, {family.removesuffix('ForConditionalGeneration').removesuffix('ForCausalLM')}"

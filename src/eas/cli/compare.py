@@ -25,8 +25,8 @@ def compare(
     If the command was stopped, the same command continues. It also tries failed runs again. If every run is done, it
     only rebuilds the table. The last line is JSON; the exit status is 1 if a run failed.
     """
-    from eas.pipeline.compare import COMPARISON_FILE, compare_runs
-    from eas.pipeline.compare_config import CompareConfig
+    from eas.paper.compare import COMPARISON_FILE, compare_runs
+    from eas.paper.compare_config import CompareConfig
     from eas.reports.comparison import comparison_table
 
     given = {"output_dir": output_dir and str(output_dir), "jobs": jobs}

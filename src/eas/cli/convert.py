@@ -42,9 +42,9 @@ def meter(
     import torch
     from transformers import AutoTokenizer
 
-    from eas.data.meter import answer_classes
+    from eas.convert.meter import ConversionError, convert, read_checkpoint
     from eas.models.meter import TASKS, MeterProcessor
-    from eas.models.meter.conversion import ConversionError, convert, read_checkpoint
+    from eas.tasks.collate_meter import answer_classes
 
     if task is not None and task not in TASKS:
         raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
@@ -94,7 +94,7 @@ def lavin(
     """Convert LLaMA and CLIP to a base folder, and LaVIN's checkpoint to an adapter for it. The last line is JSON."""
     import torch
 
-    from eas.convert_lavin import convert_adapter, convert_base
+    from eas.convert.lavin import convert_adapter, convert_base
 
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if (llama is None) != (clip is None) or (llama is None and adapter is None):

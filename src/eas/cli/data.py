@@ -13,7 +13,7 @@ from eas.cli.app import DataOverrides, SkipBad, data_app
 from eas.terminal import console, printable
 
 if TYPE_CHECKING:
-    from eas.data.example import Example
+    from eas.example import Example
 
 
 @data_app.command(name="check")

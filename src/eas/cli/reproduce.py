@@ -45,8 +45,8 @@ def reproduce(
 
     Marks show the figures that no consistent counting gives. The last line is JSON.
     """
-    from eas.pipeline.reproduce import TABLES, reproduce_table
-    from eas.pipeline.reproduce_runs import add_latency, add_training, check_rows
+    from eas.paper.reproduce import TABLES, reproduce_table
+    from eas.paper.reproduce_runs import add_latency, add_training, check_rows
     from eas.reports.reproduce import reproduction_table, write_reproduction
 
     if not train and (model or data or option or seed):

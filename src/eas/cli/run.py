@@ -158,12 +158,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer.")] = 64,
 ) -> None:
     """Answer one question with the tuned, folded model of a run."""
-    from eas.checkpoint import load
-    from eas.data.example import Example
-    from eas.evaluation import answer
+    from eas.attachment.attach import fold as fold_model
+    from eas.attachment.load import load
+    from eas.example import Example
     from eas.pipeline import Run
     from eas.pipeline.savings import fold_mode
-    from eas.surgery import fold as fold_model
+    from eas.tasks.evaluation import answer
 
     opened = Run.open(folder)
     opened.task.check_generation(opened)

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, mapping, unknown_split
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import leaving_out, read_rows
 from eas.data.official import find_folder, read_text, text_of
 from eas.data.predictions import read_texts
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.aid import score_aid
 from eas.metrics.report import Report
 

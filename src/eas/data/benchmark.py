@@ -12,7 +12,7 @@ line in ``eas.data.BENCHMARKS``. The file has
 - ``score(examples, predictions, options)``, which may rely on one prediction per example (`match` has seen to that);
 - ``read_predictions(path)``, which reads the benchmark's own result format into texts by example id.
 
-Import from submodules (``eas.data.example``, ``eas.metrics.report``), never from the packages: they import each other.
+Import from submodules (``eas.example``, ``eas.metrics.report``), never from the packages: they import each other.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from eas.config import Config, option
-from eas.data.example import DataError, Example
-from eas.data.picture import read_picture
+from eas.example import DataError, Example
 from eas.metrics.report import Report
+from eas.picture import read_picture
 
 Row = TypeVar("Row")
 

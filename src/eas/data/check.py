@@ -21,9 +21,9 @@ from rich.text import Text
 
 from eas.data import benchmark_of, data_options, load_data
 from eas.data.benchmark import Examples, Source
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.own import read_own
-from eas.data.picture import CHANGES, read_picture
+from eas.example import DataError, Example, ImageSource
+from eas.picture import CHANGES, read_picture
 from eas.progress import Bar, track
 
 # What a problem is, by the words of its message; all others are rows that do not fit, such as labels out of range.

@@ -16,10 +16,10 @@ import numpy as np
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.official import find_file, read_json, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.retrieval import recall
 

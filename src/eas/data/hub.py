@@ -12,7 +12,7 @@ from typing import Any, overload
 from PIL import Image
 
 from eas.data.benchmark import DataOptions, Source, unknown_split
-from eas.data.example import DataError
+from eas.example import DataError
 
 
 @dataclass(frozen=True)

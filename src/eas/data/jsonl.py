@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from eas.data.errors import DataError, shown
-from eas.data.example import Example, ImageSource, without_end
 from eas.data.official import id_of, parse_json, read_text, refuse_unfit, suspect
+from eas.errors import DataError, shown
+from eas.example import Example, ImageSource, without_end
 
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.jsonl import read_rows
 from eas.data.official import id_of, text_of
+from eas.example import DataError, Example, ImageSource
 
 INSTRUCTION = "Is this true of the image? Answer true or false."
 CHOICES = ("true", "false")

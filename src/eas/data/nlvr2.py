@@ -15,11 +15,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import read_rows
 from eas.data.official import find_file, find_folder, read_text, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.nlvr2 import accuracy, consistency, correct, sentence
 from eas.metrics.report import Report
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eas.data.errors import DataError, fault, printable, shown
+from eas.errors import DataError, fault, printable, shown
 
 # What JSON may write for half a surrogate pair, or for a NUL; whether it is one shows only behind its neighbours.
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eas.data.benchmark import DataOptions, Examples, Source, checked, unknown_split
-from eas.data.example import DataError, Example
 from eas.data.hub import hub_rows
 from eas.data.jsonl import from_rows, load_jsonl
+from eas.example import DataError, Example
 
 # Tenths of the images of a file that is its own train, validation and test set.
 _TENTHS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}

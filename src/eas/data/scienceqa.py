@@ -13,11 +13,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import HubRows, hub_rows
 from eas.data.official import find_file, read_json
 from eas.data.predictions import read_answers
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, score_scienceqa
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from eas.data import BENCHMARKS, data_options, load_data
 from eas.data.benchmark import Examples, match
-from eas.data.example import DataError
+from eas.example import DataError
 from eas.metrics.report import Report
 
 

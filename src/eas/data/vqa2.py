@@ -20,10 +20,10 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.official import find_file, find_folder, id_of, read_json, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent, percent_by, vqa_accuracy
 

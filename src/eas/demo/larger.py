@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eas.attachment.attach import attach, fold, prune, select
 from eas.config import MethodConfig
 from eas.methods.eas import EASConfig
-from eas.surgery import attach, fold, prune, select
 
 
 def larger_base(hidden_size: int, prompt_tokens: int) -> tuple[LlamaForCausalLM, dict[str, Tensor], str]:

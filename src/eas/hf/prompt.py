@@ -48,7 +48,7 @@ class PromptedTextModel(SkippingTextModel):
 class PromptedModel(nn.Module):
     """The model with its head: finds the prompt tokens, and refuses what prompt statistics cannot serve."""
 
-    eas: Any  # eas.surgery.Attachment
+    eas: Any  # eas.attachment.state.Attachment
     generation_config: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from eas.config import ConfigError
 from eas.hf.api import attention_implementation, set_attention_implementation
 from eas.hf.versions import TransformersChangedError
 
@@ -45,6 +46,7 @@ def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], N
 
     Raises:
         TransformersChangedError: the twin cannot be built, or does not run.
+        ConfigError: the method refuses the model.
     """
     no_autocast = torch.autocast("cpu", enabled=False)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), no_autocast:
@@ -54,7 +56,7 @@ def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], N
             prepare(model)
             _randomise(model)
             return _decoding_error(model.eval())
-        except TransformersChangedError:
+        except (TransformersChangedError, ConfigError):  # a ConfigError is about what was asked for
             raise
         except Exception as error:  # of whatever kind; a wrong number would have been the alternative
             why = f"{type(error).__name__}: {error}"

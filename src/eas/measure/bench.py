@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 
+from eas.attachment.fast_decode import fast_decode
+from eas.attachment.state import skip_set
 from eas.config import Config, ConfigError, option
-from eas.decoding import fast_decode
-from eas.folder import model_config
 from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.hf.one_token import read_rows
@@ -29,8 +29,8 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.folder import model_config
 from eas.progress import Bar
-from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTIMED = 2  # decode steps of a request that are left out: with a new cache, a CUDA graph is recorded anew

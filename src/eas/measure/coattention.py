@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
+from eas.attachment.state import attached
 from eas.measure.modules import Counts, block_macs, live, module_macs, unused_params
 from eas.methods.meter_prompts import DeepTokens, ShallowTokens
 from eas.models.anatomy import Anatomy
-from eas.surgery import attached
 
 
 def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> Counts:

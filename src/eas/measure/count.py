@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eas.checkpoint import WEIGHTS_FILE, fitting, read_adapter_record
+from eas.attachment.attach import attach, fold, prune, select
+from eas.attachment.load import fitting, read_adapter_record
+from eas.attachment.save import WEIGHTS_FILE
+from eas.attachment.state import attached, attachment, candidates
 from eas.config import ConfigError, MethodConfig, SkipConfig
-from eas.folder import model_config
 from eas.hf.api import no_init_weights
 from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
@@ -24,7 +26,7 @@ from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
 from eas.methods import method_config
 from eas.models.anatomy import Anatomy, auto_class
-from eas.surgery import attach, attached, attachment, candidates, fold, prune, select
+from eas.models.folder import model_config
 
 __all__ = ["CONVENTIONS", "Counts", "count"]
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
+from eas.attachment.state import attached
 from eas.costed import Costed
 from eas.hf.skipping import SkippableBlock
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy, Branch
 from eas.pia import PIA
-from eas.surgery import attached
 
 # where a family keeps the vision tower in front of its projector
 VISION_TOWERS = {

@@ -15,12 +15,12 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import attach, fold, prune, select
+from eas.attachment.quantised import torchao_int8
 from eas.measure.count import count
 from eas.methods import method_config
 from eas.methods.eas_fold import FoldedLinear
 from eas.models.anatomy import Anatomy
-from eas.quantised import torchao_int8
-from eas.surgery import attach, fold, prune, select
 
 
 @dataclass(frozen=True)

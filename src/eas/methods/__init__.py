@@ -1,8 +1,8 @@
 """The tuning methods, one file each: a configuration and an ``attach``, and what else the method can do.
 
-``attach`` adds modules to a frozen model in place and leaves exactly what is trained with ``requires_grad``; freezing,
-the projector, saving, loading and undoing are done for it (``eas.surgery``, ``eas.checkpoint``). A new method is one
-file and one line in ``METHODS``; see docs/methods.md.
+``attach`` adds modules to a frozen model in place and leaves exactly what is trained with ``requires_grad``.
+``eas.attachment`` does the rest: freezing, the projector, saving, loading and undoing. A new method is one file and
+one line in ``METHODS``; see docs/methods.md.
 """
 
 from __future__ import annotations

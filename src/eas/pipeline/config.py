@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
-from eas.data.collate import CUTS
 from eas.methods import METHODS, method_config
 from eas.methods.eas import PLAIN
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.searching import SearchConfig
+from eas.tasks.collate import CUTS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 INTO_WEIGHTS = ("per_example", "constant", "merged")

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eas.checkpoint import load_into, save
+from eas.attachment.attach import select
+from eas.attachment.load import load_into
+from eas.attachment.save import save
 from eas.config import ConfigError
 from eas.distributed import from_main, is_main
 from eas.files import write_text
@@ -18,7 +20,6 @@ from eas.pipeline.run import Run
 from eas.records import raised_as, read_record
 from eas.searching import Rule, successive_halving
 from eas.searching.base import SkipSet
-from eas.surgery import select
 from eas.training import last_checkpoint
 
 FOLDER = "finals"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from eas.attachment.attach import attach, select
 from eas.config import ConfigError, SkipConfig
 from eas.distributed import is_main
 from eas.files import WriteError
@@ -20,7 +21,6 @@ from eas.metrics import METRICS
 from eas.models.anatomy import auto_class
 from eas.pipeline.run import Run
 from eas.searching import RULES, SearchPhase
-from eas.surgery import attach, select
 
 SPLITS = ("train", "validation", "test")
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written

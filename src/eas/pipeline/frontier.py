@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from eas.checkpoint import load_into
+from eas.attachment.attach import attach, fold, select, unfold
+from eas.attachment.load import load_into
+from eas.attachment.state import candidates
 from eas.config import ConfigError
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
-from eas.pipeline.tasks import Size
 from eas.progress import track
 from eas.reports.frontier import write_frontier
 from eas.searching.base import Array, SkipSet
 from eas.searching.linear import RegressionRule
 from eas.searching.scoring import answers, score_sets
-from eas.surgery import attach, candidates, fold, select, unfold
+from eas.tasks.task import Size
 
 POINTS = 5  # sets measured where none are named
 

@@ -11,12 +11,12 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
+from eas.attachment.attach import attach
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
-from eas.surgery import attach
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
 

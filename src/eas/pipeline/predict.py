@@ -11,15 +11,16 @@ from typing import Any
 
 from rich.progress import track
 
-from eas.checkpoint import WEIGHTS_FILE, load
+from eas.attachment.attach import fold
+from eas.attachment.load import load
+from eas.attachment.save import WEIGHTS_FILE
 from eas.config import ConfigError
-from eas.data.example import DataError, Example
 from eas.data.jsonl import from_rows, read_rows
-from eas.evaluation import answer
+from eas.example import DataError, Example
 from eas.files import locked, write_text, writing
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
-from eas.surgery import fold
+from eas.tasks.evaluation import answer
 from eas.terminal import console
 
 ABOUT = ".about.json"

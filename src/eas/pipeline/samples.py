@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.pipeline.run import Run
 
 MOST = 60

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.initialization import no_init_weights
 
+from eas.attachment.state import attachment
 from eas.config import MethodConfig, SkipConfig
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
@@ -15,7 +16,6 @@ from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
-from eas.surgery import attachment
 
 RANKS = ("skip_rank", "adapt_rank")
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
-from eas.checkpoint import library_versions, load, load_into, save
+from eas.attachment.attach import fold, prune, select
+from eas.attachment.load import load, load_into
+from eas.attachment.save import library_versions, save
+from eas.attachment.standalone import merge_and_save
+from eas.attachment.state import candidates, skip_set
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.distributed import from_main, is_main
-from eas.evaluation_forms import blind
 from eas.files import write_text, writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
@@ -39,8 +42,7 @@ from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.similarity import cosines
-from eas.standalone import merge_and_save
-from eas.surgery import candidates, fold, prune, select, skip_set
+from eas.tasks.evaluation_forms import blind
 
 
 def alone(step: Callable[[Run], None]) -> Callable[[Run], None]:

@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from eas.attachment.attach import select
+from eas.attachment.state import attachment, candidates
 from eas.config import Config, ConfigError, SkipConfig, option
 from eas.distributed import from_main, is_main
 from eas.files import write_text
@@ -26,7 +28,6 @@ from eas.records import RecordError, raised_as, read_record
 from eas.searching.fixed import FIXED
 from eas.searching.records import SearchState
 from eas.searching.rules import RULES, SkipSet, make_rule, random_skip_set
-from eas.surgery import attachment, candidates, select
 
 STATE_FILE = "search_state.json"
 WITHOUT_LOSSES = (*FIXED, "similarity")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import select
+from eas.attachment.state import candidates
 from eas.hf.api import cache_of
 from eas.models.anatomy import Anatomy
 from eas.searching.base import SkipSet
-from eas.surgery import candidates, select
 
 Plan = tuple[tuple[str, ...], ...]  # of every block, the parts that a set skips
 

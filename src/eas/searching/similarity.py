@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import select
+from eas.attachment.state import candidates
 from eas.models.anatomy import Anatomy
-from eas.surgery import candidates, select
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
-from eas.checkpoint import WEIGHTS_FILE, read_adapter
+from eas.attachment.load import read_adapter
+from eas.attachment.save import WEIGHTS_FILE
 from eas.hf.trainer import (
     OPTIMIZER_NAME,
     PREFIX_CHECKPOINT_DIR,

@@ -11,17 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eas.checkpoint import CheckpointError, load_into, save
+from eas.attachment.load import load_into
+from eas.attachment.quantised import keep_gradients
+from eas.attachment.save import CheckpointError, save
+from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
 from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
-from eas.quantised import keep_gradients
 from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import answers, score_sets
-from eas.surgery import attachment
 from eas.training import sharded
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
@@ -66,7 +67,7 @@ class EASTrainer(OpenTrainer):
             raise ValueError("the model is folded; call unfold(model) before training")
         if args.load_best_model_at_end:
             raise ValueError(
-                "load_best_model_at_end is not supported; call eas.checkpoint.load_into(model, checkpoint)"
+                "load_best_model_at_end is not supported; call eas.attachment.load.load_into(model, checkpoint)"
             )
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images

@@ -8,67 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from eas.attachment.save import AttachedModel
+from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.classes import become, become_again, has_device_hook, is_mixed, revert
 from eas.hf.one_token import read_rows
-from eas.hf.skipping import SkippableBlock
 from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
-from eas.methods import Method, method_of, require_fit
+from eas.methods import method_of, require_fit
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
-from eas.saving import AttachedModel
-
-# which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
-PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
 
 # their modules in a block: a layer, METER's with the norms behind them, or an attention that is skipped by itself
 MODULES = {
     "mha": ("self_attn", "self_attn_norm", "cross_attn", "cross_attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
     "ffn": ("mlp", "mlp_norm"),
 }
-
-
-@dataclass
-class Attachment:
-    """State of an attached model, ``model.eas``; it never holds data of a single request.
-
-    Args:
-        config: the configuration it was attached with.
-        trained: names of the parameters that the method trains.
-        overwrites: whether some of them are the base's own, so that the base is not kept.
-        fingerprint: ``base_fingerprint`` of before; None where the weights were not there yet.
-        pruned: whether the skipped modules and the unused PIAs are gone for good.
-        fold_mode: how the method is folded at present.
-        anatomy: the model's parts, as they are now.
-    """
-
-    config: MethodConfig
-    trained: frozenset[str]
-    overwrites: bool
-    fingerprint: Tensor | None = field(compare=False)
-    anatomy: Anatomy = field(compare=False, repr=False)
-    pruned: bool = False
-    fold_mode: str | None = None
-
-    @property
-    def form(self) -> str:
-        """Which form of the methods fits the model: "decoder", or "coattention" (METER)."""
-        return self.anatomy.form
-
-    @property
-    def method(self) -> Method:
-        return method_of(self.form, self.config.name)
 
 
 def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
@@ -186,37 +149,6 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
     return deviation(cls, config, FAMILIES[cls.__name__][0], prepare)
 
 
-def attached(model: PreTrainedModel) -> bool:
-    """Whether the model went through ``attach``."""
-    return "eas" in vars(model)
-
-
-def attachment(model: PreTrainedModel) -> Attachment:
-    """The model's ``Attachment``.
-
-    Raises:
-        ValueError: the model is not attached.
-    """
-    if not attached(model):
-        raise ValueError(f"this {type(model).__name__} is not attached; call eas.attach(model, config) first")
-    state: Attachment = model.eas
-    return state
-
-
-def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
-    """What an attached model may skip: each candidate's block, and its parts ("mha", "ffn"); none for most methods."""
-    config = attachment(model).config
-    if not isinstance(config, SkipConfig):
-        return []
-    blocks = model.eas.anatomy.blocks(config.candidates)
-    return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
-
-
-def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
-    """The candidates that are skipped at present, ascending."""
-    return tuple(i for i, (block, parts) in enumerate(candidates(model)) if set(parts) <= block.skipped_parts())
-
-
 def select(model: PreTrainedModel, skip_set: Iterable[int]) -> None:
     """Skips exactly these candidates; sets flags on blocks, so it is cheap, and nothing of the last choice remains.
 
@@ -269,7 +201,7 @@ def prune(model: PreTrainedModel) -> None:
 
 
 class Folded(NamedTuple):
-    """The result of ``fold``: the mode, and the reason for it."""
+    """What ``fold`` did: the mode, and why it was chosen."""
 
     mode: str
     reason: str
@@ -352,16 +284,3 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
             become_again(module, cls)
         for tuner in tuners:
             tuner.enable_adapters(True)
-
-
-def base_fingerprint(model: PreTrainedModel) -> Tensor:
-    """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
-    loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
-    weights = [
-        layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16)
-        for layer in Anatomy.of(model).layers
-    ]
-    # torchao's are tensors that say they were floating
-    if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
-        return torch.empty(0, dtype=torch.bfloat16)
-    return torch.stack([w[0, :16].detach().to("cpu", torch.bfloat16) for w in weights])

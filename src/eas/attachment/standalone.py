@@ -1,6 +1,6 @@
 """Standalone folders: a pruned, tuned model that opens without its base.
 
-``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.standalone``,
+``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.attachment.standalone``,
 ``AutoModel....from_pretrained(folder)`` opens them. Their model type (``eas_llava``, ...) and their weight files
 (``model.eas.safetensors``) have names of their own: the stock class would fill the skipped attentions with random
 weights and only warn, so it must find neither.
@@ -16,13 +16,14 @@ import torch
 from torch import Size, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from eas.checkpoint import CheckpointError, refuse_non_finite
-from eas.folder import REMEDY, model_config
+from eas.attachment.attach import attach, prune, select
+from eas.attachment.save import CheckpointError, refuse_non_finite
+from eas.attachment.state import attachment, candidates, skip_set
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
+from eas.models.folder import REMEDY, model_config
 from eas.records import IndexRecord, RecordError, StandaloneRecord, raised_as, read_record
-from eas.surgery import attach, attachment, candidates, prune, select, skip_set
 from eas.weights import Safetensors, require_finite
 
 VARIANT = "eas"

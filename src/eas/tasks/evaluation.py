@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from eas.data import BENCHMARKS
-from eas.data.collate import IGNORED, Collator
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent
 from eas.progress import track
+from eas.tasks.collate import IGNORED, Collator
 
 
 @dataclass(frozen=True)

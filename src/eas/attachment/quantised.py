@@ -15,8 +15,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import fold
+from eas.attachment.state import attachment
 from eas.config import ConfigError
-from eas.surgery import attachment, fold
 
 HF_MARKS = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "hf_quantizer", "quantization_method")
 

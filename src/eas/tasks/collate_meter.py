@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from eas.data import load_data
-from eas.data.collate import naming
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
 from eas.metrics.vqa import answer_vocabulary, soft_targets
+from eas.tasks.collate import naming
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 

@@ -15,12 +15,12 @@ from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
+from eas.attachment.state import attached
 from eas.hf import one_token
 from eas.hf.api import Cache, StaticCache, StaticLayer, attention_implementation, cached
 from eas.hf.generation import compile_config
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
-from eas.surgery import attached
 
 # models, batch sizes and lengths that are compiled in one process; torch's own limit is 8, for all models together
 GRAPHS = 64

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from eas.data.example import DataError, Example, Message
+from eas.example import DataError, Example, Message
 
 IGNORED = -100
 CUTS = ("question_start", "question_end", "answer")

@@ -23,16 +23,16 @@ import torch
 from transformers.utils import logging
 
 from eas import progress
-from eas.checkpoint import library_versions, load
+from eas.attachment.attach import fold
+from eas.attachment.load import load
+from eas.attachment.save import library_versions
 from eas.config import ConfigError
-from eas.evaluation import Evaluation
-from eas.evaluation_forms import blind
 from eas.files import claimed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
+from eas.paper.compare_config import CompareConfig, Job
+from eas.paper.compare_timing import time_rows
 from eas.pipeline import phases, steps
-from eas.pipeline.compare_config import CompareConfig, Job
-from eas.pipeline.compare_timing import time_rows
 from eas.pipeline.config import RunConfig
 from eas.pipeline.fit import check_method
 from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
@@ -43,7 +43,8 @@ from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
-from eas.surgery import fold
+from eas.tasks.evaluation import Evaluation
+from eas.tasks.evaluation_forms import blind
 from eas.terminal import console as make_console
 
 COMPARISON_FILE, ERROR_FILE = "comparison.json", "error.txt"

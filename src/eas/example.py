@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from eas.data.errors import DataError, fault, printable
-from eas.data.picture import ImageSource, Picture, read_picture
+from eas.errors import DataError, fault, printable
+from eas.picture import ImageSource, Picture, read_picture
 
 __all__ = ["LONGEST", "DataError", "Example", "ImageSource", "Message", "without_end"]
 

@@ -1,7 +1,7 @@
 """The paper's tables: the printed figures beside the figures of the models that this library builds.
 
-What is printed in the paper and what a row is stand in ``eas/recipes/tables``; what a row trains, in the recipe it
-names, a run's YAML file. Our columns are counted from that recipe's method on the table's shape, and nothing else.
+``eas/paper/recipes/tables`` holds the printed figures and says what each row is. A row names a recipe, the YAML file of a
+run, which says what is trained. Our columns are counted from that recipe's method on the table's shape, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-import eas.recipes
+import eas.paper.recipes
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option
 from eas.hf.api import no_init_weights
 from eas.measure.count import count, on_meta
@@ -27,7 +27,7 @@ from eas.models.meter import MeterConfig
 from eas.models.meter.heads import TASKS
 from eas.pipeline.config import RunConfig
 
-RECIPES = Path(eas.recipes.__path__[0])
+RECIPES = Path(eas.paper.recipes.__path__[0])
 TABLES = (*(f"table{i}" for i in range(1, 9)), "fig4")
 GIGA = 1e9
 TEXT_TOKENS = 40

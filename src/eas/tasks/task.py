@@ -14,14 +14,14 @@ from torch import Tensor
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.data import benchmark_of
-from eas.data.collate import Collator
-from eas.data.example import Example
-from eas.data.meter import MeterCollator
-from eas.evaluation import Evaluation, evaluate
-from eas.evaluation_forms import Meant, meant
-from eas.evaluation_meter import evaluate_meter, score_retrieval
+from eas.example import Example
 from eas.methods import method_of, require_fit
 from eas.models.lavin import LavinConfig
+from eas.tasks.collate import Collator
+from eas.tasks.collate_meter import MeterCollator
+from eas.tasks.evaluation import Evaluation, evaluate
+from eas.tasks.evaluation_forms import Meant, meant
+from eas.tasks.evaluation_meter import evaluate_meter, score_retrieval
 
 if TYPE_CHECKING:
     from eas.pipeline.run import Run
@@ -109,7 +109,7 @@ class Task:
         )
 
     def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
-        """A zero-shot evaluation of a split with the form of its answers forgiven; see `eas.evaluation_forms.meant`."""
+        """A zero-shot evaluation with the form of its answers forgiven; see `eas.tasks.evaluation_forms.meant`."""
         config = run.config
         return meant(
             model,

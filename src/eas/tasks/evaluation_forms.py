@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eas.data import BENCHMARKS
-from eas.data.example import Example
-from eas.evaluation import Evaluation, score_answers, target_losses
+from eas.example import Example
 from eas.metrics import LOSS_ONLY
 from eas.metrics.exact import normalise
 from eas.metrics.scienceqa import LETTERS
+from eas.tasks.evaluation import Evaluation, score_answers, target_losses
 
 CLOSED = 50
 """A split with at most so many different answers, each given twice on average, has a closed answer set."""
@@ -59,7 +59,7 @@ def choices_of(example: Example, metric: str) -> Sequence[str]:
 
 
 def blind(metric: str, examples: Sequence[Example], options: Mapping[str, Any] | None = None) -> Blind:
-    """What guessing and one answer to all would score; see `eas.evaluation.evaluate` for the arguments."""
+    """What guessing and one answer to all would score; see `eas.tasks.evaluation.evaluate` for the arguments."""
     if metric == LOSS_ONLY or (metric in BENCHMARKS and BENCHMARKS[metric].score_file is not None):
         return Blind()
     choices = [choices_of(example, metric) for example in examples]

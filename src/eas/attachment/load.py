@@ -1,113 +1,38 @@
-"""Adapters on disk: ``save`` and ``load`` of the trained weights, without the base.
-
-A folder holds ``adapter.safetensors``: what the method trained, a fingerprint of the base, and in its
-metadata the record (configuration, skip set, which base), which ``eas_config.json`` repeats for people (the two must
-agree). Keys are relative to the language model and the projector, so they survive renames of what lies above.
-"""
+"""Adapters on disk, read: ``load`` onto a base, ``load_into`` an attached model."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from eas.card import adapter_card, write
+from eas.attachment.attach import attach, prune, select
+from eas.attachment.save import (
+    CONFIG_FILE,
+    FINGERPRINT,
+    RECORD,
+    REMEDY,
+    WEIGHTS_FILE,
+    CheckpointError,
+    adapter_state,
+)
+from eas.attachment.state import attached, attachment, base_fingerprint
 from eas.config import ConfigError
-from eas.distributed import full, is_main, sharded_as
-from eas.files import WriteError, writing
-from eas.folder import TINY_DIR, model_config
+from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
-from eas.models.anatomy import auto_class, paths
+from eas.models.anatomy import auto_class
+from eas.models.folder import TINY_DIR, model_config
 from eas.records import AdapterRecord, parse_record, raised_as
-from eas.surgery import attach, attached, attachment, base_fingerprint, prune, select, skip_set
-from eas.weights import Safetensors, is_finite, require_finite
-
-CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
-FINGERPRINT, RECORD = "base_fingerprint", "eas"
-REMEDY = "copy or save it again"
-
-
-class CheckpointError(ValueError):
-    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy."""
-
-
-def save(model: PreTrainedModel, folder: str | Path) -> None:
-    """Writes the adapter of an attached model, complete or not at all, and a model card (``README.md``) beside it.
-
-    Of several processes all must call it, as FSDP2 may have sharded the model; the main one writes.
-
-    Args:
-        model: an attached model, searched or not, pruned or not.
-        folder: is created; an adapter in it is replaced, and its card, if it is not one of your own.
-
-    Raises:
-        ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
-        WriteError: the folder cannot be written; an adapter in it is intact.
-    """
-    state, folder = attachment(model), Path(folder)
-    text_config = model.config.get_text_config()
-    record = {
-        "config": state.config.to_dict(),
-        "skip_set": list(skip_set(model)),
-        "pruned": state.pruned,
-        "base": {
-            "id": model.config.name_or_path,
-            "revision": vars(model.config).get("_commit_hash"),
-            "class": type(model).__name__,
-            "hidden_size": text_config.hidden_size,
-            "num_hidden_layers": text_config.num_hidden_layers,
-        },
-        "versions": library_versions(),
-    }
-    tensors = {key: full(tensor.detach()).contiguous() for key, tensor in adapter_state(model).items()}
-    tensors[FINGERPRINT] = base_fingerprint(model) if state.fingerprint is None else state.fingerprint
-    refuse_non_finite(tensors, folder)
-    if not is_main():
-        return
-    text, new = json.dumps(record, indent=2) + "\n", not folder.exists()
-    # both written aside, then renamed, each with the record: a killed process leaves the old adapter or the new one
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={RECORD: text})
-            (folder / f"{CONFIG_FILE}.partial").write_text(text)
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(folder / f"{name}.partial", folder / name)
-            write(folder, adapter_card(record))
-    except WriteError:
-        if (folder / f"{WEIGHTS_FILE}.partial").exists():  # nothing was renamed; later the record aside is needed
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                (folder / f"{name}.partial").unlink(missing_ok=True)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuses to write NaN or infinite numbers.
-
-    Raises:
-        ValueError: naming the tensors.
-    """
-    if wrong := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
-        raise ValueError(
-            f"{folder} is not written: {len(wrong)} of {len(tensors)} tensors hold NaN or infinite numbers "
-            f"({', '.join(wrong[:3])}); lower the learning rate or train in float32, and check the data"
-        )
+from eas.weights import Safetensors, require_finite
 
 
 def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, **from_pretrained: Any) -> Any:
@@ -192,30 +117,11 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
     return model
 
 
-def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The trained tensors by stable keys: ``layers.I.skip_pia...`` (the language model's), ``projector...``, others."""
-    text_path, projector_path = paths(model)
-    trained = attachment(model).trained
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            key = name.removeprefix(f"{text_path}.")
-            if projector_path is not None and name.startswith(f"{projector_path}."):
-                key = "projector" + name.removeprefix(projector_path)
-            tensors[key] = parameter
-    return tensors
-
-
 def load_adapter_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Copies tensors, of which names and shapes were checked, into an attached model of the same structure."""
     with torch.no_grad():
         for key, tensor in adapter_state(model).items():
             tensor.copy_(sharded_as(tensors[key], tensor))
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that made a result."""
-    return {"eas": metadata.version("eas"), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def read_adapter_record(folder: Path) -> AdapterRecord:

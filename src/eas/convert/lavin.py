@@ -19,11 +19,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlamaTokenizer
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from eas.checkpoint import save
-from eas.folder import model_config
-from eas.methods.lavin_adapter import LavinAdapterConfig
-from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
-from eas.models.lavin.conversion import (
+from eas.attachment.attach import attach
+from eas.attachment.save import save
+from eas.convert.lavin_weights import (
     Conversion,
     ConversionError,
     Pairs,
@@ -36,8 +34,10 @@ from eas.models.lavin.conversion import (
     shapes,
     write,
 )
+from eas.methods.lavin_adapter import LavinAdapterConfig
+from eas.models.folder import model_config
+from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
 from eas.records import misfit, raised_as, read_record
-from eas.surgery import attach
 from eas.weights import FLOATING, Safetensors, is_finite, read_torch, require_finite, require_state
 
 ZOO = "LaVIN's model zoo (github.com/luogen1996/LaVIN) links to them"

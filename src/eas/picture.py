@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from eas.data.errors import DataError
+from eas.errors import DataError
 
 ImageSource = Image.Image | Path | Callable[[], Image.Image]
 """An image, or what is opened when it is needed: a path, or a function (whose ``str`` names the image in errors)."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eas.data.example import DataError, Example
-from eas.demo.textures import TEXTURES, texture
+from eas.data.textures import TEXTURES, texture
+from eas.example import DataError, Example
 
 COLOURS = {
     "red": (215, 35, 40),

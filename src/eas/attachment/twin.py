@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from eas.attachment.attach import twin_deviation
 from eas.hf.twin import TOLERANCE
 from eas.methods.eas import EASConfig
 from eas.models.anatomy import FAMILIES, model_class
-from eas.surgery import twin_deviation
 
 __all__ = ["FAMILIES", "TOLERANCE", "deviation"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.attachment.state import attachment
 from eas.hf.api import DynamicCache, cached
 from eas.hf.cache import prompt_layer
 from eas.methods.eas import EASConfig
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
-from eas.surgery import attachment
 
 
 class FrozenRouter(NamedTuple):

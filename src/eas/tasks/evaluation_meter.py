@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from eas.data import BENCHMARKS
-from eas.data.example import Example
 from eas.data.nlvr2 import CHOICES
-from eas.evaluation import Evaluation, score_answers
+from eas.example import Example
 from eas.files import writing
 from eas.metrics.report import Report
 from eas.models.meter.modeling import Stream
 from eas.progress import track
+from eas.tasks.evaluation import Evaluation, score_answers
 
 
 def evaluate_meter(

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eas.checkpoint import load
+from eas.attachment.attach import fold
+from eas.attachment.load import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
 from eas.methods import method_config
-from eas.pipeline.compare_config import CompareConfig, Job
+from eas.paper.compare_config import CompareConfig, Job
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
-from eas.surgery import fold
 
 BASE = "base"
 RANKS = ("skip_rank", "adapt_rank", "rank")  # what grows with the width

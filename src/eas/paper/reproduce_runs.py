@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import attach, fold, prune, select
+from eas.attachment.state import candidates
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
-from eas.folder import model_config
 from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
 from eas.models.anatomy import Anatomy
+from eas.models.folder import model_config
+from eas.paper.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.config import RunConfig
-from eas.pipeline.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
 from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps
 from eas.records import RecordError
-from eas.surgery import attach, candidates, fold, prune, select
 
 DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
 PAPER_LAYERS, PAPER_WIDTH = 32, 4096

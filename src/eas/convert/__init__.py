@@ -1,0 +1,1 @@
+"""Original checkpoints turned into Hugging Face folders."""

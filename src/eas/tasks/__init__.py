@@ -1,0 +1,1 @@
+"""What a model does with examples: batches, answers and their scores."""
