@@ -1,7 +1,7 @@
 """The verbs that change a model in place: attach, select, prune, fold, unfold, and disabled.
 
-The model stays what it was (a ``LlavaForConditionalGeneration`` is still one): Trainer, TRL, accelerate, ``generate``
-and pipelines go on working.
+The model keeps its class (a ``LlavaForConditionalGeneration`` remains one), so Trainer, TRL, accelerate, ``generate``
+and pipelines keep working.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fast decoding for every model: a static cache, and one compiled graph for each step.
 
-On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
-laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about
-twice as fast, those of one input side by side; attention and thin products are those of ``eas.hf.one_token``.
+On a GPU the step is a CUDA graph, recorded again for every request's cache. On a CPU inductor freezes the graph's
+weights: it lays them out once for the matrix kernels. This needs memory for a second copy, and reads the weights about
+twice as fast. Maps of one input are packed into one matrix. Attention and thin products are in ``eas.hf.one_token``.
 """
 
 from __future__ import annotations

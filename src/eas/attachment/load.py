@@ -1,4 +1,4 @@
-"""Adapters on disk, read: ``load`` onto a base, ``load_into`` an attached model."""
+"""Reads adapters from disk: ``load`` onto a base, ``load_into`` an attached model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Quantised bases: fold into a full-precision copy, quantise the copy again, and report the error.
 
-A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves them alone and loses nothing; the
-other modes need weights of their own, which ``fold_quantised`` makes.
+A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves these weights alone and loses nothing.
+The other modes need new weights, which ``fold_quantised`` makes.
 """
 
 from __future__ import annotations

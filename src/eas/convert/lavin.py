@@ -1,7 +1,7 @@
 """Converts LaVIN's files: LLaMA's and CLIP's weights to one base folder, a LaVIN checkpoint to an adapter for it.
 
-The base is LaVIN before its training, to which ``eas``, ``das`` or any other method is attached as well. LaVIN's own
-checkpoint holds what its training adds: it becomes an adapter of the method ``lavin_adapter``.
+The base is LaVIN before its training; ``eas``, ``das`` or any other method can be attached to it. LaVIN's own
+checkpoint holds the weights that its training adds: it becomes an adapter of the method ``lavin_adapter``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """METER's original checkpoints: Lightning's ``.ckpt`` of github.com/zdou0830/METER to a model of this package.
 
-Every key of the file is matched, or left out for a reason that is told; anything else is an error.
+Every key of the file must match or be left out for a stated reason; anything else is an error.
 """
 
 from __future__ import annotations
