@@ -1,6 +1,6 @@
 """Quantised bases: fold into a full-precision copy, quantise the copy again, and report the error.
 
-A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves these weights alone and loses nothing.
+A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves these weights alone, with no loss.
 The other modes need new weights, which ``fold_quantised`` makes.
 """
 

@@ -1,7 +1,7 @@
 """Writes adapters to disk: ``save``, and ``save_pretrained`` of an attached model.
 
-A folder holds ``adapter.safetensors``: the trained weights and a fingerprint of the base. The metadata of this file hold
-the record (configuration, skip set, base). ``eas_config.json`` repeats the record for people; both must agree. Keys are
+A folder holds ``adapter.safetensors``: the trained weights and a fingerprint of the base. Its metadata hold the
+record (configuration, skip set, base). ``eas_config.json`` repeats the record for people; both must agree. Keys are
 relative to the language model and the projector, so they survive renames of the modules around these.
 """
 
