@@ -185,7 +185,7 @@ def test_a_skip_set_costs_what_its_number_costs() -> None:
 @pytest.mark.parametrize(
     ("error", "match", "arguments"),
     [
-        (ValueError, "neither a folder nor a shape; there is llava-7b", {"model": "llava-8b"}),
+        (ValueError, "neither a folder nor a shape; use one of llava-7b", {"model": "llava-8b"}),
         (ValueError, "convention 'fair'", {"convention": "fair"}),
         (ValueError, "prompt_tokens = 0", {"prompt_tokens": 0}),
         (ConfigError, "k = 2 and a skip_set of 1", {"k": 2, "skip_set": [1]}),

@@ -120,7 +120,7 @@ def test_torchs_advice_to_load_unsafely_is_never_quoted(tmp_path):
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__  # nor by its traceback
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "y.pt")
-    with pytest.raises(RecordError, match=r"y: a \(1000000, 1000000\) is larger than what is stored of it"):
+    with pytest.raises(RecordError, match=r"y: a \(1000000, 1000000\) is larger than its stored data"):
         require_state(read_torch(tmp_path / "y.pt", ""), "y", "")
 
 

@@ -302,7 +302,7 @@ def test_bad_files_are_named(vqa2, questions, annotations, words):
 
 def test_missing_splits_are_named(vqa2):
     folder, _ = vqa2
-    with pytest.raises(DataError, match="has no split 'train2014_sub4'; there are train2014_sub3"):
+    with pytest.raises(DataError, match="has no split 'train2014_sub4'; use one of train2014_sub3"):
         load_data(f"vqa2:{folder}", "train2014_sub4")
     with pytest.raises(DataError, match=r"v2_OpenEnded_mscoco_val2014_questions.json does not exist, nor .*gz"):
         load_data(f"vqa2:{folder}", "val2014")

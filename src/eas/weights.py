@@ -153,7 +153,7 @@ def require_state(state: Any, where: object, remedy: str) -> dict[str, Tensor]:
             raise RecordError(f"{where}: {key!r} is no name of a tensor; {remedy}")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise RecordError(f"{where}: {key} {tuple(tensor.shape)} is larger than what is stored of it; {remedy}")
+            raise RecordError(f"{where}: {key} {tuple(tensor.shape)} is larger than its stored data; {remedy}")
         if not tensor.is_floating_point() and not key.endswith("position_ids"):
             raise RecordError(f"{where}: {key} is of {tensor.dtype}, not of floats; {remedy}")
     return state

@@ -105,6 +105,6 @@ def _cache(model: PreTrainedModel, length: int, frozen: bool) -> Cache:
     cache: Cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     if frozen:
         if any(type(layer) is not StaticLayer for layer in cache.layers):
-            raise ValueError("the model attends within a window, which cannot be decoded fast on a CPU; use generate")
+            raise ValueError("fast_decode on a CPU does not support attention within a window; use model.generate")
         cache.layers = [UnfrozenLayer(length) for _ in cache.layers]
     return cache

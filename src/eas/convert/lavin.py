@@ -191,7 +191,9 @@ def _llama(folder: Path) -> tuple[LlamaConfig, Callable[[Conversion, bool], Pair
         return config, lambda report, meta: hugging_face_llama_weights(_on_meta(state) if meta else state, report)
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
-        raise ConversionError(f"{folder} has params.json, but no consolidated.*.pth; copy Meta's weights beside it")
+        raise ConversionError(
+            f"{folder} has params.json, but no consolidated.*.pth; copy Meta's weights into the folder"
+        )
     params = read_record(folder / "params.json", Params, AGAIN)
     shards = [require_state(read_torch(file, AGAIN), file, AGAIN) for file in files]
     _check_depth(params["n_layers"], shards[0], r"layers\.(\d+)\.", folder)
@@ -257,7 +259,7 @@ def _check_depth(layers: int, state: Iterable[str], pattern: str, folder: Path) 
     found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
     if found != set(range(min(layers, 1 + len(found)))):
         raise ConversionError(
-            f"{folder}: its configuration names {layers} layers, its weights are of {len(found)}; {AGAIN}"
+            f"{folder}: its configuration names {layers} layers, its weights have {len(found)}; {AGAIN}"
         )
 
 

@@ -80,7 +80,7 @@ def llama_weights(shards: Sequence[State], heads: int, key_heads: int, report: C
         ConversionError: an unknown entry, or shards that differ in their entries.
     """
     if any(shard.keys() != shards[0].keys() for shard in shards):
-        raise ConversionError("the consolidated.*.pth differ in their entries; download all of one model again")
+        raise ConversionError("the consolidated.*.pth differ in their entries; download one whole model again")
     for key in shards[0]:
         if key.endswith("rope.freqs"):
             report.left_out[key] = "rotary frequencies are computed"

@@ -138,7 +138,7 @@ def convert(
     found = {key.partition(".")[0] for key in state} & KNOWN_HEADS
     task = task or next((name for name, heads in HEADS.items() if found.issuperset(heads)), None)
     if task is None:
-        raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task that it is for")
+        raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task of the checkpoint")
     renamed, left_out = _rename(state, HEADS[task])
     with _of_sizes():
         config = _config(renamed, task)

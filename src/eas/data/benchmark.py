@@ -76,8 +76,10 @@ class DataOptions(Config):
     stream: int | None = option(
         None, "a number: read only the first rows of a Hub dataset, without downloading all of it"
     )
-    columns: dict[str, str] = mapping("how a Hub dataset names its columns, where it differs, as in {image: picture}")
-    splits: dict[str, str] = mapping("how a Hub dataset names the official splits, where it differs, as in {val: dev}")
+    columns: dict[str, str] = mapping("names of a Hub dataset's columns, if they differ, for example {image: picture}")
+    splits: dict[str, str] = mapping(
+        "a Hub dataset's names of the official splits, if they differ, for example {val: dev}"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +151,7 @@ class Benchmark:
 
 def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:
     """The error for a split that does not exist, for use inside ``load``."""
-    return DataError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
+    return DataError(f"{name} has no split {split!r}; use one of {', '.join(splits)}")
 
 
 def checked(
@@ -243,7 +245,7 @@ def match(
         some = ", ".join([*missing, *extra][:5])
         raise DataError(
             f"the predictions lack {len(missing)} of {len(ids)} ids and have {len(extra)} of others ({some}, ...): "
-            "is it the right split? complete the file, or go on with --skip-bad (data_options.skip_bad)"
+            "is this the right split? complete the file, or use --skip-bad (data_options.skip_bad)"
         )
     # No answer is equal to this text; an empty one is, where all of an answer is normalised away.
     return {id: predictions.get(id, "\0") for id in ids}, messages

@@ -44,7 +44,7 @@ def score_file(dataset: str, data_dir: str, split: str, path: Path, options: Map
         DataError: an unknown benchmark or split, bad data, or predictions with missing or extra ids.
     """
     if dataset not in BENCHMARKS:
-        raise DataError(f"there is no benchmark {dataset!r}; there are {', '.join(BENCHMARKS)}")
+        raise DataError(f"there is no benchmark {dataset!r}; use one of {', '.join(BENCHMARKS)}")
     benchmark, spec = BENCHMARKS[dataset], f"{dataset}:{data_dir}"
     settings = data_options(spec, options)
     with warnings.catch_warnings():

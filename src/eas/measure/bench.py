@@ -64,7 +64,7 @@ class BenchConfig(Config):
         self.skip_set = [] if self.skip_set is None else self.skip_set
         super().__post_init__()
         unknown = [name for name in self.variants if name not in VARIANTS]
-        self._require("variants", not unknown, f"{unknown} unknown; there is {', '.join(VARIANTS)}")
+        self._require("variants", not unknown, f"{unknown} unknown; use one of {', '.join(VARIANTS)}")
         self._require("variants", "base" in self.variants, "must name 'base', which the others are compared with")
         self._require("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}")
         self._require("device", self.device in ("cpu", "cuda"), "must be 'cpu' or 'cuda'")

@@ -70,7 +70,7 @@ def count(
             sees none, or whose tower is not known; or ``patch_grid`` is missing.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention {convention!r} is unknown; there is {', '.join(CONVENTIONS)}")
+        raise ValueError(f"convention {convention!r} is unknown; use one of {', '.join(CONVENTIONS)}")
     if prompt_tokens < 1 or images < 0:
         raise ValueError(f"prompt_tokens = {prompt_tokens} must be at least 1, and images = {images} at least 0")
     chosen = None if skip_set is None else list(skip_set)
@@ -131,7 +131,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
 
 def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
-        raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
+        raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:
         return model_config(name)
     except OSError as error:

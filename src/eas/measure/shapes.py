@@ -106,7 +106,7 @@ def build(
         ValueError: the name is unknown.
     """
     if name not in SHAPES:
-        raise ValueError(f"shape {name!r} is unknown; there is {', '.join(SHAPES)}")
+        raise ValueError(f"shape {name!r} is unknown; use one of {', '.join(SHAPES)}")
     config = SHAPES[name]()
     depth = config.get_text_config().num_hidden_layers
     if share_blocks:

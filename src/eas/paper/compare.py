@@ -358,7 +358,7 @@ def _result(job: Job) -> dict[str, Any] | None:
         return None
     if wrong := misfit(result, TrialRun if job.trial else ComparedRun, ""):
         path = job.folder / "result.json"
-        raise ConfigError(f"{path} is not what a comparison leaves there ({wrong}); remove {job.folder}")
+        raise ConfigError(f"{path} is no record of a comparison ({wrong}); remove {job.folder}")
     return result
 
 

@@ -87,7 +87,7 @@ def table_spec(name: str) -> TableSpec:
         ConfigError: there is no such table.
     """
     if name not in TABLES:
-        raise ConfigError(f"{name!r} is no table of the paper; there is {', '.join(TABLES)}, all")
+        raise ConfigError(f"{name!r} is no table of the paper; use one of {', '.join(TABLES)}, all")
     return TableSpec.from_file(RECIPES / "tables" / f"{name}.yaml")
 
 
@@ -111,12 +111,12 @@ def reproduce_table(name: str, shape: str | None = None, prompt_tokens: int | No
     spec = table_spec(name)
     if spec.shape is None:
         if shape is not None or prompt_tokens is not None:
-            raise ConfigError(f"{name} is about METER, which has one size; leave shape and prompt tokens out")
+            raise ConfigError(f"{name} is about METER, which has one size; leave out shape and prompt tokens")
         rows = [_meter_row(spec, row) for row in spec.rows]
     else:
         spec.shape = shape or spec.shape
         if spec.shape not in SHAPES:
-            raise ConfigError(f"shape {spec.shape!r} is unknown; there is {', '.join(SHAPES)}")
+            raise ConfigError(f"shape {spec.shape!r} is unknown; use one of {', '.join(SHAPES)}")
         spec.prompts = {column: prompt_tokens or tokens for column, tokens in spec.prompts.items()}
         base = on_meta(spec.shape, None)
         rows = [_row(spec, row, base) for row in spec.rows]

@@ -113,7 +113,7 @@ def _require_memory(
         remedy = f"add --share-blocks (all blocks hold one block's weights: about {less / 2**30:.0f} GiB), or {remedy}"
     raise ConfigError(
         f"{table} --measure: {shape} needs about {need / 2**30:.0f} GiB, and {where} has {free / 2**30:.0f} GiB free; "
-        f"run it where there is more, {remedy}"
+        f"use a machine with more memory, {remedy}"
     )
 
 
@@ -159,7 +159,7 @@ def _inputs(model: Any, tokens: int, images: int) -> dict[str, Tensor]:
     if images:
         taken = images * config.image_seq_length
         if taken >= tokens:
-            raise ConfigError(f"{images} images are {taken} tokens already; a prompt of {tokens} has no room for text")
+            raise ConfigError(f"{images} images take {taken} tokens; a prompt of {tokens} tokens has no room for text")
         ids[:, 1 : 1 + taken] = config.image_token_id
         side = config.vision_config.image_size
         inputs["pixel_values"] = torch.randn(images, 3, side, side, generator=g).to(model.dtype)
@@ -211,7 +211,7 @@ def add_training(
     chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
     if not chosen:
         raise ConfigError(
-            f"{result['table']} has no recipe for these rows; leave --train out, or name others with --row"
+            f"{result['table']} has no recipe for these rows; leave out --train, or name other rows with --row"
         )
     if spec.shape is None and model == "tiny":
         raise ConfigError(

@@ -86,7 +86,9 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         for hook in seen:
             hook.remove()
         if len(called) != len(blocks):
-            raise ValueError(f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score sets singly")
+            raise ValueError(
+                f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score one set at a time"
+            )
         vocabulary = model.config.get_text_config().vocab_size
         with torch.autocast(**autocast):
             for (plan, skip_set), start in zip(order[1:], starts[1:], strict=True):

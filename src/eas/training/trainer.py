@@ -77,7 +77,9 @@ class EASTrainer(OpenTrainer):
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
-                raise ValueError("search.train = False under FSDP, which shards what it trains; search with DDP")
+                raise ValueError(
+                    "search.train = False does not work under FSDP, which shards trained weights; search with DDP"
+                )
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO 3 is not supported, it hides the weights; use FSDP2, or ZeRO 2")
         self.search_phase: SearchPhase | None = None
