@@ -1,7 +1,7 @@
 """The paper's tables: its figures beside those of the models that this library builds.
 
-``eas/paper/recipes/tables`` holds the printed figures and says what each row is. A row names a recipe, the YAML file of a
-run, which says what is trained. Our columns are counted from that recipe's method on the table's shape, and nothing else.
+``eas/paper/recipes/tables`` holds the printed figures and says what each row is. A row names a recipe: the YAML file of
+a run, which says what is trained. Our columns are counted from that recipe's method on the table's shape.
 """
 
 from __future__ import annotations
