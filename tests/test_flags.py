@@ -192,7 +192,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     Run.create(RunConfig(output_dir=str(tmp_path)))
-    for verb, words in (("tune", "goes on where it was stopped"), ("measure", "starts over")):
+    for verb, words in (("tune", "continues where it stopped"), ("measure", "starts over")):
         monkeypatch.setitem(STEPS, verb, stop)
         monkeypatch.setattr("sys.argv", ["eas", verb, str(tmp_path)])
         stopped = CliRunner().invoke(cli.app, [verb, str(tmp_path)])

@@ -103,7 +103,7 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
 
     folded = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "shared"])
     assert folded.exit_code == 0, folded.output
-    assert "eval.json and measure.json may be of another mode" in folded.output
+    assert "eval.json and measure.json may belong to another mode" in folded.output
     refused = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "constant"])
     assert "use mode 'shared', or eas.freeze_router" in str(refused.exception)
     assert "must be null or one of ('auto', 'shared'" in str(

@@ -72,7 +72,7 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     monkeypatch.setattr("sys.argv", ["eas", *command, str(part)])
     stopped = CliRunner().invoke(cli.app, [*command, str(part)])
     assert stopped.exit_code == 130
-    assert "goes on where it was stopped" in stopped.output
+    assert "continues where it stopped" in stopped.output
     with part.open("a") as file:
         file.write('{"id": "q2", "ans')  # killed while it wrote
     assert CliRunner().invoke(cli.app, [*command, str(part)]).exit_code == 0
@@ -160,7 +160,7 @@ def test_a_run_s_folder_is_counted_as_it_stands(tuned):
     by_hand = CliRunner().invoke(cli.app, ["count", "tiny", *given, "-o", "train_projector=true"])
     assert json.loads(run.output.splitlines()[-1]) == json.loads(by_hand.output.splitlines()[-1])
     refused = CliRunner().invoke(cli.app, ["count", str(tuned), "--skip", "2"])
-    assert "is a run with its own method; leave --method, --skip" in str(refused.exception)
+    assert "is a run with its own method; leave out --method, --skip" in str(refused.exception)
 
 
 def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):

@@ -1,4 +1,4 @@
-"""The model card of a saved adapter: metadata for the Hub, and what its record says; a run adds what it measured."""
+"""The model card of a saved adapter: metadata for the Hub and the adapter's record; a run adds its measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this installation can be trusted: versions, the twin of every family, torch, and what is optional."""
+"""Checks an installation: versions, a twin of every family, torch, optional packages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, what was found, whether that is good, and what to do where it is not.
+    """One row: what was checked, what was found, whether it is good, and the remedy if it is not.
 
     ``absent`` is something optional that is not there; only ``wrong`` makes the exit status 1.
     """

@@ -1,4 +1,4 @@
-"""The error of bad data, and what no text of a data set may hold."""
+"""The error for bad data, and the characters that no text of a data set may hold."""
 
 from __future__ import annotations
 

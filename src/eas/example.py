@@ -1,4 +1,4 @@
-"""The one example type that every dataset yields and every collator, metric and report reads."""
+"""The example type that every dataset yields and that every collator, metric and report reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and an error that says what to do where they cannot be written."""
+"""Files are written as a whole or not at all; if that fails, the error names the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCK_FILE = ".lock"
 
 
 class WriteError(OSError):
-    """A folder cannot be written, be it that the disk is full; the message names it and the remedy."""
+    """A folder cannot be written, for example because the disk is full; the message names the folder and the remedy."""
 
 
 @contextmanager

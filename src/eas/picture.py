@@ -1,4 +1,4 @@
-"""Pictures as models get them: upright, opaque, RGB of 8 bits, whatever the file holds. All readers go through here."""
+"""Pictures as models get them: upright, opaque, RGB of 8 bits, whatever the file holds. All readers use this module."""
 
 from __future__ import annotations
 

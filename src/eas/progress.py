@@ -1,4 +1,4 @@
-"""How far a long step is: a bar with the time left on a terminal, one line a minute everywhere else."""
+"""The progress of a long step: a bar with the time left on a terminal, one line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFRESH = 0.1
 
 
 class Bar:
-    """Shows how far some work is, between ``with`` and its end.
+    """Shows the progress of some work, inside a ``with`` block.
 
     Args:
         title: what is done; without one nothing is shown. Nothing is shown inside another bar either.

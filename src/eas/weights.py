@@ -1,4 +1,4 @@
-"""Files of weights: what their headers say is checked before a tensor is loaded, and no code in them runs."""
+"""Files of weights: headers are checked before a tensor is loaded, and no code in the files runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 class Safetensors(Mapping[str, Tensor]):
-    """The weights of some files, read when they are asked for.
+    """The weights of some files; each is read on request.
 
     Args:
         files: read as one; no name may be in two of them.

@@ -1,4 +1,4 @@
-"""One fast way to decode, for every model alike: a static cache, and each step one compiled graph.
+"""Fast decoding for every model: a static cache, and one compiled graph for each step.
 
 On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
 laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about

@@ -1,4 +1,4 @@
-"""Making the router constant after training, so that weights can be folded once for all inputs."""
+"""Makes the router constant after training, so that weights fold once for all inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eas.pia import PIA
 
 
 class FrozenRouter(NamedTuple):
-    """Mean loss per answer token with the input router, and with the constant one that took its place."""
+    """Mean loss per answer token with the input router, and with the constant router that replaced it."""
 
     loss_before: float
     loss_after: float

@@ -1,4 +1,4 @@
-"""How likely a model finds answers: for ranking choices, for perplexity, for all that scores instead of generating."""
+"""Log-probabilities of answers: for ranking choices, for perplexity, for every score without generation."""
 
 from __future__ import annotations
 

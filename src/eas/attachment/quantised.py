@@ -1,4 +1,4 @@
-"""Quantised bases: fold into a full-precision copy, quantise that again, and say what was lost.
+"""Quantised bases: fold into a full-precision copy, quantise the copy again, and report the error.
 
 A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves them alone and loses nothing; the
 other modes need weights of their own, which ``fold_quantised`` makes.
@@ -23,7 +23,7 @@ HF_MARKS = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "hf_quanti
 
 
 class QuantisedFold(NamedTuple):
-    """What ``fold_quantised`` did, and by how much the logits moved from the quantised, unfolded model's.
+    """The result of ``fold_quantised``, and the distance of its logits from those of the quantised, unfolded model.
 
     Args:
         mode: of the fold.

@@ -1,4 +1,4 @@
-"""The check of an installation by family: does a model that skips decode what its whole forward pass computes?"""
+"""Checks every family of an installation: a model that skips must decode the results of its whole forward pass."""
 
 from __future__ import annotations
 

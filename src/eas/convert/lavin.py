@@ -1,4 +1,4 @@
-"""LaVIN's files: LLaMA's and CLIP's weights to one base folder, a LaVIN checkpoint to an adapter for it.
+"""Converts LaVIN's files: LLaMA's and CLIP's weights to one base folder, a LaVIN checkpoint to an adapter for it.
 
 The base is LaVIN before its training, to which ``eas``, ``das`` or any other method is attached as well. LaVIN's own
 checkpoint holds what its training adds: it becomes an adapter of the method ``lavin_adapter``.
@@ -47,7 +47,7 @@ GROUPS = 2  # of all its adapters' up-projections; no option of the original
 
 
 class Options(TypedDict):
-    """What is read of LaVIN's own options; the original's defaults stand for others."""
+    """The options of LaVIN that the conversion reads; missing ones have the original's defaults."""
 
     temperature: NotRequired[float]
     adapter_scale: NotRequired[float]

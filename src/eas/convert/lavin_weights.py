@@ -49,12 +49,12 @@ _PROJECTOR = {"conv_A": "down", "conv_B": "up"}
 
 
 class ConversionError(ValueError):
-    """A checkpoint that is not what it should be; the message names the file, what is wrong and the remedy."""
+    """A checkpoint that does not fit; the message names the file, the fault and the remedy."""
 
 
 @dataclass
 class Conversion:
-    """What became of a checkpoint's entries.
+    """The fate of each entry of a checkpoint.
 
     Args:
         matched: how many became a weight, by where they came from.

@@ -81,7 +81,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a checkpoint.
+    """The fate of each entry of a checkpoint.
 
     Args:
         matched: how many of its tensors the model has.

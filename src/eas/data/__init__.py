@@ -1,4 +1,4 @@
-"""Examples: where they come from. A new benchmark is one file (see `eas.data.benchmark`), one line in `BENCHMARKS`."""
+"""Sources of examples. A new benchmark is one file (see `eas.data.benchmark`), one line in `BENCHMARKS`."""
 
 from __future__ import annotations
 

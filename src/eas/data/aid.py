@@ -32,7 +32,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif"}
 class AIDOptions(DataOptions):
     """Options of AID."""
 
-    seed: int = option(0, "of the splits, where no list is given")
+    seed: int = option(0, "random seed of the splits that have no list")
     lists: dict[str, str] = mapping(f"files that list the images of a split: {', '.join(_HALVES)}")
 
     def __post_init__(self) -> None:

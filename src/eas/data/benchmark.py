@@ -1,4 +1,4 @@
-"""The interface of a benchmark: how it is read, and how it is scored.
+"""The interface of a benchmark: reading and scoring.
 
 A new benchmark is one file here, which ends in ``NAME = Benchmark(...)``, its metric's file in ``eas.metrics``, and one
 line in ``eas.data.BENCHMARKS``. The file has
@@ -64,14 +64,18 @@ def mapping(help: str) -> Any:
 class DataOptions(Config):
     """What every benchmark and data of your own can be told; the keys of ``data_options``."""
 
-    skip_bad: bool = option(False, "leave out rows and images that are bad, and list them, instead of stopping")
-    images: str | None = option(None, "folder of the images, where it is not the official one")
-    train_split: str | None = option(None, "the official split that is trained on; null: the benchmark's usual one")
-    validation_split: str | None = option(None, "the official split that losses of the search are measured on")
-    test_split: str | None = option(None, "the official split that is scored")
+    skip_bad: bool = option(False, "leave out bad rows and images and list them, instead of stopping")
+    images: str | None = option(None, "folder of the images, if it is not the official one")
+    train_split: str | None = option(None, "official split to train on; null: the benchmark's usual one")
+    validation_split: str | None = option(
+        None, "official split for the losses of the search; null: the benchmark's usual one"
+    )
+    test_split: str | None = option(None, "official split to score; null: the benchmark's usual one")
     config: str | None = option(None, "configuration of a Hub dataset")
     revision: str | None = option(None, "commit, branch or tag of a Hub dataset")
-    stream: int | None = option(None, "read only the first so many rows of a Hub dataset, without downloading it whole")
+    stream: int | None = option(
+        None, "a number: read only the first rows of a Hub dataset, without downloading all of it"
+    )
     columns: dict[str, str] = mapping("how a Hub dataset names its columns, where it differs, as in {image: picture}")
     splits: dict[str, str] = mapping("how a Hub dataset names the official splits, where it differs, as in {val: dev}")
 

@@ -34,7 +34,7 @@ ALL_KINDS = (*KINDS.values(), BAD_ROW, REFUSED)
 
 @dataclass
 class SplitCheck:
-    """What was found in one split.
+    """The findings in one split.
 
     Args:
         examples: how many there are, good or bad.
@@ -67,7 +67,7 @@ class SplitCheck:
 
 @dataclass
 class Check:
-    """What was found in a data set.
+    """The findings in a data set.
 
     Args:
         splits: by name.

@@ -30,9 +30,9 @@ _MATRIX = "Flickr30K is scored from a matrix of image-caption scores (.npy), not
 
 @dataclass
 class Flickr30KOptions(DataOptions):
-    """How Flickr30K is put to a model."""
+    """Options of Flickr30K."""
 
-    prompt: str = option("Provide a one-sentence caption for the provided image.", "what a caption answers")
+    prompt: str = option("Provide a one-sentence caption for the provided image.", "prompt that the caption answers")
 
 
 def _load(source: Source, split: str, options: Flickr30KOptions) -> Examples:

@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face dataset, from the Hub or a local folder, whose images stay encoded until they are opened."""
+"""Rows of a Hugging Face dataset, from the Hub or a local folder, whose images are decoded when they are opened."""
 
 from __future__ import annotations
 

@@ -37,9 +37,11 @@ _COLUMNS = {"identifier": "identifier", "sentence": "sentence", "label": "label"
 
 @dataclass
 class NLVR2Options(DataOptions):
-    """How NLVR2 is put to a model."""
+    """Options of NLVR2."""
 
-    prompt: str = option("sentence", "'sentence': the sentence alone, as METER; 'instruction': ask for True or False")
+    prompt: str = option(
+        "sentence", "'sentence': the sentence alone, as in METER; 'instruction': also ask for True or False"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

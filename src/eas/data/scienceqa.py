@@ -50,14 +50,18 @@ class ScienceQAOptions(DataOptions):
     form: str = option(
         "llava", "prompt and target: 'lavin', 'llava', or 'letter' (LLaVA-1.5: options A. B. and a letter)"
     )
-    order: str = option("QCM-ALE", "parts of prompt and target in the forms lavin and llava, as in QCM-LEA or CQM-A")
+    order: str = option(
+        "QCM-ALE", "parts of prompt and target in the forms lavin and llava, for example QCM-LEA or CQM-A"
+    )
     instruction: bool = option(True, f"end the prompt of the form letter with: {INSTRUCTION}")
-    captions: bool = option(False, "put the image's caption (captions.json) behind the hint")
+    captions: bool = option(False, "put the image's caption (captions.json) after the hint")
     pid_splits: str | None = option(
         None, "file of the problems' ids by split; a folder's own pid_splits.json by default"
     )
-    extraction: str = option("eas", f"how an answer's letter is read: {', '.join(EXTRACTIONS)}")
-    fallback_seed: int | None = option(None, "answers without a letter get a random choice from this seed; null: wrong")
+    extraction: str = option("eas", f"rule that reads the letter from an answer: {', '.join(EXTRACTIONS)}")
+    fallback_seed: int | None = option(
+        None, "seed of random choices for answers without a letter; null: such answers are wrong"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

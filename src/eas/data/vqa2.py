@@ -37,7 +37,7 @@ _COLUMNS = {name: name for name in ("question_id", "image_id", "question", "imag
 
 @dataclass
 class VQA2Options(DataOptions):
-    """How VQA v2.0 is put to a model."""
+    """Options of VQA v2.0."""
 
     prompt: str = option(
         "instruction", "'instruction': ask for a single word or phrase, as LLaVA; 'question': it alone"

@@ -1,4 +1,4 @@
-"""A wide model with random weights, for timing a skip set where matrices, not overhead, take the time."""
+"""A wide model with random weights, to time a skip set at a width where matrices take the time, not overhead."""
 
 from __future__ import annotations
 

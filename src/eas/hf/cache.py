@@ -1,4 +1,4 @@
-"""Prompt states in the key-value cache: what decoding needs of the prompt travels with the request, not on modules."""
+"""Prompt states in the key-value cache: the request holds what decoding needs of the prompt, no module does."""
 
 from __future__ import annotations
 

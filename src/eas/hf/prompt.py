@@ -1,4 +1,4 @@
-"""Models that know their prompt: mix-ins that find its tokens, and refuse what prompt statistics cannot serve."""
+"""Models that know their prompt: mix-ins find its tokens and refuse requests that prompt statistics cannot serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=No
 
 
 class PromptedTextModel(SkippingTextModel):
-    """The language model, which must be told the prompt's tokens."""
+    """The language model; its caller must name the prompt's tokens."""
 
     layers: Any
 

@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` with the private methods that eas changes under names of its own."""
+"""``transformers.Trainer``; the private methods that eas changes have eas's own names here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class OpenTrainer(Trainer):  # type: ignore[misc]
-    """A trainer whose checkpoints are written and read by methods that a subclass gives.
+    """A trainer whose subclass writes and reads the checkpoints.
 
     It never trains beyond its last step, and logs whenever it saves.
     """

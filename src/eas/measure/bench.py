@@ -1,4 +1,4 @@
-"""`eas bench`: what the variants of one model cost and how long they take, set against what the machine allows."""
+"""`eas bench`: costs and times of the variants of one model, compared with the limits of the machine."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base wa
 class BenchConfig(Config):
     """What is measured, and on what."""
 
-    model: str = option("llava-0.5b", f"a folder, a Hub id, or a shape with random weights: {', '.join(SHAPES)}")
+    model: str = option("llava-0.5b", f"folder, Hub id, or a shape with random weights: {', '.join(SHAPES)}")
     device: str = option("cpu", "'cpu' or 'cuda'")
-    dtype: str = option("bfloat16", f"of weights and activations: {', '.join(DTYPES)}")
-    prompt_tokens: int = option(700, "length of the prompts, all of them text")
-    new_tokens: int = option(64, "tokens decoded per request")
-    batch_sizes: list[int] = option(None, "requests at a time, [1] by default")
-    num_skip: int = option(None, "k: how many attentions are skipped, evenly spread; a third of the layers by default")
-    skip_set: list[int] = option(None, "which, instead of num_skip")
+    dtype: str = option("bfloat16", f"dtype of weights and activations: {', '.join(DTYPES)}")
+    prompt_tokens: int = option(700, "tokens of the prompts, which are text only")
+    new_tokens: int = option(64, "tokens that one request decodes")
+    batch_sizes: list[int] = option(None, "list of batch sizes; [1] by default")
+    num_skip: int = option(None, "k: number of skipped attentions, evenly spread; a third of the layers by default")
+    skip_set: list[int] = option(None, "attentions to skip, in place of num_skip")
     variants: list[str] = option(None, f"some of {', '.join(VARIANTS)}; all by default")
-    repeats: int = option(5, "how often each variant is timed")
-    decode: str = option("compiled", "'compiled' (eas.fast_decode) or 'eager' (generate as it is)")
-    quantise: str | None = option(None, "'int8': weights of the language model in int8, through torchao")
+    repeats: int = option(5, "number of times that each variant is timed")
+    decode: str = option("compiled", "'compiled' (eas.fast_decode) or 'eager' (plain generate)")
+    quantise: str | None = option(None, "'int8': int8 weights in the language model, through torchao")
 
     def __post_init__(self) -> None:
         self.batch_sizes = [1] if self.batch_sizes is None else self.batch_sizes
@@ -168,7 +168,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
 
 
 class Stopwatch(StoppingCriteria):  # type: ignore[misc]
-    """Notes when each token of a request is there; stops nothing."""
+    """Records the time of each token of a request; never stops the request."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.marks = device, [now(device)]
@@ -225,7 +225,7 @@ def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, A
 
 
 class PeakMemory:
-    """The most memory that a piece of work takes on top of what was there; None where the system does not tell."""
+    """The most memory that some work takes in addition; None if the system does not say."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.system = device, Path("/proc/self/clear_refs").exists()

@@ -1,4 +1,4 @@
-"""What METER costs as it stands: both towers, the co-attention layers with what a method put there, poolers and head.
+"""The costs of METER in its present state: towers, co-attention layers with a method's modules, poolers and head.
 
 As everywhere, a linear map costs in x out per token, an attention 2 d times queries times keys on top of its maps, and
 norms, activations and embeddings are free. Every image of an example meets the text in a pass of its own; the text

@@ -1,4 +1,4 @@
-"""``eas.count``: what a model costs under a tuning method, at any size, before anything is loaded or trained.
+"""``eas.count``: the costs of a model under a tuning method, at any size, before anything is loaded or trained.
 
 A name is built on the meta device, so a 13B model is counted in seconds. ``eas.measure.modules`` says how a model is
 counted, ``eas.measure.paper`` how the paper counts.

@@ -1,4 +1,4 @@
-"""How long a model takes, beside others on the same machine, and what machine that was."""
+"""The times of several models on one machine, and the description of the machine."""
 
 from __future__ import annotations
 

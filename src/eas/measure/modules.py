@@ -1,4 +1,4 @@
-"""What a model costs as it stands, counted from its modules: multiply-accumulates, parameters, bytes read and kept.
+"""The costs of a model in its present state, counted from its modules: MACs, parameters, bytes read and stored.
 
 One prefill of n tokens: a linear map costs in x out per token, an attention 2 d_attn n^2 on top of its projections, in
 full although half of it is masked away; norms, activations and the lookup of embeddings are free, and the head reads
@@ -38,7 +38,7 @@ VISION_TOWERS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What one model costs.
+    """The costs of one model.
 
     Args:
         macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token.

@@ -1,4 +1,4 @@
-"""Models by name, in full size and without their weights: for counting on the meta device, and for timing.
+"""Full-size models by name, without their weights: for counting on the meta device, and for timing.
 
 Values are those of the published configurations; ``llava-0.5b`` is LLaVA scaled to what two CPU cores can time.
 """

@@ -1,4 +1,4 @@
-"""Variants of one model that `eas bench` sets side by side: the methods, and EAS in each of its folds.
+"""The variants of one model that `eas bench` compares: the methods, and EAS in each of its folds.
 
 They share the base's weights, have untrained modules in the base's dtype, and ranks that are those of the paper's LLaVA
 scaled by the width. What is measured depends on none of the trained values.
@@ -25,7 +25,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class Variant:
-    """How a variant is made.
+    """The recipe of a variant.
 
     Args:
         method: the method's name and options; None for the base.

@@ -53,7 +53,7 @@ class AdaptedAttention(nn.Module):
 
 
 class ParallelAttention(nn.Module):
-    """An attention with an adapter beside it that reads what the queries are made of."""
+    """An attention with an adapter beside it; the adapter reads the input of the queries."""
 
     adapter: Bottleneck
 
@@ -101,9 +101,11 @@ class AdapterConfig(MethodConfig):
     """Sequential adapters; the paper's LLaVA rows have rank 128 after the FFN (32 layers x 2 d 128 per token)."""
 
     name: str = method_name("adapter")
-    rank: int = option(128, "r, the bottleneck")
-    placement: str = option("ffn", "after what an adapter stands: the 'ffn', the 'attention' or 'both' (Houlsby)")
-    dropout: float = option(0.0, "on the bottleneck while training")
+    rank: int = option(128, "r: size of the bottleneck")
+    placement: str = option(
+        "ffn", "place of the adapters: after the 'ffn', after the 'attention', or after 'both' (Houlsby)"
+    )
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,10 +124,10 @@ class ParallelAdapterConfig(MethodConfig):
     """Scaled parallel adapter; He et al. use rank 512 and scale 4."""
 
     name: str = method_name("parallel_adapter")
-    rank: int = option(512, "r, the bottleneck")
-    placement: str = option("ffn", "beside what an adapter stands: the 'ffn', the 'attention' or 'both'")
+    rank: int = option(512, "r: size of the bottleneck")
+    placement: str = option("ffn", "place of the adapters: beside the 'ffn', beside the 'attention', or beside 'both'")
     scale: float = option(4.0, "factor on the adapter's output")
-    dropout: float = option(0.0, "on the bottleneck while training")
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,14 +37,14 @@ GROUPS = 2  # of the routed adapters' up paths
 
 @dataclass
 class DASConfig(SkipConfig):
-    """A preset fills the fields that are not given, "llava" if none is."""
+    """A preset fills the fields that are not given; "llava" by default."""
 
     name: str = method_name("das")
-    candidates: str = option("layer", "what may be skipped: 'layer'")
-    skip_rank: int = option(None, "bottleneck of the adapter that replaces a skipped layer, 256")
-    adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention, 128")
-    dropout: float = option(0.0, "on the bottlenecks while training")
-    routed: bool = option(None, "LaVIN's routed adapters in place of plain ones")
+    candidates: str = option("layer", "modules that may be skipped: 'layer'")
+    skip_rank: int = option(None, "bottleneck of the adapter that replaces a skipped layer; 256 by default")
+    adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention; 128 by default")
+    dropout: float = option(0.0, "dropout on the bottlenecks in training")
+    routed: bool = option(None, "true: LaVIN's routed adapters; false: plain adapters")
     preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:

@@ -51,22 +51,24 @@ class EASConfig(SkipConfig):
     skip_rank: int | None = option(None, "r: rank of the PIA that replaces a skipped attention (or FFN)")
     adapt_rank: int | None = option(None, "r': rank of the PIA before a kept attention")
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
-    hidden_scale: float = option(None, "factor on the PIA's hidden state h, 1 (0.5 in the released code)")
-    dropout: float = option(None, "dropout on h while training, 0 (0.1 in the released code)")
-    up_groups: int = option(None, "groups of the up-projections, 1 (2 in the released code)")
-    router: str = option("input", "what mixes the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)")
+    hidden_scale: float = option(None, "factor on the PIA's hidden state h; 1 by default (0.5 in the released code)")
+    dropout: float = option(None, "dropout on h in training; 0 by default (0.1 in the released code)")
+    up_groups: int = option(None, "groups of the up-projections; 1 by default (2 in the released code)")
+    router: str = option("input", "weights of the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)")
     pooling: str = option(
         "prompt",
-        "what a skipped attention's replacement knows of other tokens: 'prompt' (their mean), "
-        "'causal' (the mean of those before it) or 'none' (Table 6's base)",
+        "tokens that a skip PIA takes the mean of: 'prompt' (all prompt tokens), "
+        "'causal' (the token and those before it) or 'none' (no mean; Table 6's base)",
     )
     decode_pooling: str = option(
         "frozen",
-        "with pooling 'causal', what the mean does when the answer begins: 'frozen' (stays the prompt's) or 'running' "
-        "(goes on over the answer's tokens)",
+        "with pooling 'causal', the mean while the answer is decoded: 'frozen' (stays the prompt's mean) or 'running' "
+        "(also takes in the answer's tokens)",
     )
     preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
-    train_scale: bool = option(None, "train a scale beside the FFN norm's weight on skipped blocks (released code)")
+    train_scale: bool = option(
+        None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
+    )
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")

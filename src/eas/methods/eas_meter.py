@@ -1,4 +1,4 @@
-"""EAS on METER: what stands in for an attention of its post-norm co-attention layers.
+"""EAS on METER: the replacement of an attention in its post-norm co-attention layers.
 
 Candidates are 24 attentions: of each of 6 layers the text's self, then the text's cross, the image's self and the
 image's cross attentions. A PIA stands before a LayerNorm here, not before the FFN, so it does not fold. As in the
@@ -21,7 +21,7 @@ from eas.pia import PIA
 
 
 class EASAttention(SkippableBlock):
-    """An attention that may be skipped; its layer decides what to compute. A PIA is None where it has no use."""
+    """An attention that may be skipped; its layer decides what to compute. A PIA is None if it is not used."""
 
     skip_pia: PIA | None
     adapt_pia: PIA | None

@@ -27,13 +27,13 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own, but for the dropout, which is off."""
+    """The values are LaVIN's own, except the dropout, which is off."""
 
     name: str = method_name("lavin_adapter")
-    rank: int = option(8, "r of the down path")
+    rank: int = option(8, "r: rank of the down path")
     up_groups: int = option(2, "groups of the up paths")
-    temperature: float = option(10.0, "of the router's softmax")
-    dropout: float = option(0.0, "on the hidden state while training (0.1 in LaVIN)")
+    temperature: float = option(10.0, "temperature of the router's softmax")
+    dropout: float = option(0.0, "dropout on the hidden state in training (0.1 in LaVIN)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,12 +19,12 @@ MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 @dataclass
 class LoRAConfig(MethodConfig):
-    """Which maps get an update, of which rank; the paper's LLaVA rows have rank 16 at all maps."""
+    """The maps that get an update, and its rank; the paper's LLaVA rows have rank 16 at all maps."""
 
     name: str = method_name("lora")
-    rank: int = option(16, "r of the update")
-    alpha: float | None = option(None, "the update counts alpha / r; null: 2 r")
-    dropout: float = option(0.0, "on the update's input while training")
+    rank: int = option(16, "r: rank of the update")
+    alpha: float | None = option(None, "the update is scaled by alpha / r; null: 2 r")
+    dropout: float = option(0.0, "dropout on the update's input in training")
     targets: list[str] = option(None, f"maps of the language model's blocks, all by default: {', '.join(MAPS)}")
 
     def __post_init__(self) -> None:

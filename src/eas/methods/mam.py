@@ -25,17 +25,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class MAMConfig(MethodConfig):
-    """How long a prefix and how wide the adapters; a preset fills the fields that are not given, "paper" if none is.
+    """Length of the prefix and width of the adapters. A preset fills the fields that are not given; "paper" by default.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
     """
 
     name: str = method_name("mam")
-    num_tokens: int = option(None, "m: keys and values in front of every attention's own, 30; 0 for none")
-    rank: int = option(None, "r, the adapters' bottleneck, 512")
-    scale: float = option(None, "factor on the adapters' output, 4")
-    dropout: float = option(0.0, "on the bottleneck while training")
+    num_tokens: int = option(None, "m: keys and values in front of every attention's own; 30 by default, 0 for none")
+    rank: int = option(None, "r: bottleneck of the adapters; 512 by default")
+    scale: float = option(None, "factor on the adapters' output; 4 by default")
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
     preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:

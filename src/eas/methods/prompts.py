@@ -25,7 +25,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class ShallowPromptConfig(MethodConfig):
-    """How many prompt tokens, and what they start from.
+    """The number of prompt tokens and their start values.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -33,7 +33,7 @@ class ShallowPromptConfig(MethodConfig):
 
     name: str = method_name("shallow_prompt")
     num_tokens: int = option(20, "m: prompt tokens in front of the input")
-    init: str = option("vocabulary", "what they start from: 'vocabulary' (embeddings of random tokens) or 'normal'")
+    init: str = option("vocabulary", "start values: 'vocabulary' (embeddings of random tokens) or 'normal'")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class ShallowPromptConfig(MethodConfig):
 
 @dataclass
 class DeepPromptConfig(MethodConfig):
-    """How many prompt tokens.
+    """The number of prompt tokens.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.

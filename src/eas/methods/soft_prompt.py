@@ -1,4 +1,4 @@
-"""What all prompt methods share: a trained prompt beside the blocks, and its fold.
+"""The common part of all prompt methods: a trained prompt beside the blocks, and its fold.
 
 The attentions see it through ``eas.hf.prompt_attention``.
 """
@@ -34,7 +34,7 @@ class StoredStates(nn.Module):
 
 
 class SoftPrompt(Costed):
-    """What a prompt method trains; it lies beside the blocks, as ``prompt`` of the language model.
+    """The trained part of a prompt method; it is the language model's attribute ``prompt``, beside the blocks.
 
     Args:
         attentions: those that see the prompt.

@@ -1,4 +1,4 @@
-"""Slake's accuracies, as the EAS authors compute them, with the recall of LLaVA-Med and plain equality besides.
+"""Slake's accuracies, as the EAS authors compute them, and in addition the recall of LLaVA-Med and plain equality.
 
 Sources: LLaVA-EAS (eval_kzx.py); microsoft/LLaVA-Med (evaluate_metrics.py).
 """

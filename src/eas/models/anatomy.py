@@ -1,4 +1,4 @@
-"""Where each supported family keeps its language model, its projector, and in a block its attention, FFN and norms.
+"""The places of language model, projector, and a block's attention, FFN and norms in each supported family.
 
 A new family costs one line in ``FAMILIES`` where its language model is one of ``TEXT_MODELS``.
 """
@@ -44,7 +44,7 @@ COATTENTION: dict[str, tuple[str, str | None]] = {head.__name__: ("meter", None)
 
 
 class Branch(NamedTuple):
-    """A part of a layer that a residual goes around.
+    """A part of a layer with a residual connection around it.
 
     Args:
         part: "mha" or "ffn".
@@ -60,7 +60,7 @@ class Branch(NamedTuple):
 
 
 class TextModel(NamedTuple):
-    """How a language model is built.
+    """The structure of a language model.
 
     Args:
         form: "decoder", or "coattention": two modalities, each with layers of its own, that read each other (METER).

@@ -1,4 +1,4 @@
-"""What a comparison is: the keys of its YAML file, and the runs that follow from them."""
+"""The configuration of a comparison: the keys of its YAML file, and the runs that follow from them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,18 @@ class Job:
 class Entry(Config):
     """A line of the comparison, or one per k."""
 
-    label: str = option("", "its name in table and figure")
+    label: str = option("", "name of the entry in table and figure")
     run: dict[str, Any] = field(
         default_factory=dict, metadata={"help": f"keys of a run, merged over the shared ones: {', '.join(OWN)}"}
     )
-    skips: list[int] = field(default_factory=list, metadata={"help": "the k to run; none: method.num_skip"})
-    learning_rates: list[float] | None = option(None, "tried for this entry; null: those of the comparison")
-    learning_rate_of: str | None = option(None, "take the rate that was chosen for the entry of this label")
-    evaluate_only: bool = option(False, "score the base as it is, zero-shot")
+    skips: list[int] = field(
+        default_factory=list, metadata={"help": "list of k, one run for each; empty: method.num_skip"}
+    )
+    learning_rates: list[float] | None = option(
+        None, "learning rates that this entry tries; null: those of the comparison"
+    )
+    learning_rate_of: str | None = option(None, "label of another entry: take the learning rate that was chosen for it")
+    evaluate_only: bool = option(False, "score the unchanged base, zero-shot")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,12 +79,12 @@ class Entry(Config):
 class BenchmarkConfig(Config):
     """How the rows are timed, all in one alternated run."""
 
-    repeats: int = option(20, "timed repetitions of every row; 0 leaves the timing out")
-    new_tokens: int = option(16, "decoded tokens of a repetition")
+    repeats: int = option(20, "timed repetitions of every row; 0: no timing")
+    new_tokens: int = option(16, "tokens that one repetition decodes")
     hidden_size: int | None = option(
-        None, "with the model 'tiny': time the methods in a random Llama of this width as well, where matrices rule"
+        None, "with the model 'tiny': also time the methods in a random Llama of this width, where overhead is small"
     )
-    prompt_tokens: int = option(256, "prompt of that wide model")
+    prompt_tokens: int = option(256, "tokens of the prompt of that wide model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,9 +112,9 @@ class CompareConfig(Config):
     learning_rates: list[float] = field(
         default_factory=list, metadata={"help": "tried for every entry on the first seed, judged on validation"}
     )
-    trial_steps: int = option(300, "tune steps of such a trial")
-    entries: list[Any] = field(default_factory=list, metadata={"help": "what is compared"})
-    benchmark: BenchmarkConfig = section(BenchmarkConfig.from_dict, "the timing at the end")
+    trial_steps: int = option(300, "tune steps of a learning-rate trial")
+    entries: list[Any] = field(default_factory=list, metadata={"help": "methods to compare"})
+    benchmark: BenchmarkConfig = section(BenchmarkConfig.from_dict, "timing at the end")
 
     def __post_init__(self) -> None:
         super().__post_init__()

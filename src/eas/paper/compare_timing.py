@@ -1,4 +1,4 @@
-"""The timing of a comparison: one model of every row, and the base, in one alternated run."""
+"""The timing of a comparison: one model of every row and the base take turns in one benchmark."""
 
 from __future__ import annotations
 

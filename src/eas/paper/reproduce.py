@@ -1,4 +1,4 @@
-"""The paper's tables: its figures beside those of the models that this library builds.
+"""The paper's tables: the printed figures beside the figures of the models that this library builds.
 
 ``eas/paper/recipes/tables`` holds the printed figures and says what each row is. A row names a recipe: the YAML file of
 a run, which says what is trained. Our columns are counted from that recipe's method on the table's shape.
@@ -40,7 +40,9 @@ class RowSpec(Config):
 
     name: str = option("", "as the paper names it")
     paper: dict[str, Any] = field(default_factory=dict, metadata={"help": "the printed figures by column"})
-    recipes: list[str] = field(default_factory=list, metadata={"help": "runs that give its accuracies, by column"})
+    recipes: list[str] = field(
+        default_factory=list, metadata={"help": "recipes whose runs give the row's accuracies, by column"}
+    )
     method: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "keys that differ from the recipe's where FLOPs are counted"},
@@ -70,8 +72,8 @@ class TableSpec(Config):
     scores: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "accuracy column -> folder of its recipes, number of their metric"}
     )
-    notes: list[str] = field(default_factory=list, metadata={"help": "of the whole table"})
-    rows: list[Any] = field(default_factory=list, metadata={"help": "its rows"})
+    notes: list[str] = field(default_factory=list, metadata={"help": "notes on the whole table"})
+    rows: list[Any] = field(default_factory=list, metadata={"help": "rows of the table"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What a table of the paper costs more than counting: its rows timed in full size, and its recipes run."""
+"""The slow parts of a table of the paper: timing its rows in full size, and running its recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run's model decodes what it computes in one pass, and its fold the same: eight tokens, three ways."""
+"""Checks that a run's model decodes the results of one whole pass, and its fold too: eight tokens, three ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eas.config import ConfigError
 
 NEW_TOKENS = 8
 ALLOWED = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Relative errors that are rounding, by the model's dtype."""
+"""Relative errors that count as rounding, by the model's dtype."""
 ALLOWED_HALF = 0.1
 """The same in bfloat16, float16 and on quantised weights."""
 

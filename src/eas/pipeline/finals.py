@@ -1,4 +1,4 @@
-"""The search's second stage: which of a few skip sets is best once tuned is seen by tuning each of them a little."""
+"""The search's second stage: tunes each of a few skip sets a little, to see which one is best after tuning."""
 
 from __future__ import annotations
 

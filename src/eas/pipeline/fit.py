@@ -1,4 +1,4 @@
-"""Whether a run can be done: found out before a model is loaded or anything computed."""
+"""Checks that a run is possible, before a model is loaded or anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one finished search: what every k would cost in loss and save in work, and the k that fits a budget."""
+"""From one finished search: the loss and the savings of every k, and the k that fits a budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POINTS = 5  # sets measured where none are named
 
 @dataclass(frozen=True)
 class Budget:
-    """What a k must keep to; None: no limit.
+    """Limits that a k must meet; None: no limit.
 
     Args:
         max_loss_increase: held-out loss above the lowest of all k.

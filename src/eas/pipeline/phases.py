@@ -1,4 +1,4 @@
-"""The trained phases of a run: its model attached, its data collated, its trainer, and going on after a stop."""
+"""The training phases of a run: attach the model, collate the data, build the trainer, continue after a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eas predict`: a run's answers to a file of questions, written as they come; what was stopped goes on."""
+"""`eas predict`: a run's answers to a file of questions, each written at once; a stopped command continues."""
 
 from __future__ import annotations
 

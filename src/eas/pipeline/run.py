@@ -1,4 +1,4 @@
-"""A run folder: its configuration, what it loads, and the JSON file that every finished step leaves in it."""
+"""A run folder: the configuration, the loading of model and data, and a JSON file for every finished step."""
 
 from __future__ import annotations
 

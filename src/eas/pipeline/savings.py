@@ -1,4 +1,4 @@
-"""Whether a run can save anything at all: counted before it trains, on the meta device."""
+"""Counts, before a run trains, whether the run can save anything; on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a run, in order. Each loads what it needs from the run folder and leaves its record there when done."""
+"""The steps of a run, in order. Each step loads its inputs from the run folder and writes its record there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run gained, and what was measured but is no gain: only the first may stand in a headline."""
+"""The gains of a run, and its measurements that are no gains. Only gains may stand in a headline."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ FEW = 6
 
 
 class Page(NamedTuple):
-    """Where the page is, and what could not be shown on it; every message names its file."""
+    """The page's file, and messages on what it could not show; every message names a file."""
 
     path: Path
     left_out: list[str]

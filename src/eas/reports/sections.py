@@ -1,4 +1,4 @@
-"""The sections of a page as its template wants them: a run, a comparison, and runs set side by side."""
+"""The sections of a page in the form that its template reads: a run, a comparison, several runs together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result says in words and numbers: headline, remarks and rows, which terminal, page and card all show."""
+"""A result in words and numbers: headline, remarks and rows; terminal, page and card show the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {"mha": "attentions", "ffn": "FFNs", "either": "attentions and FFNs", "l
 
 
 class Row(NamedTuple):
-    """One line of the summary: a quantity of the base, of the tuned model, and what changed."""
+    """One line of the summary: a quantity of the base, of the tuned model, and the change."""
 
     name: str
     base: str

@@ -1,4 +1,4 @@
-"""Runs set side by side: those of one task as a comparison, in the form of comparison.json."""
+"""Several runs together: runs of one task become a comparison, in the form of comparison.json."""
 
 from __future__ import annotations
 

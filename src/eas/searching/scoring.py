@@ -1,4 +1,4 @@
-"""Losses of several skip sets on one batch, at the price of what they do not share, as exact as one by one."""
+"""Losses of several skip sets on one batch: shared work runs once, and the losses are those of separate passes."""
 
 from __future__ import annotations
 

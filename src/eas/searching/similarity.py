@@ -1,4 +1,4 @@
-"""How much a module changes what passes through it: the cosine of its input and output (LLM-Drop's redundancy)."""
+"""The similarity of a module's input and output, as their cosine (LLM-Drop's redundancy)."""
 
 from __future__ import annotations
 

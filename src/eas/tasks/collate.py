@@ -1,4 +1,4 @@
-"""From examples to a model's inputs, for any Hugging Face processor, or a tokenizer where the model reads text only."""
+"""From examples to a model's inputs, for any Hugging Face processor, or a tokenizer if the model reads only text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from eas.tasks.collate import IGNORED, Collator
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score in [0, 1], what it was computed from (the answer to every example, by id), and all the metric says."""
+    """A score in [0, 1], the answers that it was computed from (by id), and the metric's full report."""
 
     score: float
     answers: dict[str, str]

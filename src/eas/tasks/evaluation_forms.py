@@ -1,4 +1,4 @@
-"""What an accuracy is set beside: blind answers, and what a zero-shot model means, in whatever words it says so."""
+"""Comparisons for an accuracy: blind answers, and the meaning of zero-shot answers, whatever their words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALREADY = ("contains", "slake", LOSS_ONLY)
 
 @dataclass(frozen=True)
 class Blind:
-    """What is right without looking, as shares of the examples; None where the data do not tell.
+    """Shares of examples that blind answers get right; None if the data do not say.
 
     Args:
         chance: guessing among an example's choices.

@@ -1,4 +1,4 @@
-"""What a run does with examples, by the class of its model: prompts and generated answers, or one of METER's tasks.
+"""The task of a run, by the class of its model: prompts and generated answers, or one of METER's tasks.
 
 ``task_of`` is the one place that tells them apart; whatever else depends on it asks ``run.task``.
 """

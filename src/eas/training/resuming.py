@@ -1,4 +1,4 @@
-"""Checkpoints that training goes on from: each is read as a whole before anything of it is used."""
+"""Checkpoints to resume from: training reads a whole checkpoint before it uses any part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FSDP2 (``fully_shard``): checkpoints are those of one process, so any number of processes goes on from them."""
+"""FSDP2 (``fully_shard``): checkpoints equal those of one process, so any number of processes can resume."""
 
 from __future__ import annotations
 

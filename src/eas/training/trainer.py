@@ -1,4 +1,4 @@
-"""``EASTrainer``: a ``transformers.Trainer`` that searches or tunes, and checkpoints the adapter, not the model."""
+"""``EASTrainer``: a ``transformers.Trainer`` that searches or tunes; its checkpoints hold only the adapter."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class MeterHeadOutput(ModelOutput):  # type: ignore[misc]
 
 
 class MeterWithHead(MeterPreTrainedModel):
-    """What all heads share."""
+    """The common part of all heads."""
 
     def __init__(self, config: MeterConfig) -> None:
         super().__init__(config)

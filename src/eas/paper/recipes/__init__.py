@@ -1,1 +1,1 @@
-"""What the tables of the paper print, and a run for each of their rows; see docs/reproduce.md."""
+"""The printed figures of the paper's tables, and a recipe for each of their rows; see docs/reproduce.md."""
