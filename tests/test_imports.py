@@ -10,8 +10,9 @@ SOURCE = Path(eas.__file__).parent
 # from the ground up; a room imports only from rooms of lower floors
 FLOORS = (
     "files records errors costed progress terminal distributed",
-    "weights config card picture hf",
-    "pia example",
+    "weights config card picture",
+    "hf example",
+    "pia",
     "models metrics",
     "methods",
     "data reports attachment",
@@ -46,7 +47,7 @@ def imports(path: Path) -> set[str]:
         ):
             full = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in FILES else node.module for name in full}
-        elif isinstance(node, ast.Import) and node not in only_types:
+        elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name in FILES}
     return found - {"eas"}
 

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals as random_states
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 __all__ = [
+    "INTEGRATION_TO_CALLBACK",
     "OPTIMIZER_NAME",
     "PREFIX_CHECKPOINT_DIR",
     "SCHEDULER_NAME",
     "TRAINER_STATE_NAME",
     "OpenTrainer",
     "checkpoint_activations",
+    "get_available_reporting_integrations",
     "random_states",
 ]
 

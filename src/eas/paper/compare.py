@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import statistics
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,15 +30,16 @@ from eas.files import claimed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.paper.compare_config import CompareConfig, Job
+from eas.paper.compare_rows import result_of, rows_of, summary_of
 from eas.paper.compare_timing import time_rows
 from eas.pipeline import phases, steps
 from eas.pipeline.config import RunConfig
 from eas.pipeline.fit import check_method
-from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
+from eas.pipeline.records import ComparisonRecord
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.pipeline.savings import fold_mode, warning
 from eas.progress import Bar, duration
-from eas.records import misfit, raised_as, read_record
+from eas.records import raised_as, read_record
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
@@ -93,15 +93,15 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         _do(ready, pool)
     for label in sorted(waiting):
         console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged")
-    done = [job for job in ready if _result(job) is not None]
-    rows = _aggregate(jobs)
+    done = [job for job in ready if result_of(job) is not None]
+    rows = rows_of(jobs)
     result = {
         "command": command,
         "config": config.to_dict(),
         "git_revision": git_revision(),
         "versions": library_versions(),
         "task": _task(Run(jobs[0].config)),
-        "trials": {label: [_summary(job) for job in group] for label, group in trials.items()},
+        "trials": {label: [summary_of(job) for job in group] for label, group in trials.items()},
         "rows": rows,
         "runs": len(jobs),
         "failed": sum(row["failed"] for row in rows),
@@ -147,7 +147,7 @@ def choose_rate(config: CompareConfig, label: str) -> float | None:
     rates, trials = config.rates_tried(label), config.trials().get(label, [])
     if not trials:
         return rates[0] if rates else None
-    results = [_result(job) for job in trials]
+    results = [result_of(job) for job in trials]
     scores = [result["score"]["validation"] for result in results if result is not None]
     if len(scores) < len(trials) or set(scores) == {None}:
         return None
@@ -244,12 +244,12 @@ def _failed(job: Job, error: BaseException) -> str:
 
 def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
     """Does the jobs that have no result, in their order, with a line for each that is finished."""
-    todo = [job for job in jobs if _result(job) is None]
+    todo = [job for job in jobs if result_of(job) is None]
     start = time.perf_counter()
     for i, (job, error) in enumerate(_outcomes(todo, pool), start=1):
         rate = f" lr {job.config.train.learning_rate:g}" if job.trial else ""
         who = f"[{i}/{len(todo)}] {'trial ' if job.trial else ''}{job.entry} k {job.config.num_skip}{rate}"
-        result = _result(job)
+        result = result_of(job)
         if result is None:
             said = f"failed: {error} ({job.folder / ERROR_FILE})"
         elif "diverged" in result:
@@ -350,60 +350,3 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
                 console.print(f"{job.row}: {told}", highlight=False, soft_wrap=True)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
-
-
-def _result(job: Job) -> dict[str, Any] | None:
-    result = Run(job.config).record("result")
-    if result is None:
-        return None
-    if wrong := misfit(result, TrialRun if job.trial else ComparedRun, ""):
-        path = job.folder / "result.json"
-        raise ConfigError(f"{path} is no record of a comparison ({wrong}); remove {job.folder}")
-    return result
-
-
-def _aggregate(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """One row per entry and k: every seed's values, and what they come to."""
-    rows: dict[str, list[Job]] = {}
-    for job in jobs:
-        rows.setdefault(job.row, []).append(job)
-    return [_row(name, group) for name, group in rows.items()]
-
-
-def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
-    found = [result for job in jobs if (result := _result(job)) is not None]
-    row: dict[str, Any] = {
-        "row": name,
-        "label": jobs[0].entry,
-        "method": None if jobs[0].evaluate_only else jobs[0].config.method.name,
-        "k": jobs[0].config.num_skip,
-        "seeds": [result["seed"] for result in found],
-        "failed": len(jobs) - len(found),
-    }
-    if not found:
-        return row
-    counts = [result["counts"] for result in found]
-    return row | {
-        "learning_rate": found[0]["learning_rate"],
-        "test": _spread([result["score"]["test"] for result in found]),
-        "validation": _spread([result["score"]["validation"] for result in found]),
-        "counts": {key: round(statistics.mean(c[key] for c in counts)) for key in counts[0]},
-        "skip_sets": [result["skip_set"] for result in found],
-        "comparable": found[0].get("comparable"),
-        "fold_keeps_answers": None
-        if found[0]["fold_mode"] is None
-        else all(result["fold_keeps_answers"] for result in found),
-        "seconds": {key: statistics.mean(r["seconds"][key] for r in found) for key in found[0]["seconds"]},
-        "folders": [str(job.folder) for job in jobs],
-    }
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"values": values, "mean": statistics.mean(values), "sd": sd}
-
-
-def _summary(job: Job) -> dict[str, Any]:
-    result = _result(job) or {}
-    rate = job.config.train.learning_rate
-    return {"learning_rate": rate, "validation": result.get("score", {}).get("validation"), "folder": str(job.folder)}

@@ -9,14 +9,13 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from eas.attachment.attach import attach, select
 from eas.config import ConfigError, SkipConfig
 from eas.distributed import is_main
 from eas.files import WriteError
 from eas.hf.api import no_init_weights
+from eas.hf.trainer import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from eas.metrics import METRICS
 from eas.models.anatomy import auto_class
 from eas.pipeline.run import Run

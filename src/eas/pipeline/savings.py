@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
 from eas.attachment.state import attachment
 from eas.config import MethodConfig, SkipConfig
+from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
