@@ -135,7 +135,7 @@ def test_a_broken_last_checkpoint_falls_back_to_the_one_before_with_a_note(tmp_p
     assert found == str(tmp_path / "broken" / "checkpoint-4")
     assert f"passing over {path.parent}: {path}" in capsys.readouterr().out
     again = searcher(tmp_path / "broken", max_steps=8, save_steps=4)
-    with pytest.raises(CheckpointError, match=f"{path}.*(go on from the checkpoint before it|save it again)"):
+    with pytest.raises(CheckpointError, match=f"{path}.*(resume from the checkpoint before it|save it again)"):
         again.train(resume_from_checkpoint=str(path.parent))
     again.train(resume_from_checkpoint=True)
     assert again.search_result().rounds == whole.search_result().rounds

@@ -116,7 +116,7 @@ def read_torch(path: Path, remedy: str, whole: bool = False) -> Any:
 
     Args:
         path: of the file.
-        remedy: what to do where it is of no use.
+        remedy: what to do if the file is refused.
         whole: compare every byte with the file's checksums.
 
     Raises:
@@ -141,7 +141,7 @@ def read_torch(path: Path, remedy: str, whole: bool = False) -> Any:
 
 
 def require_state(state: Any, where: object, remedy: str) -> dict[str, Tensor]:
-    """A state dict whose tensors are floats and no larger than what is stored of them.
+    """A state dict whose tensors are floats and no larger than their stored data.
 
     Raises:
         RecordError: naming the entry.

@@ -43,16 +43,16 @@ class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
 def fast_decode(
     model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor", multiple: int = 256
 ) -> Callable[..., Any]:
-    """``model.generate`` whose decode steps are compiled, for base models, attached and folded ones.
+    """Returns ``model.generate`` with compiled decode steps, for base, attached and folded models.
 
-    The first call compiles, and so does every new batch size, or length beyond the next multiple of so many tokens. The
-    prefill is not compiled. On a CPU the weights are taken as they are at the first call: after changing them, call
-    ``torch.compiler.reset()`` and this function again.
+    The first call compiles. Every new batch size compiles again, and so does every length beyond the next multiple of
+    ``multiple`` tokens. The prefill is not compiled. On a CPU the compiled steps keep the weights of the first call:
+    after a change of weights, call ``torch.compiler.reset()`` and this function again.
 
     Args:
         model: in evaluation mode, on one device.
-        backend: of ``torch.compile``; with another than inductor no weights are frozen.
-        multiple: caches are as long as a multiple of so many tokens, all of which every step reads.
+        backend: backend of ``torch.compile``; only inductor freezes weights.
+        multiple: cache lengths are multiples of this number of tokens; every step reads the whole cache.
 
     Returns:
         A function with the arguments of ``generate``; ``max_new_tokens`` must be given.

@@ -87,7 +87,7 @@ def convert_base(
         dtype: of all weights but the projector and the adapters, which are float32.
 
     Raises:
-        ConversionError: a file is missing, or is not what it should be.
+        ConversionError: a file is missing or does not fit.
         WriteError: the folder cannot be written.
     """
     words = _tokenizer([tokenizer] if tokenizer else [llama, llama.parent])
@@ -135,7 +135,7 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
         folder: is created.
 
     Raises:
-        ConversionError: a file is missing, or is not what it should be, or the base was made for other options.
+        ConversionError: a file is missing or does not fit, or the base was made for other options.
         WriteError: the folder cannot be written.
     """
     with raised_as(ConversionError):

@@ -59,7 +59,7 @@ class Conversion:
     Args:
         matched: how many became a weight, by where they came from.
         left_out: the others, each with the reason.
-        new: weights that no checkpoint had, each with what it is.
+        new: weights that no checkpoint had, each with its kind.
     """
 
     matched: dict[str, int] = field(default_factory=dict)
@@ -227,7 +227,7 @@ def shapes(config: LavinConfig) -> dict[str, torch.Size]:
 
 
 def _undone(folder: Path, where: Mapping[str, str], pairs: Pairs) -> Pairs:
-    """The same; where they end in an error, what was written so far is removed."""
+    """The same; after an error, removes the files written so far."""
     try:
         yield from pairs
     except Exception:

@@ -86,7 +86,7 @@ class Conversion:
     Args:
         matched: how many of its tensors the model has.
         left_out: its other tensors, each with the reason.
-        new: parameters of the model that it does not hold, each with what they start from.
+        new: parameters of the model that it does not hold, each with its start value.
     """
 
     matched: int
@@ -130,7 +130,7 @@ def convert(
         num_answers: classes of the VQA head; None: the checkpoint's, or 3,129 of a new one.
 
     Returns:
-        The model in evaluation mode, and what was matched.
+        The model in evaluation mode, and the report of the conversion.
 
     Raises:
         ConversionError: a key is unknown or has the wrong shape, or one is missing; or the VQA head has other classes.

@@ -3,7 +3,7 @@
 A new benchmark is one file here, which ends in ``NAME = Benchmark(...)``, its metric's file in ``eas.metrics``, and one
 line in ``eas.data.BENCHMARKS``. The file has
 
-- an options class, a `DataOptions` with what is particular to it (prompt form, language, ...);
+- an options class, a `DataOptions` with the benchmark's own options (prompt form, language, ...);
 - ``load(source, split, options)``, which reads annotations, never images, and returns `Examples`: rows and a function
   that builds the `Example` of one. It raises `DataError` for an unknown split (`unknown_split`) and for files that are
   missing or broken; what is wrong with one row it leaves to the function, whose error names the row's id. `load_data`
@@ -166,7 +166,7 @@ def checked(
 
     Args:
         examples: as a loader returns them.
-        skip_bad: leave out what is bad, with a warning that lists it. Images are then opened, each once, so that one
+        skip_bad: leave out bad rows and images, with a warning that lists them. All images are then opened, so that one
             that is broken is found here and not in the middle of training.
         images: look the images up; without, predictions can be scored where the images are not.
         limit: stop after so many good ones.
@@ -211,7 +211,7 @@ def _look_up(example: Example, open_them: bool) -> None:
         if isinstance(image, Path) and not os.path.isfile(image):
             raise DataError(f"example {example.id}: image {image} does not exist; check the image folder")
     if open_them and not all(isinstance(image, Path) and _opens(image) for image in example.images):
-        example.load_images()  # says what is wrong
+        example.load_images()  # raises an error that names the fault
 
 
 @cache
@@ -230,7 +230,7 @@ def match(
     """One prediction per example, and a message for each that was missing or too many.
 
     Args:
-        examples: what is scored.
+        examples: the scored examples.
         predictions: texts by id.
         skip_bad: a missing prediction counts as wrong, one too many is dropped; both are in the list.
 

@@ -39,14 +39,14 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         model._hf_peft_config_loaded = known
 
     def prepared(self, checkpoint: str | None) -> None:
-        """Called when model and optimizer are ready to train; ``checkpoint`` is what training goes on from."""
+        """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""
 
     def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Writes a checkpoint: ``write`` does it, into a folder in ``args.output_dir``."""
         write()
 
     def write_weights(self, folder: Path) -> None:
-        """Writes what was trained."""
+        """Writes the trained weights."""
         raise NotImplementedError
 
     def read_weights(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         raise NotImplementedError
 
     def write_optimizer(self, folder: Path, write: Callable[[], None]) -> None:
-        """Writes the states of optimizer and scheduler; ``write`` does it for what is not sharded."""
+        """Writes the states of optimizer and scheduler; ``write`` does it for states that are not sharded."""
         write()
 
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:

@@ -80,7 +80,7 @@ def _adapted(pia: PIA, stream: Stream) -> Tensor:
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """A skip PIA and an adapt PIA at every attention, an adapt PIA at every FFN; untrained they change nothing."""
+    """Adds a skip and an adapt PIA to every attention, an adapt PIA to every FFN; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     for index, (attention, norm) in enumerate(attentions(anatomy.text_model)):
         attention.skip_pia = make_pia(config, norm, attention.training, exchange=True)
@@ -93,7 +93,7 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the PIAs that the skip set leaves without use."""
+    """Removes the PIAs that the skip set does not use."""
     for attention, _ in attentions(Anatomy.of(model).text_model):
         if attention.skip_mha:
             attention.adapt_pia = None

@@ -51,7 +51,7 @@ class MAMConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: MAMConfig) -> None:
-    """Untrained, the adapters change nothing, and the prefix does: its keys take part in the softmax."""
+    """Adds prefix and adapters. Untrained, only the prefix changes the model: its keys take part in the softmax."""
     if config.num_tokens > 0:
         add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, reparameterise=None))
     put_at(model, "ffn", BESIDE, config.rank, scale=config.scale, dropout=config.dropout)

@@ -17,12 +17,12 @@ OWN = ("method", "search", "train", "skip_set", "fold_mode", "eval_batch_size")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison, in a folder of its own.
+    """One run of a comparison, in its own folder.
 
     Args:
         entry: the label of its entry.
         row: the name of its row in the table: the label, with k where the entry has several.
-        config: what is run.
+        config: the configuration of the run.
         evaluate_only: whether the base itself is scored.
         trial: whether it only helps to choose a learning rate, and never sees the test split.
     """

@@ -47,11 +47,11 @@ class RowSpec(Config):
         default_factory=dict,
         metadata={"help": "keys that differ from the recipe's where FLOPs are counted"},
     )
-    halves: bool = option(False, "half of what is skipped are attentions, half FFNs")
-    fold_mode: str | None = option(None, "'none' where the row is measured unfolded")
-    beside: str | None = option(None, "what is trained beside the method, where it is not the table's")
+    halves: bool = option(False, "half of the skipped modules are attentions, half FFNs")
+    fold_mode: str | None = option(None, "'none' if the row is measured unfolded")
+    beside: str | None = option(None, "what is trained beside the method, if it differs from the table's")
     choices: int | None = option(None, "METER: how many attentions are skipped, the paper does not say which")
-    skip_set: list[int] | None = option(None, "METER: what is skipped")
+    skip_set: list[int] | None = option(None, "METER: the skip set")
     unexplained: dict[str, str] = field(
         default_factory=dict, metadata={"help": "columns that no consistent counting gives, and why"}
     )

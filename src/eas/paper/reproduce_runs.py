@@ -191,7 +191,7 @@ def add_training(
 ) -> None:
     """Runs the recipes of every row, or of those named, and sets their scores beside the paper's.
 
-    What is finished is not repeated, and what was stopped goes on.
+    A finished run is not repeated, and a stopped run continues.
 
     Args:
         result: of ``reproduce_table``.
@@ -244,7 +244,7 @@ def add_training(
 
 
 def _trained(config: RunConfig) -> tuple[float, dict[str, float]]:
-    """Runs what is not done yet; the folded model's score, or the tuned one's, and all its metric's numbers."""
+    """Runs what is not done; gives the score of the folded or tuned model, and all numbers of the metric."""
     run_steps(run := Run.create(config))
     found = run.require("eval")
     scores, reports = found["score"], found["report"]
@@ -285,7 +285,7 @@ def require_inputs(name: str, config: RunConfig) -> None:
     """Refuses a run whose weights or data are not there.
 
     Raises:
-        ConfigError: what is missing, how to get it, and where to put it.
+        ConfigError: something is missing; the message says how to get it, and where to put it.
     """
     needs = read_yaml((RECIPES / "needs.yaml").read_text(encoding="utf-8"))
 

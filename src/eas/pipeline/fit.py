@@ -44,7 +44,7 @@ def check(run: Run) -> None:
         run.task.first(run, split)  # the processor takes the data's form
     if (metric := METRICS.get(run.config.metric or "")) is not None:
         for example in (*run.data("validation"), *run.data("test")):
-            metric("", example)  # a metric refuses examples that lack what it asks for
+            metric("", example)  # a metric refuses examples without the fields that it needs
 
 
 def check_tracker(name: str) -> None:

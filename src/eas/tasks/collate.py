@@ -182,7 +182,7 @@ class Collator:
         return [*tokens, end]
 
     def _batch(self, examples: Sequence[Example], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        """The prompts' tensors; what is refused is looked for example by example."""
+        """The prompts' tensors; if the processor refuses them, tries each example alone to name the bad one."""
         prompts = [self.prompt(example) for example in examples]
         try:
             return self._encode(prompts, images)

@@ -89,7 +89,7 @@ class Task:
         """Answers a split and scores the answers by the run's metric.
 
         Args:
-            run: what it belongs to.
+            run: the run of the task.
             model: base, attached or folded.
             split: "validation" or "test".
             name: of the model in the run's records.

@@ -31,7 +31,7 @@ from eas.weights import read_torch, require_finite
 
 PARTIAL = "partial"
 """Folder, beside the checkpoints, of the one that is being written."""
-REMEDY = "go on from the checkpoint before it, or start over"
+REMEDY = "resume from the checkpoint before it, or start over"
 
 
 def last_checkpoint(folder: str | Path, searching: bool = False) -> str | None:

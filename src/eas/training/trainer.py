@@ -35,7 +35,7 @@ class EASTrainer(OpenTrainer):
     In the search phase every step trains under a sampled skip set, and rounds score sets on held-out examples;
     afterwards ``search_result()`` holds the skip set. In the tune phase the selected set stays fixed. Checkpoints hold
     the adapter, the search's state, optimizer, scheduler and random states, so that
-    ``train(resume_from_checkpoint=...)`` goes on exactly.
+    ``train(resume_from_checkpoint=...)`` continues exactly.
 
     Args:
         model: an attached model.
