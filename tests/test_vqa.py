@@ -332,7 +332,7 @@ def test_result_files(vqa2, tmp_path):
     file.write_text('[{"question_id": 1000}]')
     with pytest.raises(DataError, match=r"results.json\[0\]: expected"):
         score_file("vqa2", str(folder), "train2014_sub3", file, {})
-    with pytest.raises(DataError, match="there is no benchmark 'vqa'; there are"):
+    with pytest.raises(DataError, match="there is no benchmark 'vqa'; use one of"):
         score_file("vqa", str(folder), "train2014_sub3", file, {})
 
 

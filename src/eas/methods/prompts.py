@@ -3,8 +3,8 @@
 ``shallow_prompt``: prompt tuning (Lester et al. 2021, arXiv 2104.08691), VPT-shallow. ``deep_prompt``: VPT-deep (Jia et
 al. 2022, arXiv 2203.12119), new tokens at every block, whose outputs are discarded. In a causal decoder
 earlier tokens do not depend on later ones. So the prompt runs alone, at positions -m to -1, and only its keys and
-values reach the sequence. The positions of the sequence do not change. The result is that of prepended embeddings, with two
-differences: the prompt has no logits, and a sliding window never excludes it.
+values reach the sequence. The positions of the sequence do not change. The result is that of prepended embeddings, with
+two differences: the prompt has no logits, and a sliding window never excludes it.
 """
 
 from __future__ import annotations

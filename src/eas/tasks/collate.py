@@ -140,8 +140,8 @@ class Collator:
                 text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             if any(str(message["content"]) in text for message in example.messages if message["content"]):
                 raise DataError(
-                    f"example {example.id}: the chat template writes the list of a turn's parts as it stands, because "
-                    "it wants texts; give the processor a template that goes through the parts"
+                    f"example {example.id}: the chat template prints the list of a turn's parts, because it expects "
+                    "texts; give the processor a template that reads the parts"
                 )
         if self.processor is not self.tokenizer:
             token, count = self.processor.image_token, len(example.images)
