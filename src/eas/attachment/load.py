@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from eas.config import ConfigError
 from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
-from eas.models.anatomy import auto_class
+from eas.models.anatomy import Anatomy, auto_class
 from eas.models.folder import TINY_DIR, model_config
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
@@ -103,7 +103,7 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
     The commit it came from, if it came from the Hub, stays on ``model.config`` for ``save`` to record.
 
     Raises:
-        CheckpointError: config.json or a file of weights is damaged.
+        CheckpointError: config.json or a file of weights is damaged, or weights are missing.
         OSError: there is no such model.
     """
     if id_or_folder == "tiny":
@@ -112,13 +112,28 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
     with raised_as(CheckpointError):
         auto = auto_class(model_config(id_or_folder, revision, own_attention=own).model_type)
     try:
-        model = auto.from_pretrained(id_or_folder, **{"trust_remote_code": False, **from_pretrained})
+        options = {"trust_remote_code": False, **from_pretrained, "output_loading_info": True}
+        model, info = auto.from_pretrained(id_or_folder, **options)
     except (pickle.UnpicklingError, EOFError):  # torch's own words advise to load it unsafely
         raise CheckpointError(
             f"{id_or_folder}: its weights are damaged, or its file holds more than weights; {REMEDY}"
         ) from None
+    _refuse_random_weights(model, info["missing_keys"], id_or_folder)
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
     return model
+
+
+def _refuse_random_weights(model: PreTrainedModel, missing: Iterable[str], source: str) -> None:
+    """transformers fills weights that are missing at random, and only warns; a task's head may be new (METER)."""
+    if not missing:
+        return
+    head = Anatomy.of(model).head
+    new = tuple(f"{name}." for name, module in model.named_modules() if module in head)
+    if lost := sorted(name for name in missing if not name.startswith(new)):
+        raise CheckpointError(
+            f"{source} has no weights for {lost[0]} and {len(lost) - 1} others, which would be random; {REMEDY}, or "
+            "convert the original checkpoint again if it is of another version of eas"
+        )
 
 
 def load_adapter_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
