@@ -45,7 +45,7 @@ class DASConfig(SkipConfig):
     adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention; 128 by default")
     dropout: float = option(0.0, "dropout on the bottlenecks in training")
     routed: bool = option(None, "true: LaVIN's routed adapters; false: plain adapters")
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")

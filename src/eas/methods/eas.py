@@ -65,7 +65,7 @@ class EASConfig(SkipConfig):
         "with pooling 'causal', the mean while the answer is decoded: 'frozen' (stays the prompt's mean) or 'running' "
         "(also takes in the answer's tokens)",
     )
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
     train_scale: bool = option(
         None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
     )
