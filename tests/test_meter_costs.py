@@ -14,7 +14,7 @@ from eas.measure.layers import block_costs
 from eas.models.meter import TASKS, MeterConfig
 from eas.models.meter.modeling import Stream
 from eas.searching.similarity import cosines
-from eas.surgery import disabled
+from eas.undo import disabled
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,8 @@ from eas.checkpoint import adapter_state
 from eas.hf.trainer import checkpoint_activations
 from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
-from eas.surgery import candidates, disabled
+from eas.surgery import candidates
+from eas.undo import disabled
 
 torch.set_num_threads(1)
 FAMILIES = [
@@ -315,7 +316,7 @@ class TestContract:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_standalone_folder_opens_without_the_base(family, label, dtype, tmp_path):
     model, inputs = tuned(family, label, pruned=True, dtype=dtype), prompts(family)
-    eas.merge_and_save(model, tmp_path)
+    eas.save_standalone(model, tmp_path)
     again = eas.load(tmp_path)
     assert again.eas.config == model.eas.config
     opened, saved = dict(again.named_parameters()), dict(model.named_parameters())

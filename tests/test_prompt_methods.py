@@ -24,7 +24,7 @@ from eas.methods.mam import MAMConfig
 from eas.methods.prefix import PrefixConfig
 from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
 from eas.models.anatomy import Anatomy
-from eas.surgery import disabled
+from eas.undo import disabled
 
 torch.set_num_threads(1)
 LLAMA, LLAVA, QWEN = "LlamaForCausalLM", "LlavaForConditionalGeneration", "Qwen2ForCausalLM"

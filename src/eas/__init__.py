@@ -6,6 +6,7 @@ The names below are imported when they are first used: torch and transformers ta
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from eas.hf.versions import check as _check
 
@@ -17,14 +18,26 @@ if TYPE_CHECKING:
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
+    from eas.methods.adapter import AdapterConfig, ParallelAdapterConfig
+    from eas.methods.das import DASConfig
+    from eas.methods.drop import DropConfig
     from eas.methods.eas import EASConfig
+    from eas.methods.full import FullConfig, HeadConfig
+    from eas.methods.lavin_adapter import LavinAdapterConfig
+    from eas.methods.llama_adapter import LlamaAdapterConfig
+    from eas.methods.lora import LoRAConfig
+    from eas.methods.mam import MAMConfig
+    from eas.methods.prefix import PrefixConfig
+    from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
     from eas.models.anatomy import UnsupportedModelError
+    from eas.parameters import ParameterCounts, parameter_counts, print_trainable_parameters
     from eas.quantised import QuantisedFold, fold_quantised
     from eas.router import FrozenRouter, freeze_router
     from eas.searching import SearchConfig, SearchResult, make_rule
-    from eas.standalone import merge_and_save
-    from eas.surgery import attach, attached, disabled, fold, prune, select, skip_set, unfold
-    from eas.training import EASTrainer, WithPromptMask
+    from eas.standalone import save_standalone
+    from eas.surgery import attach, attached, fold, prune, select, skip_set, unfold
+    from eas.training import EASTrainer, WithPromptMask, search
+    from eas.undo import detach, disabled
 
 _check()
 
@@ -32,22 +45,37 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "AdapterConfig",
     "CheckpointError",
     "ConfigError",
     "Counts",
+    "DASConfig",
+    "DeepPromptConfig",
+    "DropConfig",
     "EASConfig",
     "EASTrainer",
     "FrozenRouter",
+    "FullConfig",
+    "HeadConfig",
     "Latency",
+    "LavinAdapterConfig",
+    "LlamaAdapterConfig",
+    "LoRAConfig",
+    "MAMConfig",
+    "ParallelAdapterConfig",
+    "ParameterCounts",
+    "PrefixConfig",
     "QuantisedFold",
     "SearchConfig",
     "SearchResult",
+    "ShallowPromptConfig",
     "UnsupportedModelError",
     "WithPromptMask",
     "attach",
     "attached",
     "benchmark",
     "count",
+    "detach",
     "disabled",
     "fast_decode",
     "fold",
@@ -56,10 +84,13 @@ __all__ = [
     "load",
     "log_likelihood",
     "make_rule",
-    "merge_and_save",
     "method_config",
+    "parameter_counts",
+    "print_trainable_parameters",
     "prune",
     "save",
+    "save_standalone",
+    "search",
     "select",
     "skip_set",
     "unfold",
@@ -73,21 +104,39 @@ _NAMES = {
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",
+    "methods.adapter": "AdapterConfig ParallelAdapterConfig",
+    "methods.das": "DASConfig",
+    "methods.drop": "DropConfig",
     "methods.eas": "EASConfig",
+    "methods.full": "FullConfig HeadConfig",
+    "methods.lavin_adapter": "LavinAdapterConfig",
+    "methods.llama_adapter": "LlamaAdapterConfig",
+    "methods.lora": "LoRAConfig",
+    "methods.mam": "MAMConfig",
+    "methods.prefix": "PrefixConfig",
+    "methods.prompts": "DeepPromptConfig ShallowPromptConfig",
     "models.anatomy": "UnsupportedModelError",
+    "parameters": "ParameterCounts parameter_counts print_trainable_parameters",
     "quantised": "QuantisedFold fold_quantised",
     "router": "FrozenRouter freeze_router",
     "searching": "SearchConfig SearchResult make_rule",
-    "standalone": "merge_and_save",
-    "surgery": "attach attached disabled fold prune select skip_set unfold",
-    "training": "EASTrainer WithPromptMask",
+    "standalone": "save_standalone",
+    "surgery": "attach attached fold prune select skip_set unfold",
+    "training": "EASTrainer WithPromptMask search",
+    "undo": "detach disabled",
 }
 """The imports above once more, for Python: module of eas -> its public names."""
+
+_RENAMED = {"merge_and_save": "save_standalone"}
+"""Former names, which work until 0.3."""
 
 _HOME = {name: f"eas.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warn(f"eas.{name} is called eas.{_RENAMED[name]}; the former name goes in 0.3", DeprecationWarning, 2)
+        return __getattr__(_RENAMED[name])
     if name not in _HOME:
         raise AttributeError(f"module 'eas' has no attribute {name!r}")
     import_module("eas.standalone")  # the Auto classes of transformers know our model types from here on

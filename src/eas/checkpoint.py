@@ -114,7 +114,7 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
     """Attaches a saved adapter to its base, in place, with its skip set; pruned if it was saved pruned.
 
     Args:
-        model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``merge_and_save``
+        model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``save_standalone``
             wrote.
         folder: what ``save`` wrote; None for a standalone folder.
         from_pretrained: passed on where the base is loaded here (``dtype``, ``device_map``, ...).
@@ -130,7 +130,9 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
         model = load_base(str(model_or_id), **from_pretrained)
         if not attached(model):
-            raise CheckpointError(f"{model_or_id} was not written by eas.merge_and_save; pass an adapter along with it")
+            raise CheckpointError(
+                f"{model_or_id} was not written by eas.save_standalone; pass an adapter along with it"
+            )
         return model
     folder = Path(folder)
     with raised_as(CheckpointError):

@@ -30,7 +30,7 @@ def freeze_router(model: PreTrainedModel, loader: Iterable[Mapping[str, Tensor]]
     """Turns the trained input routers of EAS into constant ones, in place: each PIA's mean alpha over the prompts.
 
     After it ``fold(model, "constant")`` is possible, and the configuration says ``router="constant"``: what ``save``
-    and ``merge_and_save`` write opens like any other.
+    and ``save_standalone`` write opens like any other.
 
     Args:
         model: a tuned model, pruned, not folded.

@@ -1,6 +1,6 @@
 """Standalone folders: a pruned, tuned model that opens without its base.
 
-``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.standalone``,
+``save_standalone`` writes them; ``eas.load(folder)`` or, after ``import eas.standalone``,
 ``AutoModel....from_pretrained(folder)`` opens them. Their model type (``eas_llava``, ...) and their weight files
 (``model.eas.safetensors``) have names of their own: the stock class would fill the skipped attentions with random
 weights and only warn, so it must find neither.
@@ -33,7 +33,7 @@ FLOAT32 += ["modality_token", "prefix"]
 """Modules that methods add, which stay float32 whatever dtype the folder is opened in."""
 
 
-def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
+def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes the pruned model with its PIAs as one self-describing folder; the model itself is left as it is.
 
     Raises:

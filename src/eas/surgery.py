@@ -1,4 +1,4 @@
-"""The verbs that change a model in place: attach, select, prune, fold, unfold, and disabled.
+"""The verbs that change a model in place: attach, select, prune, fold and unfold.
 
 The model stays what it was (a ``LlavaForConditionalGeneration`` is still one): Trainer, TRL, accelerate, ``generate``
 and pipelines go on working.
@@ -6,21 +6,20 @@ and pipelines go on working.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
-from eas.hf.classes import become, become_again, has_device_hook, is_mixed, revert
+from eas.hf.changes import Change, Structure
+from eas.hf.classes import become, has_device_hook
 from eas.hf.one_token import read_rows
 from eas.hf.skipping import SkippableBlock
 from eas.hf.twin import TOLERANCE, deviation
@@ -51,6 +50,8 @@ class Attachment:
         pruned: whether the skipped modules and the unused PIAs are gone for good.
         fold_mode: how the method is folded at present.
         anatomy: the model's parts, as they are now.
+        changes: what ``attach`` changed in the model's structure.
+        trained_before: names of the parameters that were trained before.
     """
 
     config: MethodConfig
@@ -58,6 +59,8 @@ class Attachment:
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
     anatomy: Anatomy = field(compare=False, repr=False)
+    changes: list[Change] = field(compare=False, repr=False)
+    trained_before: frozenset[str] = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
 
@@ -86,8 +89,9 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
 
     Raises:
         UnsupportedModelError: the family is not supported; the message lists those that are.
-        ConfigError: the configuration does not fit the model, which is left as it was.
+        ConfigError: the configuration does not fit the model.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
+        After any error the model is as it was.
     """
     if not isinstance(config, MethodConfig):
         named = config if isinstance(config, str) else "eas"
@@ -125,27 +129,25 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         require_cache_argument(anatomy.text_model, *layers)
         if not tried:
             require_decoding(model, config)
-    own = list(model.parameters())
+    own, before = list(model.parameters()), Structure(model)
     fingerprint = None if norms[0].weight.is_meta else base_fingerprint(model)
-    required = [parameter for parameter in own if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
+    with ExitStack() as on_failure:  # of whatever kind, Ctrl-C among them
+        on_failure.callback(before.restore, model)
+        model.requires_grad_(False)
         method.attach(model, config)
-    except ConfigError:
-        for parameter in required:
-            parameter.requires_grad_(True)
-        raise
-    if config.train_projector and anatomy.projector is not None:
-        anatomy.projector.requires_grad_(True)
-    for module in anatomy.head if config.train_head else ():
-        module.requires_grad_(True)
-    if (head := model.get_output_embeddings()) is not None:  # METER has none
-        read_rows(head)
-    added = {*map(id, model.parameters())} != {*map(id, own)}
-    if added or isinstance(config, SkipConfig):
-        become(model, AttachedModel)
-    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
+        if config.train_projector and anatomy.projector is not None:
+            anatomy.projector.requires_grad_(True)
+        for module in anatomy.head if config.train_head else ():
+            module.requires_grad_(True)
+        if (head := model.get_output_embeddings()) is not None:  # METER has none
+            read_rows(head)
+        added = {*map(id, model.parameters())} != {*map(id, own)}
+        if added or isinstance(config, SkipConfig):
+            become(model, AttachedModel)
+        trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        overwrites = any(p.requires_grad for p in own)
+        model.eas = Attachment(config, trained, overwrites, fingerprint, anatomy, before.changes(), before.trained)
+        on_failure.pop_all()
 
 
 def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
@@ -325,32 +327,6 @@ def unfold(model: PreTrainedModel) -> None:
         raise ValueError("the model is not folded")
     state.method.unfold(model)
     state.fold_mode = None
-
-
-@contextmanager
-def disabled(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model computes what its base computes, bit for bit (as a reference policy needs, say).
-
-    Raises:
-        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained.
-    """
-    state = attachment(model)
-    if isinstance(model, FSDPModule):
-        raise ValueError("the base cannot be given back, FSDP2 has sharded the model; load it a second time instead")
-    if state.pruned or state.fold_mode is not None or state.overwrites:
-        why = "pruned" if state.pruned else "folded" if state.fold_mode is not None else "trained itself"
-        raise ValueError(f"the base cannot be given back, it was {why}; load it a second time instead")
-    mixed = [(module, revert(module)) for module in model.modules() if is_mixed(module)]
-    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for tuner in tuners:
-        tuner.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for module, cls in mixed:
-            become_again(module, cls)
-        for tuner in tuners:
-            tuner.enable_adapters(True)
 
 
 def base_fingerprint(model: PreTrainedModel) -> Tensor:

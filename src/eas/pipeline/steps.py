@@ -38,7 +38,7 @@ from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.similarity import cosines
-from eas.standalone import merge_and_save
+from eas.standalone import save_standalone
 from eas.surgery import candidates, fold, prune, select, skip_set
 
 
@@ -136,7 +136,7 @@ def fold_step(run: Run) -> None:
         console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
     elif run.config.num_skip:
         with writing(run.folder / "model"):
-            merge_and_save(model, run.folder / "model")
+            save_standalone(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
         console.print(f"standalone model in {run.folder / 'model'}")
     examples = run.data("validation")
