@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eas.checkpoint import CheckpointError, load, save
     from eas.config import ConfigError
     from eas.decoding import fast_decode
+    from eas.hub import push_to_hub
     from eas.likelihood import log_likelihood
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
@@ -88,6 +89,7 @@ __all__ = [
     "parameter_counts",
     "print_trainable_parameters",
     "prune",
+    "push_to_hub",
     "save",
     "save_standalone",
     "search",
@@ -100,6 +102,7 @@ _NAMES = {
     "checkpoint": "CheckpointError load save",
     "config": "ConfigError",
     "decoding": "fast_decode",
+    "hub": "push_to_hub",
     "likelihood": "log_likelihood",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",

@@ -28,7 +28,7 @@ from eas.card import adapter_card, write
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import WriteError, writing
-from eas.folder import model_config
+from eas.folder import adapter_folder, model_config
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
@@ -110,13 +110,23 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
         )
 
 
-def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, **from_pretrained: Any) -> Any:
+def load(
+    model_or_id: nn.Module | str | Path,
+    folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    **from_pretrained: Any,
+) -> Any:
     """Attaches a saved adapter to its base, in place, with its skip set; pruned if it was saved pruned.
 
     Args:
         model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``save_standalone``
             wrote.
-        folder: what ``save`` wrote; None for a standalone folder.
+        folder: what ``save`` wrote, or the Hub id of what ``push_to_hub`` uploaded, of which no code is run; None for a
+            standalone folder.
+        revision: commit, branch or tag, on the Hub, of the adapter or the standalone folder.
+        base_revision: of the base, where it is loaded here.
         from_pretrained: passed on where the base is loaded here (``dtype``, ``device_map``, ...).
 
     Returns:
@@ -128,16 +138,21 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
     if folder is None:
         if (Path(str(model_or_id)) / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
-        model = load_base(str(model_or_id), **from_pretrained)
+        if base_revision is not None:
+            raise CheckpointError(f"base_revision = {base_revision!r}: {model_or_id} has no base; use revision")
+        model = load_base(str(model_or_id), revision=revision, **from_pretrained)
         if not attached(model):
             raise CheckpointError(
                 f"{model_or_id} was not written by eas.save_standalone; pass an adapter along with it"
             )
         return model
-    folder = Path(folder)
     with raised_as(CheckpointError):
+        folder = adapter_folder(folder, revision, (WEIGHTS_FILE, CONFIG_FILE))
         record, file = _read(folder)
-    model = model_or_id if isinstance(model_or_id, nn.Module) else load_base(str(model_or_id), **from_pretrained)
+    if isinstance(model_or_id, nn.Module):
+        model: Any = model_or_id
+    else:
+        model = load_base(str(model_or_id), revision=base_revision, **from_pretrained)
     if attached(model):
         raise CheckpointError("the base given to load is attached already; pass a freshly loaded model")
     _check_base(model, record, folder)
