@@ -45,7 +45,8 @@ from eas.demo.scenes import (
     scenes,
 )
 from eas.demo.textures import TEXTURES, texture
-from eas.demo.tiny import SPECIAL, TINY_DIR, build_config, build_processor, vocabulary
+from eas.demo.tiny import SPECIAL, build_config, build_processor, vocabulary
+from eas.folder import TINY_DIR
 
 PICTURES, TEXT, PAIRS = 32, 96, 8  # pictures per step; text tokens and at most so many pairs per picture
 VISION_PICTURES = 64

@@ -112,7 +112,8 @@ def test_folders_are_not_taken_for_names_on_the_hub(tmp_path: Path) -> None:
 def test_a_run_of_a_comparison_has_one(tmp_path: Path) -> None:
     config = {"model": "tiny", "data": "scenes:odd", "method": {"name": "eas"}}
     record = {"row": "EAS_2", "trial": False, "label": "EAS", "metric": "exact", "k": 2, "seed": 4, "config": config}
-    record |= {"score": {"validation": 0.9, "test": 0.625}, "skip_set": [1, 5], "fold_mode": "shared"}
+    record |= {"examples": {"test": 40}, "score": {"validation": 0.9, "test": 0.625}}
+    record |= {"skip_set": [1, 5], "fold_mode": "shared"}
     record |= {"counts": RESULT["counts"]["tuned"], "versions": RESULT["versions"], "hardware": RESULT["hardware"]}
     (tmp_path / "adapter").mkdir()
     (tmp_path / "result.json").write_text(json.dumps(record))
@@ -123,7 +124,7 @@ def test_a_run_of_a_comparison_has_one(tmp_path: Path) -> None:
     text = path.read_text()
     for fact in (
         MARK,
-        "Without 2 of its 12 attentions, tiny reaches 62.5 % on scenes:odd (exact).",
+        "Without 2 of its 12 attentions, tiny reaches 62.5 % (47.0–75.8) on scenes:odd.",
         "[1, 5]",
         "Seed: 4",
     ):

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import pytest
+from families import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import eas
 from eas import ConfigError, EASConfig
 from eas.config import Config, option, section
-from eas.methods.eas import PRESETS
+from eas.methods.eas import PAPER_WIDTHS, PRESETS
 
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 
@@ -80,12 +82,38 @@ def test_presets_fill_what_is_not_given():
     plain = EASConfig(**RANKS)
     assert (plain.hidden_scale, plain.dropout, plain.up_groups, plain.train_scale) == (1.0, 0.0, 1, False)
     for name, values in PRESETS.items():
-        config = EASConfig(preset=name).to_dict()
-        assert config.items() >= values.items()
-        assert EASConfig.from_dict(config) == EASConfig(preset=name)
+        config = EASConfig(preset=name)
+        assert config.at_width(PAPER_WIDTHS[name]).to_dict().items() >= values.items()
+        assert EASConfig.from_dict(config.to_dict()) == config
     released = EASConfig(preset="released", dropout=0.0, train_scale=False, skip_rank=8)  # as in the plain form
     assert (released.dropout, released.train_scale, released.skip_rank, released.up_groups) == (0.0, False, 8, 2)
     assert EASConfig.from_dict(released.to_dict()) == released
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "more", "ranks"),
+    [
+        ("llava", 128, {}, (8, 4)),
+        ("llava", 5120, {}, (320, 160)),
+        ("llava", 896, {"skip_rank": 256}, (256, 28)),  # what is given stays
+        ("lavin", 128, {}, (4, 4)),
+        ("lavin", 4096, {}, (32, 8)),
+        ("lavin", 2048, {"up_groups": 8}, (16, 8)),
+        ("meter", 384, {}, (72, 48)),
+        ("released", 1024, {}, (64, 32)),
+    ],
+)
+def test_a_preset_s_ranks_go_with_the_width(preset, width, more, ranks):
+    config = EASConfig(preset=preset, **more).at_width(width)
+    assert (config.skip_rank, config.adapt_rank) == ranks
+    assert config.at_width(width) == config
+
+
+def test_attaching_fills_the_ranks_in():
+    model = eas.attach(build("LlamaForCausalLM"), EASConfig(num_skip=1, preset="llava"))
+    width = model.config.hidden_size
+    assert model.eas.config == EASConfig(num_skip=1, preset="llava").at_width(width)
+    assert model.model.layers[0].skip_pia.down1.weight.shape == (model.eas.config.skip_rank, width)
 
 
 def test_sections_keep_their_defaults():

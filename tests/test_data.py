@@ -464,8 +464,8 @@ def test_answers_and_losses_are_scored():
     from transformers import AutoProcessor
 
     from eas.checkpoint import load_base
-    from eas.demo.tiny import TINY_DIR
     from eas.evaluation import evaluate
+    from eas.folder import TINY_DIR
 
     model, processor = load_base(str(TINY_DIR)), AutoProcessor.from_pretrained(TINY_DIR)
     examples = load_data("scenes:textures", "test", limit=6)

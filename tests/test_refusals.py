@@ -15,7 +15,8 @@ from eas.data.errors import DataError
 from eas.data.example import LONGEST, Example
 from eas.data.jsonl import load_jsonl
 from eas.data.meter import MeterCollator
-from eas.demo.tiny import TINY_DIR, load_tiny
+from eas.demo.tiny import load_tiny
+from eas.folder import TINY_DIR
 from eas.metrics import METRICS
 from eas.pipeline import Run, RunConfig
 

@@ -113,7 +113,8 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(several: Page) -> None:
     assert len(several.left_out) == len(broken)
     for name in broken:
         assert any(str(root / name) in message for message in several.left_out), name
-        assert str(root / name) in page
+        assert name in page
+    assert str(root) not in page
     assert "The folders of 3 runs are gone" in page
     assert "3 runs and 1 comparison, side by side" in page
 
@@ -140,7 +141,7 @@ def test_cells_lead_to_configuration_and_seed(several: Page) -> None:
     assert "skip_rank" in row
     (folder,) = re.findall(r'href="([^"]+)"', row)
     assert (several.path.parent / folder).is_file()
-    assert not re.findall(r"""src\s*=\s*["'](?!data:)|url\((?!#)|@import|<script|<link""", page)
+    assert not re.findall(r"""src\s*=\s*["'](?!data:)|url\((?!#)|@import|<script[^>]|<link""", page)
 
 
 def test_headings_are_in_order(several: Page) -> None:
@@ -186,7 +187,7 @@ def test_the_pareto_front() -> None:
 def test_the_front_says_what_it_shows() -> None:
     plot = front_plot(comparison(), "macs")
     assert plot is not None
-    assert plot.note == "Nothing is both better and cheaper than 2 EAS_6; 1 EAS_2."
+    assert plot.note == "By the means, nothing is both better and cheaper than 2 EAS_6; 1 EAS_2."
     assert "EAS_2 72.0 % at 96" in plot.alt
     assert [p.sd for p in points_of(comparison(), "macs")] == [0.014, 0.014]
     assert front_plot(comparison(), "prefill_ms") is None

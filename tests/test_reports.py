@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from eas.reports.findings import speed_finding
 from eas.reports.page import ReportError, write_report
-from eas.reports.summary import headline, number, size, speed_up, summary_rows
+from eas.reports.summary import headline, number, remarks, size, summary_rows
 from eas.reports.terminal import summary_table
 
 FIGURES = {"accuracy", "latency", "decode", "importance", "loss"}
@@ -123,7 +124,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_holds_everything_itself(run_folder: Path) -> None:
     page = (run_folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
-    assert not re.findall(r"url\((?!#)|@import|<script|<link", page)
+    assert not re.findall(r"url\((?!#)|@import|<script[^>]|<link", page)
     assert page.count("data:image/png;base64,") == 6
     assert page.count("<svg role=") == len(FIGURES)
     for text in ("70.6 %", "8837ac11", "Example CPU 9000", "prefers-color-scheme: dark"):
@@ -224,9 +225,18 @@ def test_only_images_of_the_folder_are_shown(name: str, tmp_path: Path) -> None:
 def test_the_headline_says_what_was_measured() -> None:
     result = whole_result()
     assert headline(result) == (
-        "Without 4 of its 12 attentions, tiny went from 7.4 % to 70.6 % on scenes:textures (exact), "
-        "reads a prompt 1.10x faster (spreads overlap) and decodes a token 1.10x faster (spreads overlap)."
+        "Without 4 of its 12 attentions, tiny went from 7.4 % to 70.6 % (66.5–74.4) on scenes:textures."
     )
+    assert remarks(result) == [
+        "Reads a prompt 1.1x faster, not taken as a gain: the spreads overlap.",
+        "Decodes a token 1.1x faster, not taken as a gain: the spreads overlap.",
+    ]
+    result["latency"] = times(20.0, 16.0)
+    assert headline(result) == (
+        "Without 4 of its 12 attentions, tiny went from 7.4 % to 70.6 % (66.5–74.4) on scenes:textures, "
+        "reads a prompt 1.2x faster and decodes a token 1.2x faster."
+    )
+    assert remarks(result) == []
     assert headline({"model": {"id": "tiny"}}) == "tiny: not measured yet."
 
 
@@ -235,16 +245,16 @@ def test_the_table_fits_a_hundred_columns() -> None:
     console.print(summary_table(whole_result(32, 12)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
-    for said in ("70.6 %", "skipped", "152 k", "12.0 KiB", "8.00 KiB", "1.10x faster", "[random] <weights>"):
+    for said in ("70.6 %", "skipped", "152 k", "12.0 KiB", "8.00 KiB", "1.1x faster", "[random] <weights>"):
         assert said in text
 
 
 def test_numbers() -> None:
     assert [number(v) for v in (0, 999, 1000, 84_512_768, 6.5e12)] == ["0", "999", "1.00 k", "84.5 M", "6.50 T"]
     assert [size(v) for v in (400, 8192, 12_800_000)] == ["400 B", "8.00 KiB", "12.2 MiB"]
-    slower = {"base": {"prefill_ms": spread(1.0)}, "folded": {"prefill_ms": spread(2.0)}}
-    assert speed_up(slower, "prefill_ms") == "2.00x slower"
-    assert speed_up(slower, "decode_ms") is None
+    slower = {"variants": {"base": {"prefill_ms": spread(1.0)}, "folded": {"prefill_ms": spread(2.0)}}}
+    assert speed_finding(slower, "prefill_ms") == ("2.0x slower", -0.5, "")
+    assert speed_finding(slower, "decode_ms") is None
     assert [row.name for row in summary_rows({})][-1] == "Decode, per token"
 
 
@@ -253,7 +263,8 @@ def test_the_larger_model_comes_first_and_the_embedded_one_says_why_it_is_slower
     result["latency"]["variants"]["folded"]["decode_ms"] = spread(99.0)
     result["latency"]["width"] = 128
     rows = {row.name: row.change for row in summary_rows(result)}
-    names = ["Prefill, larger model", "Decode, per token, larger model", "Prefill", "Decode, per token"]
+    stand_in = ["Prefill (random stand-in)", "Decode, per token (random stand-in)"]
+    names = [*stand_in, "Prefill", "Decode, per token"]
     assert list(rows)[-4:] == names
     assert ["overhead" in rows[name] for name in names] == [False, False, False, True]
     assert "x slower (width 128 is overhead)" in rows["Decode, per token"]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from eas import cli
 from eas.config import ConfigError
 from eas.measure import shapes
+from eas.measure.latency import benchmark
 from eas.measure.paper import BESIDE, Meter
 from eas.methods import METHODS
 from eas.pipeline import RunConfig
@@ -200,8 +201,14 @@ def test_latency_is_measured_beside_the_base(monkeypatch: pytest.MonkeyPatch, sh
 
     result = small("table6", monkeypatch)
     names, said = ["+ frozen bias", "+ fold"], list[str]()
-    runs.add_latency(result, names, repeats=1, new_tokens=1, share_blocks=share_blocks, say=said.append)
-    assert [line.split(",")[0] for line in said] == [f"timing {name}" for name in names]
+
+    def timing(*given: Any, title: str, **options: Any) -> Any:
+        said.append(title)
+        return benchmark(*given, **options)
+
+    monkeypatch.setattr(runs, "benchmark", timing)
+    runs.add_latency(result, names, repeats=1, new_tokens=1, share_blocks=share_blocks)
+    assert said == [f"table6: timing {name} and the base, row {i} of 2" for i, name in enumerate(names, 1)]
     timed = [row["name"] for row in result["rows"] if "latency" in row]
     assert timed == names
     for row in result["rows"][-2:]:

@@ -10,8 +10,7 @@ import pytest
 import eas
 from eas.checkpoint import CheckpointError, load_base
 from eas.config import ConfigError
-from eas.demo.tiny import TINY_DIR
-from eas.folder import model_config
+from eas.folder import TINY_DIR, model_config
 from eas.pipeline import Run, RunConfig
 from eas.records import RecordError
 

@@ -16,7 +16,8 @@ from transformers import (
 
 from eas.data.example import Example
 from eas.demo.scenes import FAMILIES, TASKS, chance, scenes
-from eas.demo.tiny import TINY_DIR, build_config, build_processor, load_tiny, vocabulary
+from eas.demo.tiny import build_config, build_processor, load_tiny, vocabulary
+from eas.folder import TINY_DIR
 
 Tiny = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 

@@ -28,7 +28,7 @@ from eas.card import adapter_card, write
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import WriteError, writing
-from eas.folder import adapter_folder, model_config
+from eas.folder import TINY_DIR, adapter_folder, model_config
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
@@ -197,8 +197,6 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         OSError: there is no such model.
     """
     if id_or_folder == "tiny":
-        from eas.demo.tiny import TINY_DIR  # a package of its own, for those who use it
-
         id_or_folder = str(TINY_DIR)
     revision, own = from_pretrained.get("revision"), "attn_implementation" not in from_pretrained
     with raised_as(CheckpointError):

@@ -307,6 +307,10 @@ class MethodConfig(Config):
         own = type(self).name  # the default
         self._require("name", self.name == own, f"must be {own!r}; other methods have configurations of their own")
 
+    def at_width(self, width: int) -> Self:
+        """The configuration in a model of this hidden size: what a preset leaves open is filled in."""
+        return self
+
 
 CANDIDATES = ("mha", "ffn", "either", "layer")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from eas.data import BENCHMARKS
 from eas.data.collate import IGNORED, Collator
@@ -16,6 +15,7 @@ from eas.data.example import DataError, Example
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent
+from eas.progress import track
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evaluation:
 def answer(
     model: Any, processor: Any, examples: Sequence[Example], *, batch_size: int, max_new_tokens: int, title: str = ""
 ) -> list[str]:
-    """Greedy answers, in order, with a progress bar when there is a title.
+    """Greedy answers, in order, under a progress bar when there is a title.
 
     Args:
         model: base, attached or folded; batches above 1 need a fold mode that serves them.
@@ -42,7 +42,7 @@ def answer(
     """
     collate, answers = Collator(processor, training=False), []
     tokenizer = collate.tokenizer
-    for at in track(range(0, len(examples), batch_size), title, disable=not title, transient=True):
+    for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}
         with torch.inference_mode():
@@ -81,7 +81,7 @@ def evaluate(
         DataError: the metric is unknown.
     """
     if metric == LOSS_ONLY:
-        losses = _losses(model, processor, examples, batch_size, title)
+        losses = target_losses(model, processor, examples, batch_size, title)
         scores = {example.id: math.exp(-loss) for example, loss in zip(examples, losses, strict=True)}
         report = Report(sum(scores.values()) / len(scores), {"loss": sum(losses) / len(losses)}, scores)
         return Evaluation(report.score, {}, report)
@@ -93,10 +93,12 @@ def evaluate(
     return Evaluation(report.score, answers, report)
 
 
-def _losses(model: Any, processor: Any, examples: Sequence[Example], batch_size: int, title: str) -> list[float]:
-    """The mean loss of each example's target, over its tokens and the end token."""
+def target_losses(
+    model: Any, processor: Any, examples: Sequence[Example], batch_size: int, title: str = ""
+) -> list[float]:
+    """The mean loss of each example's target, over its tokens and the end token; see ``answer`` for the arguments."""
     collate, losses = Collator(processor, training=True), []
-    for at in track(range(0, len(examples), batch_size), title, disable=not title, transient=True):
+    for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])
         # The labels tell an attached model where the prompt ends.
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from eas.data import BENCHMARKS
 from eas.data.example import Example
@@ -17,6 +16,7 @@ from eas.evaluation import Evaluation, score_answers
 from eas.files import writing
 from eas.metrics.report import Report
 from eas.models.meter.modeling import Stream
+from eas.progress import track
 
 
 def evaluate_meter(
@@ -36,7 +36,7 @@ def evaluate_meter(
         raise ValueError(f"benchmark {benchmark!r}: there is vqa2 and nlvr2; retrieval has score_retrieval")
     names = model.config.id2label if benchmark == "vqa2" else {0: CHOICES[1], 1: CHOICES[0]}
     answers: dict[str, str] = {}
-    for at in track(range(0, len(examples), batch_size), title, disable=not title, transient=True):
+    for at in track(range(0, len(examples), batch_size), title):
         rows = [examples[i] for i in range(at, min(at + batch_size, len(examples)))]
         images = [image for row in rows for image in row.load_images()]
         inputs = processor(images, [row.question for row in rows]).to(model.device)
@@ -51,7 +51,14 @@ def evaluate_meter(
 
 @torch.inference_mode()
 def score_retrieval(
-    model: Any, processor: Any, examples: Sequence[Example], path: Path, *, block: int = 16, pairs: int = 64
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    path: Path,
+    *,
+    block: int = 16,
+    pairs: int = 64,
+    title: str = "",
 ) -> Report:
     """Recall both ways over all pairs of the examples' images and captions.
 
@@ -65,6 +72,7 @@ def score_retrieval(
         path: a ``.npy`` file, images x captions.
         block: images at a time.
         pairs: pairs at a time.
+        title: of the progress bar; none without one.
     """
     first = {example.metadata["image"]: example for example in reversed(examples)}
     owners = list(dict.fromkeys(example.metadata["image"] for example in examples))
@@ -76,7 +84,7 @@ def score_retrieval(
     texts = Stream(torch.cat([part.tokens for part in parts]), words["attention_mask"].bool())
     with writing(path.parent):
         scores = np.lib.format.open_memmap(path, "w+", np.float32, (len(owners), len(examples)))
-        for at in range(0, len(owners), block):
+        for at in track(range(0, len(owners), block), title):
             images = [image for name in owners[at : at + block] for image in first[name].load_images()]
             pixels = processor(images).to(model.device)["pixel_values"]
             scores[at : at + block] = model.score_pairs(texts, model.meter.encode_image(pixels), pairs).float().cpu()

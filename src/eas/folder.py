@@ -20,6 +20,8 @@ from eas.records import ModelRecord, RecordError, read_record
 from eas.weights import Safetensors
 
 REMEDY = "copy or download the folder again"
+TINY_DIR = Path(__file__).parent / "demo" / "tiny-llava"
+"""The embedded model."""
 BLOCKS = ("num_hidden_layers", "num_layers", "depth")
 COUNTS = {**dict.fromkeys(BLOCKS, 1000), "num_labels": 10**6}
 """Numbers of a configuration that a model is built by one at a time, and the most of each; every block has weights."""

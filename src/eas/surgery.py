@@ -123,6 +123,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
     norms = [norm for _, _, norm in anatomy.bodies()]
+    config = config.at_width(norms[0].weight.shape[0])
     if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
         raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
     if model.can_generate():

@@ -9,7 +9,7 @@ from eas import cli
 from eas.checkpoint import load_base
 from eas.cli.errors import as_typed
 from eas.config import ConfigError, read_yaml
-from eas.demo.tiny import TINY_DIR
+from eas.folder import TINY_DIR
 from eas.measure.count import count
 from eas.pipeline import RunConfig
 from eas.pipeline.compare_config import CompareConfig

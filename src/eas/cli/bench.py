@@ -51,8 +51,7 @@ def bench(
         "decode": decode,
         "quantise": quantise,
     }
-    with console(stderr=True).status("starting") as status:
-        result = measure(BenchConfig.from_dict(values), say=status.update)
+    result = measure(BenchConfig.from_dict(values), title="timing")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps(result, indent=1) + "\n")
     write_bench(result, output)

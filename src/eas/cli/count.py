@@ -84,7 +84,7 @@ def _run(folder: Path) -> tuple[str, dict[str, Any], int | None, tuple[int, ...]
 
 
 def _tiny() -> str:
-    from eas.demo.tiny import TINY_DIR
+    from eas.folder import TINY_DIR
 
     return str(TINY_DIR)
 

@@ -66,7 +66,7 @@ def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
     from eas.pipeline.steps import gather_into
     from eas.reports.page import write_page
     from eas.reports.sources import FRONTIER_FILE, RESULT_FILE, read_json
-    from eas.reports.terminal import summary_table
+    from eas.reports.terminal import summary_view
 
     readable, left_out = [], []
     for i, folder in enumerate(folders):
@@ -85,5 +85,5 @@ def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
             left_out.append(f"{folder}: {error}")
     page = write_page(readable, out, left_out)
     if len(folders) == 1 and readable and (result := readable[0] / RESULT_FILE).is_file():
-        console().print(summary_table(read_json(result)))
+        console().print(summary_view(read_json(result)))
     return page.left_out

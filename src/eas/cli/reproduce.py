@@ -54,7 +54,7 @@ def reproduce(
         result = reproduce_table(name, shape, prompt_tokens)
         check_rows(result, row)
         if measure:
-            add_latency(result, row, repeats, new_tokens, share_blocks, console().print)
+            add_latency(result, row, repeats, new_tokens, share_blocks)
         if train:
             add_training(result, row, output_dir, model, data, option or [], seed or ())
         console().print(reproduction_table(result))

@@ -155,7 +155,7 @@ def generate(
     from eas.data.example import Example
     from eas.evaluation import answer
     from eas.pipeline import Run
-    from eas.pipeline.steps import fold_mode
+    from eas.pipeline.savings import fold_mode
     from eas.surgery import fold as fold_model
 
     opened = Run.open(folder)
@@ -230,8 +230,8 @@ def _show(folder: Path) -> None:
     """Ends a run: the table, and the page by name."""
     from eas.distributed import is_main
     from eas.reports.sources import read_json
-    from eas.reports.terminal import summary_table
+    from eas.reports.terminal import summary_view
 
     if is_main():
-        console().print(summary_table(read_json(folder / "result.json")))
+        console().print(summary_view(read_json(folder / "result.json")))
         console().print(f"page: {folder / 'report.html'}", highlight=False, soft_wrap=True)

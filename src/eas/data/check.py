@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +24,7 @@ from eas.data.benchmark import Examples, Source
 from eas.data.example import DataError, Example, ImageSource
 from eas.data.own import read_own
 from eas.data.picture import CHANGES, read_picture
+from eas.progress import Bar, track
 
 # What a problem is, by the words of its message; all others are rows that do not fit, such as labels out of range.
 KINDS = {"does not exist": "missing", "is not a readable image": "broken", "occurs twice": "repeated ids"}
@@ -125,7 +125,8 @@ def check_data(
     for split in dict.fromkeys(splits or parts):
         found[split] = SplitCheck()
         try:
-            examples = _read(spec, split, options)
+            with Bar(f"reading {split}", 1):
+                examples = _read(spec, split, options)
         except DataError as error:
             found[split].failure = f"{split}: {error}"
             continue
@@ -164,7 +165,7 @@ def _check_split(
     ids: set[str] = set()
     good: list[Example] = []
     imageless: list[Example] = []
-    for index in track(range(len(examples)), split, console=Console(stderr=True), transient=True):
+    for index in track(range(len(examples)), f"checking {split}"):
         try:
             example = examples[index]
         except DataError as error:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForImageTextToText,
@@ -22,8 +20,8 @@ from transformers import (
 
 from eas.demo.scenes import CELL, CODES, COLOURS, COUNTS, GRID, ORDINALS, SHAPES, SIDES, SIZES, YES_NO
 from eas.demo.textures import TEXTURES
+from eas.folder import TINY_DIR
 
-TINY_DIR = Path(__file__).parent / "tiny-llava"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 
 PLAIN_WORDS = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
+from eas.progress import Bar
 from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,12 +90,12 @@ class BenchConfig(Config):
         return tuple(i * layers // k for i in range(k))
 
 
-def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
     """Builds the variants, and times them in one run that alternates between them: A B A B ...
 
     Args:
         config: what to measure.
-        say: is told what is being done.
+        title: of the progress bar; none without one.
 
     Returns:
         ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and what it was.
@@ -114,27 +115,30 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> d
     for name in config.variants:
         if VARIANTS[name].fold == "per_example" and config.quantise is not None:
             left_out[name] = "a prompt's PIAs cannot be folded into int8 weights; leave --quantise out"
-            continue
-        if config.decode == "compiled" and not VARIANTS[name].compiles:
+        elif config.decode == "compiled" and not VARIANTS[name].compiles:
             left_out[name] = "weights that are new with every prompt cannot be compiled; use --decode eager"
-            continue
-        say(f"building {name}")
-        models[name] = build_variant(base, name, chosen, config.prompt_tokens)
-        start = now(device)
-        fold_variant(models[name], name)
-        folds[name] = now(device) - start
-    if config.quantise is not None:
-        say("quantising")
-        quantise_variants(base, models.values())
+    kept = [name for name in config.variants if name not in left_out]
+    alike = {batch: [name for name in kept if batch == 1 or name != "eas_per_example"] for batch in config.batch_sizes}
     rows = []
-    for batch in config.batch_sizes:
-        alike = {name: model for name, model in models.items() if batch == 1 or name != "eas_per_example"}
-        if len(alike) < len(models):
-            left_out[f"eas_per_example, batch {batch}"] = "a per_example fold serves one sequence"
-        measured = _time(alike, config, batch, rates, say)
-        rows += [{"batch": batch, **_describe(name, alike, folds, measured, config, batch)} for name in alike]
-        torch.compiler.reset()  # compiled steps hold weights of their own
-        gc.collect()
+    with Bar(title, len(kept) + (config.repeats + 1) * sum(map(len, alike.values()))) as bar:
+        for name in kept:
+            bar.say(f"building {name}")
+            models[name] = build_variant(base, name, chosen, config.prompt_tokens)
+            start = now(device)
+            fold_variant(models[name], name)
+            folds[name] = now(device) - start
+            bar.advance()
+        if config.quantise is not None:
+            bar.say("quantising")
+            quantise_variants(base, models.values())
+        for batch, names in alike.items():
+            if len(names) < len(kept):
+                left_out[f"eas_per_example, batch {batch}"] = "a per_example fold serves one sequence"
+            served = {name: models[name] for name in names}
+            measured = _time(served, config, batch, rates, bar)
+            rows += [{"batch": batch, **_describe(name, served, folds, measured, config, batch)} for name in names]
+            torch.compiler.reset()  # compiled steps hold weights of their own
+            gc.collect()
     measured_rates = {
         "macs_per_second": asdict(Spread.of(rates.macs_per_second)),
         "bytes_per_second": asdict(Spread.of(rates.bytes_per_second)),
@@ -175,7 +179,7 @@ class Stopwatch(StoppingCriteria):  # type: ignore[misc]
 
 
 def _time(
-    models: Mapping[str, PreTrainedModel], config: BenchConfig, batch: int, rates: Rates, say: Callable[[str], None]
+    models: Mapping[str, PreTrainedModel], config: BenchConfig, batch: int, rates: Rates, bar: Bar
 ) -> dict[str, dict[str, Any]]:
     """Of each variant: seconds of the prefill and of a decode step in every repeat, and what one request leaves."""
     device = torch.device(config.device)
@@ -190,7 +194,7 @@ def _time(
     measured: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": []} for name in models}
     for repeat in range(config.repeats + 1):
         for name in [*models][repeat % len(models) :] + [*models][: repeat % len(models)]:  # none always comes first
-            say(f"batch {batch}: {name}, " + (f"repeat {repeat} of {config.repeats}" if repeat else "warm-up"))
+            bar.say(f"batch {batch}: {name}, " + (f"repeat {repeat} of {config.repeats}" if repeat else "warm-up"))
             rates.measure()
             peak, watch = PeakMemory(device), Stopwatch(device)
             generate[name](**inputs, max_new_tokens=config.new_tokens, stopping_criteria=[watch])
@@ -202,6 +206,7 @@ def _time(
                 measured[name]["prefill"].append(steps[0])
                 measured[name]["decode"].append(median(steps[1 + UNTIMED :]))
                 measured[name]["peak"] = used
+            bar.advance()
     return measured
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eas.hf.api import cached, output_cache
+from eas.progress import track
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Latency:
 
 
 def benchmark(
-    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Tensor], new_tokens: int, repeats: int
+    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Tensor], new_tokens: int, repeats: int, title: str = ""
 ) -> dict[str, Latency]:
     """Times variants of a model on the same prompt, greedily, in one run that alternates between them: A B A B ...
 
@@ -61,6 +62,7 @@ def benchmark(
         new_tokens: decode steps per repeat; the first token belongs to the prefill. 0 for models that generate
             nothing: one pass is timed.
         repeats: how often each variant is timed.
+        title: of the progress bar; none without one.
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.
@@ -73,12 +75,12 @@ def benchmark(
         raise ValueError("the prompts are padded, which would be timed as well; pass prompts of one length")
     prefill: dict[str, list[float]] = {name: [] for name in models}
     decode: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(repeats + 1):
-        for name, model in models.items():
-            first, each = _time_once(model, inputs, new_tokens)
-            if repeat > 0:  # the first round warms up
-                prefill[name].append(first)
-                decode[name].append(each)
+    rounds = [(repeat, name) for repeat in range(repeats + 1) for name in models]
+    for repeat, name in track(rounds, title):
+        first, each = _time_once(models[name], inputs, new_tokens)
+        if repeat > 0:  # the first round warms up
+            prefill[name].append(first)
+            decode[name].append(each)
     return {name: Latency(Spread.of(prefill[name]), Spread.of(decode[name]) if new_tokens else None) for name in models}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,13 +31,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Values of the paper's LLaVA (ScienceQA), LaVIN and METER runs, and of the authors' released code."""
+PAPER_WIDTHS = {"llava": 4096, "lavin": 4096, "meter": 768, "released": 4096}
+"""The hidden sizes that a preset's ranks are for; elsewhere they are the same share of the width."""
+RANKS = ("skip_rank", "adapt_rank")
 
 
 @dataclass
 class EASConfig(SkipConfig):
     """What to skip and with which PIAs (paper section 4).
 
-    A preset fills the fields that are not given; the others are then of the plain paper form.
+    A preset fills the fields that are not given; the others are then of the plain paper form. Its ranks are filled in
+    when the method is attached, in proportion to the model's width.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -66,25 +71,37 @@ class EASConfig(SkipConfig):
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
         for name, value in {**PLAIN, **(PRESETS[self.preset] if self.preset else {})}.items():
-            if getattr(self, name) is None:
+            if name not in RANKS and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
-        for name in ("skip_rank", "adapt_rank"):
-            self._require(name, (getattr(self, name) or 0) >= 1, "must be at least 1; give it, or a preset")
+        ranks = {name: getattr(self, name) for name in RANKS}
+        for name, rank in ranks.items():
+            ok = self.preset is not None if rank is None else rank >= 1
+            self._require(name, ok, "must be at least 1; give it, or a preset")
         self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
         self._require("hidden_scale", 0 < self.hidden_scale <= 1000, "must be above 0 and at most 1000")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("up_groups", self.up_groups >= 1, "must be at least 1")
-        for name in ("skip_rank", "adapt_rank"):
-            self._require(
-                name, getattr(self, name) % self.up_groups == 0, f"must be a multiple of up_groups = {self.up_groups}"
-            )
+        for name, rank in ranks.items():
+            ok = rank is None or rank % self.up_groups == 0
+            self._require(name, ok, f"must be a multiple of up_groups = {self.up_groups}")
         self._require("router", self.router in ("input", "constant"), "must be 'input' or 'constant'")
         self._require("pooling", self.pooling in ("prompt", "causal", "none"), "must be 'prompt', 'causal' or 'none'")
         self._require("decode_pooling", self.decode_pooling in ("frozen", "running"), "must be 'frozen' or 'running'")
         ok = self.decode_pooling == "frozen" or self.pooling == "causal"
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
+
+    def at_width(self, width: int) -> EASConfig:
+        """With the preset's ranks where none are given: as in the paper at its width, elsewhere rounded to multiples of
+        four (of ``up_groups``)."""
+        if self.preset is None:
+            return self
+        share, step = width / PAPER_WIDTHS[self.preset], math.lcm(4, self.up_groups)
+        preset = {name: PRESETS[self.preset][name] for name in RANKS if getattr(self, name) is None}
+        if share != 1:
+            preset = {name: max(step, step * round(rank * share / step)) for name, rank in preset.items()}
+        return replace(self, **preset)
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:

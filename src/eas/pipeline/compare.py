@@ -22,8 +22,11 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from transformers.utils import logging
 
+from eas import progress
 from eas.checkpoint import library_versions, load
 from eas.config import ConfigError
+from eas.evaluation import Evaluation
+from eas.evaluation_forms import blind
 from eas.files import claimed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
@@ -34,8 +37,11 @@ from eas.pipeline.config import RunConfig
 from eas.pipeline.fit import check_method
 from eas.pipeline.records import ComparedRun, ComparisonRecord, TrialRun
 from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.pipeline.savings import fold_mode, warning
+from eas.progress import Bar, duration
 from eas.records import misfit, raised_as, read_record
 from eas.reports.card import write_card
+from eas.reports.certainty import share
 from eas.reports.comparison import write_comparison
 from eas.surgery import fold
 from eas.terminal import console as make_console
@@ -93,7 +99,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         "config": config.to_dict(),
         "git_revision": git_revision(),
         "versions": library_versions(),
-        "task": {"data": jobs[0].config.data, "metric": jobs[0].config.metric_name, "split": "test"},
+        "task": _task(Run(jobs[0].config)),
         "trials": {label: [_summary(job) for job in group] for label, group in trials.items()},
         "rows": rows,
         "runs": len(jobs),
@@ -104,6 +110,13 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
     result["latency"] = time_rows(config, done, old.get("latency"))
     _write(path, result)
     return result
+
+
+def _task(run: Run) -> dict[str, Any]:
+    """What all runs are scored on, and what blind answers score there."""
+    examples, config = run.data("test"), run.config
+    known = {"data": config.data, "metric": config.metric_name, "split": "test", "examples": len(examples)}
+    return known | asdict(blind(config.metric_name, examples, config.data_options))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -186,22 +199,29 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
     start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
     model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
-    name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", steps.fold_mode(run))
-    costs, validation = (
-        count(model.eval(), *sizes),
-        run.task.evaluate(run, model, "validation", name, config.eval_batch_size),
-    )
+    name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", fold_mode(run))
+
+    def scored(split: str, batch_size: int) -> Evaluation:
+        found = run.task.evaluate(run, model, split, name, batch_size, f"evaluating {name}")
+        if not job.evaluate_only:
+            return found
+        base = run.task.meant(run, model, split, found, batch_size, f"ranking the choices of {name}")
+        record["comparable"] = base.comparable
+        return base.evaluation
+
+    costs, validation = count(model.eval(), *sizes), scored("validation", config.eval_batch_size)
     trained, unfolded = 0 if job.evaluate_only else costs.params_trained, validation.answers
     batch_size = 1 if mode == "per_example" else config.eval_batch_size
     if mode is not None:
         mode = fold(model, mode).mode
-        costs, validation = count(model, *sizes), run.task.evaluate(run, model, "validation", name, batch_size)
+        costs, validation = count(model, *sizes), scored("validation", batch_size)
     scores = {"validation": validation.score}
     if not job.trial:
-        scores["test"] = run.task.evaluate(run, model, "test", name, batch_size).score
+        scores["test"] = scored("test", batch_size).score
     searched, tuned = run.record("search") or {}, run.record("tune") or {}
     return record | {
         "score": scores,
+        "examples": {split: len(run.data(split)) for split in scores},
         "skip_set": searched.get("skip_set", []),
         "fold_mode": mode,
         "fold_keeps_answers": None if mode is None else validation.answers == unfolded,
@@ -224,6 +244,7 @@ def _failed(job: Job, error: BaseException) -> str:
 def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
     """Does the jobs that have no result, in their order, with a line for each that is finished."""
     todo = [job for job in jobs if _result(job) is None]
+    start = time.perf_counter()
     for i, (job, error) in enumerate(_outcomes(todo, pool), start=1):
         rate = f" lr {job.config.train.learning_rate:g}" if job.trial else ""
         who = f"[{i}/{len(todo)}] {'trial ' if job.trial else ''}{job.entry} k {job.config.num_skip}{rate}"
@@ -234,7 +255,10 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
             said = "diverged"
         else:
             split = "validation" if job.trial else "test"
-            said = f"{split} {100 * result['score'][split]:.1f} %  {sum(result['seconds'].values()):.0f} s"
+            score = share(result["score"][split], result.get("examples", {}).get(split))
+            said = f"{split} {score}  {sum(result['seconds'].values()):.0f} s"
+        remaining = (time.perf_counter() - start) / i * (len(todo) - i)
+        said += f", about {duration(remaining)} left" if i < len(todo) else ""
         console.print(f"{who} seed {job.config.seed}  {said}", highlight=False, soft_wrap=True)
 
 
@@ -244,12 +268,14 @@ def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job,
             yield job, run_job(job)
         return
     futures = {pool.submit(run_job, job): job for job in jobs}
-    for future in as_completed(futures):
-        try:
-            yield futures[future], future.result()
-        except BrokenProcessPool as error:  # all that were not finished end here
-            error.add_note("a process died, of too little memory perhaps; lower jobs and start the comparison again")
-            yield futures[future], _failed(futures[future], error)
+    with Bar("runs of the comparison", len(jobs)) as bar:
+        for future in as_completed(futures):
+            bar.advance()
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool as error:  # all that were not finished end here
+                error.add_note("a process died, of too little memory perhaps; lower jobs and start it again")
+                yield futures[future], _failed(futures[future], error)
 
 
 @contextmanager
@@ -280,6 +306,7 @@ def _pool(config: CompareConfig, most: int) -> Iterator[Executor | None]:
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     torch.set_num_threads(threads)
+    progress.CONSOLE.quiet = True  # the parent says how far all are
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -315,8 +342,11 @@ def _refuse_misfits(jobs: Sequence[Job]) -> None:
         run = Run(job.config)
         try:
             run.task.check(run)
-            if not job.evaluate_only:
-                check_method(run)
+            if job.evaluate_only:
+                continue
+            check_method(run)
+            if told := warning(run):
+                console.print(f"{job.row}: {told}", highlight=False, soft_wrap=True)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
 
@@ -358,6 +388,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "validation": _spread([result["score"]["validation"] for result in found]),
         "counts": {key: round(statistics.mean(c[key] for c in counts)) for key in counts[0]},
         "skip_sets": [result["skip_set"] for result in found],
+        "comparable": found[0].get("comparable"),
         "fold_keeps_answers": None
         if found[0]["fold_mode"] is None
         else all(result["fold_keeps_answers"] for result in found),

@@ -10,9 +10,9 @@ from eas.checkpoint import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
 from eas.methods import method_config
-from eas.pipeline import steps
 from eas.pipeline.compare_config import CompareConfig, Job
 from eas.pipeline.run import Run
+from eas.pipeline.savings import fold_mode
 from eas.surgery import fold
 
 BASE = "base"
@@ -44,7 +44,7 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
         **timed,
         "hardware": hardware(),
         "prompt_tokens": tokens,
-        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0),
+        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows"),
         "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets),
     }
 
@@ -64,24 +64,24 @@ def _time_wide(
         ranks = {key: values[key] * scale for key in RANKS if values.get(key) is not None}
         try:
             method = method_config({**values, **ranks, "train_projector": False})
-            models[row] = larger_tuned(base, skip_sets[row], method, steps.fold_mode(Run(job.config)))
+            models[row] = larger_tuned(base, skip_sets[row], method, fold_mode(Run(job.config)))
         except ValueError as error:
             left_out[row] = str(error)
-    return {"name": name, "left_out": left_out, "variants": _variants(config, models, inputs, True)}
+    return {"name": name, "left_out": left_out, "variants": _variants(config, models, inputs, True, "the wide rows")}
 
 
 def _variants(
-    config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any], decodes: bool
+    config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any], decodes: bool, what: str
 ) -> dict[str, Any]:
     settings = config.benchmark
     new_tokens = settings.new_tokens if decodes else 0
-    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=settings.repeats)
+    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=settings.repeats, title=f"timing {what}")
     return {row: asdict(latency) for row, latency in timed.items()}
 
 
 def _folded(job: Job) -> Any:
     run = Run(job.config)
     model = load(run.load_base(), run.folder / "adapter").eval()
-    if (mode := steps.fold_mode(run)) is not None:
+    if (mode := fold_mode(run)) is not None:
         fold(model, mode)
     return model

@@ -16,8 +16,9 @@ from eas.config import ConfigError
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline.run import Run
-from eas.pipeline.steps import fold_mode
+from eas.pipeline.savings import fold_mode
 from eas.pipeline.tasks import Size
+from eas.progress import track
 from eas.reports.frontier import write_frontier
 from eas.searching.base import Array, SkipSet
 from eas.searching.linear import RegressionRule
@@ -165,7 +166,7 @@ def held_out_losses(run: Run, model: Any, skip_sets: Sequence[SkipSet], examples
     collate, data, size = run.task.collator(run), run.data("validation"), run.config.search.batch_size
     low = "bfloat16" in (run.config.train.precision, run.config.search.score_dtype)
     total, weights, end = np.zeros(len(skip_sets)), 0, min(examples, len(data))
-    for at in range(0, end, size):
+    for at in track(range(0, end, size), f"scoring {len(skip_sets)} skip sets"):
         batch = collate([data[i] for i in range(at, min(at + size, end))])
         inputs = {key: t.to(model.device) for key, t in batch.items()}
         weight = answers(model, inputs)

@@ -62,7 +62,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         held_out=run.data("validation") if phase == "search" else (),
         train_dataset=run.data("train"),
         data_collator=run.task.collator(run),
-        callbacks=[ProgressBar("finalist" if folder else phase, console)],
+        callbacks=[ProgressBar("finalist" if folder else phase)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -80,7 +80,12 @@ def train(trainer: EASTrainer) -> float:
     checkpoint = from_main(last_checkpoint(trainer.args.output_dir, searching) if is_main() else None)
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.close()
     return time.perf_counter() - start
 
 

@@ -18,7 +18,7 @@ from eas.data.jsonl import from_rows, read_rows
 from eas.evaluation import answer
 from eas.files import locked, write_text, writing
 from eas.pipeline.run import Run
-from eas.pipeline.steps import fold_mode
+from eas.pipeline.savings import fold_mode
 from eas.surgery import fold
 from eas.terminal import console
 

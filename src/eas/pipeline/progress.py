@@ -1,25 +1,23 @@
-"""One progress bar per training phase, with the loss beside it."""
+"""The progress of a training phase, with the loss beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from eas.progress import Bar
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """Shows how far a phase is; where the output is no terminal, a line at every tenth of it."""
+    """Shows how far a phase is; see `eas.progress`."""
 
-    def __init__(self, title: str, console: Console) -> None:
-        self.title, self.console, self.losses = title, console, ""
+    def __init__(self, title: str) -> None:
+        self.title, self.losses = title, ""
+        self.bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step)
-        self.bar.start()
+        self.bar = Bar(self.title, state.max_steps, state.global_step).__enter__()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         shown = {"loss": "loss", "held_out_loss": "held-out"}
@@ -28,9 +26,12 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(self.task, completed=state.global_step, description=f"{self.title}  {self.losses}")
-        if not self.console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
-            self.console.print(f"{self.title} {state.global_step}/{state.max_steps}  {self.losses}")
+        if self.bar is not None:
+            self.bar.say(self.losses)
+            self.bar.advance(state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.stop()
+    def close(self) -> None:
+        """Ends it, also where training failed."""
+        if self.bar is not None:
+            self.bar.__exit__()
+            self.bar = None

@@ -49,6 +49,9 @@ class EvalRecord(TypedDict):
     examples: NotRequired[int]
     report: NotRequired[dict[str, dict[str, Any]]]
     examples_of: NotRequired[dict[str, int]]
+    blind: NotRequired[dict[str, Any]]
+    scores: NotRequired[dict[str, dict[str, float]]]
+    zero_shot: NotRequired[dict[str, Any]]
     seconds: NotRequired[float]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ def add_latency(
     repeats: int,
     new_tokens: int,
     share_blocks: bool = False,
-    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Times every row, or those named, each alternated with the base, at the table's size with random weights.
 
@@ -60,7 +59,6 @@ def add_latency(
         repeats: of prefill and decoding.
         new_tokens: decoded in each.
         share_blocks: all blocks hold the weights of one, in the memory of one; depth and work stay.
-        say: is told what is being timed.
 
     Raises:
         ConfigError: the table has no shape, or the model does not fit into the memory of GPU or machine.
@@ -78,11 +76,11 @@ def add_latency(
     _require_memory(result["table"], shape, [(m, row) for m, row, _ in methods if m], tokens, device, share_blocks)
     base = build(shape, device, dtype, share_blocks=share_blocks)
     inputs = _inputs(base, tokens, images)
-    for method, row, r in methods:
+    for i, (method, row, r) in enumerate(methods, 1):
         assert method is not None
-        say(f"timing {row.name}, alternated with the base: 1 + {repeats} times each")
         timed = {"base": base, "row": _variant(base, method, row)}
-        found = benchmark(timed, inputs, new_tokens=new_tokens, repeats=repeats)
+        title = f"{result['table']}: timing {row.name} and the base, row {i} of {len(methods)}"
+        found = benchmark(timed, inputs, new_tokens=new_tokens, repeats=repeats, title=title)
         r["latency"] = {**asdict(found["row"]), **{f"base_{k}": v for k, v in asdict(found["base"]).items()}}
     result["timing"] = {
         "hardware": hardware(),

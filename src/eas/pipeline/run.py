@@ -20,7 +20,7 @@ from eas.data import load_data
 from eas.data.example import Example
 from eas.distributed import is_main, join
 from eas.files import claimed, write_text
-from eas.folder import model_config
+from eas.folder import TINY_DIR, model_config
 from eas.models.anatomy import auto_class
 from eas.models.lavin import quantisation
 from eas.pipeline.config import RunConfig
@@ -85,8 +85,6 @@ class Run:
     def base_id(self) -> str:
         """Where the base is loaded from."""
         if self.config.model == "tiny":
-            from eas.demo.tiny import TINY_DIR  # a package of its own, for those who use it
-
             return str(TINY_DIR)
         return self.config.model
 

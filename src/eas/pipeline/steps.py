@@ -17,15 +17,13 @@ import torch
 from eas.checkpoint import library_versions, load, load_into, save
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
-from eas.demo.scenes import chance
 from eas.distributed import from_main, is_main
+from eas.evaluation_forms import blind
 from eas.files import write_text, writing
-from eas.measure.count import Counts, count
+from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
-from eas.methods import method_of
 from eas.methods.eas import EASConfig
-from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.finals import FOLDER as FINALS
 from eas.pipeline.finals import WINNER, finals
@@ -33,7 +31,10 @@ from eas.pipeline.fit import check, check_room
 from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
+from eas.pipeline.samples import samples
+from eas.pipeline.savings import bounds, fold_mode, warning
 from eas.reports.card import write_card
+from eas.reports.certainty import share
 from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
@@ -60,6 +61,8 @@ def search(run: Run) -> None:
     """
     check(run)
     config = run.config
+    if not console.quiet and is_main() and (told := warning(run)):
+        console.print(f"note: {told}", highlight=False, soft_wrap=True)
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
@@ -74,7 +77,7 @@ def search(run: Run) -> None:
         train(trainer)
     else:
         assert trainer.search_phase is not None
-        trainer.search_phase.run(planned.steps, run.folder / "search")
+        trainer.search_phase.run(planned.steps, run.folder / "search", "scoring skip sets")
     found = trainer.search_result()
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
@@ -162,14 +165,6 @@ def fold_step(run: Run) -> None:
         console.print(f"folded ({record['mode']}: {record['reason']}): relative error {max(errors.values()):.1e}")
 
 
-def fold_mode(run: Run) -> str | None:
-    """The mode in which the run's method is folded, None if it cannot be."""
-    modes = method_of(run.task.form, run.config.method.name).fold_modes
-    if run.config.bits is not None:
-        return next((mode for mode in modes if mode not in INTO_WEIGHTS), None)
-    return run.config.fold_mode or ("auto" if modes else None)
-
-
 @alone
 def evaluate_step(run: Run) -> None:
     """Scores base, tuned and folded model on the test split."""
@@ -178,12 +173,21 @@ def evaluate_step(run: Run) -> None:
     record: dict[str, Any] = {"examples": len(examples), "metric": config.metric_name, "score": {}, "answers": {}}
     record["report"] = {}
 
+    record["blind"] = asdict(blind(config.metric_name, examples, config.data_options))
+    record["scores"] = {}
+
     def score(name: str, model: Any, batch_size: int) -> None:
         result = run.task.evaluate(run, model, "test", name, batch_size, f"evaluating {name}")
-        record["score"][name], record["answers"][name] = result.score, result.answers
-        record["report"][name] = result.report.numbers
+        record["answers"][name] = result.answers
+        if name == "zero_shot":
+            base = run.task.meant(run, model, "test", result, batch_size, "ranking the choices of zero_shot")
+            result = base.evaluation
+            record["zero_shot"] = {"as_written": base.as_written, "comparable": base.comparable}
+            record["zero_shot"]["meant"] = result.answers
+        record["score"][name], record["report"][name] = result.score, result.report.numbers
+        record["scores"][name] = dict(result.report.scores)
         record["examples_of"] = dict(result.report.counts)
-        console.print(f"{name}: {100 * result.score:.1f} % of {len(examples)}")
+        console.print(f"{name}: {share(result.score, len(examples))} of {len(examples)}")
 
     score("zero_shot", run.load_base(), config.eval_batch_size)
     model = load(run.load_base(), run.folder / "adapter")
@@ -211,7 +215,7 @@ def measure(run: Run) -> None:
     timing = {"new_tokens": run.task.new_tokens(run), "repeats": config.benchmark_repeats}
     inputs = {key: value.to(base.device) for key, value in inputs.items()}
     latency = _time({"base": base, "folded" if mode else "tuned": tuned}, inputs, **timing)
-    latency["bounds"] = _bounds(counts["base"], counts["tuned"], prompt_tokens)
+    latency["bounds"] = bounds(counts["base"], counts["tuned"], prompt_tokens)
     if not latency["new_tokens"]:
         del latency["bounds"]["decode_ms"]
     if config.model == "tiny" and isinstance(config.method, EASConfig) and config.num_skip:
@@ -219,10 +223,10 @@ def measure(run: Run) -> None:
         wide_base, wide_folded, wide_inputs, name = larger_pair(skip_set(tuned), config.method, mode)
         timing["repeats"] = max(3, config.benchmark_repeats // 4)
         wide = wide_inputs["input_ids"].shape[1]
-        bounds = _bounds(count(wide_base, wide), count(wide_folded, wide), wide)
+        allowed = bounds(count(wide_base, wide), count(wide_folded, wide), wide)
         timed = _time({"base": wide_base, "folded": wide_folded}, wide_inputs, **timing)
         latency |= {
-            "larger": {"name": name, "bounds": bounds, **timed},
+            "larger": {"name": name, "bounds": allowed, **timed},
             "width": base.config.get_text_config().hidden_size,
         }
     totals = {name: asdict(c) for name, c in counts.items()}
@@ -250,6 +254,7 @@ def gather_into(run: Run, folder: Path) -> None:
         raise ConfigError(f"{run.folder} is one run of a comparison; name the comparison's folder")
     config, records = run.config, {step: run.record(step) or {} for step in ("search", "tune", "eval", "measure")}
     found, score = records["search"], records["eval"].get("score")
+    zero_shot = records["eval"].get("zero_shot") or {}
     model_config = run.load_config()
     made = records["measure"].get("made") or records["tune"].get("made") or {}  # not where it is gathered
     result = {
@@ -272,8 +277,9 @@ def gather_into(run: Run, folder: Path) -> None:
             "data": config.data,
             "split": "test",
             "examples": records["eval"].get("examples"),
-            "chance": chance(config.data.removeprefix("scenes:")) if config.data.startswith("scenes:") else None,
             "metric": config.metric_name,
+            **(records["eval"].get("blind") or {}),
+            "zero_shot": {key: value for key, value in zero_shot.items() if key != "meant"},
         },
         "accuracy": score,
         "categories": {**(records["eval"].get("report") or {}), "examples": records["eval"].get("examples_of")},
@@ -290,7 +296,7 @@ def gather_into(run: Run, folder: Path) -> None:
                 "evaluate": records["eval"].get("seconds"),
             },
         },
-        "samples": _samples(run, records["eval"].get("answers"), folder),
+        "samples": samples(run, records["eval"], folder),
     }
     write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
@@ -343,43 +349,11 @@ def _run_steps(run: Run) -> None:
     report(run)
 
 
-def _bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
-    """The speed-up that fewer MACs (prefill) and fewer bytes read (decode) allow; more than that is saved overhead."""
-
-    def read(counts: Counts) -> int:
-        return counts.weight_bytes + prompt_tokens * counts.kv_bytes_per_token
-
-    return {"prefill_ms": base.macs / tuned.macs, "decode_ms": read(base) / read(tuned)}
-
-
 def _time(models: dict[str, Any], inputs: dict[str, Any], new_tokens: int, repeats: int) -> dict[str, Any]:
-    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=repeats)
+    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=repeats, title=f"timing {' and '.join(models)}")
     return {
         "prompt_tokens": inputs["input_ids"].shape[-1],
         "new_tokens": new_tokens,
         "repeats": repeats,
         "variants": {name: asdict(latency) for name, latency in timed.items()},
     }
-
-
-def _samples(run: Run, answers: dict[str, dict[str, str]] | None, into: Path, most: int = 6) -> list[dict[str, Any]]:
-    if not answers or not answers["zero_shot"]:  # not evaluated, or without answers: metric none
-        return []
-    examples, samples = run.data("test"), []
-    (into / "samples").mkdir(exist_ok=True)
-    for i in range(min(most, len(examples))):
-        example, paths = examples[i], []
-        for j, image in enumerate(example.load_images()):
-            paths.append(f"samples/{i}-{j}.png")
-            image.save(into / paths[-1])
-        samples.append(
-            {
-                "id": example.id,
-                "question": example.question,
-                "target": example.target,
-                "base": answers["zero_shot"][example.id],
-                "tuned": answers["tuned"][example.id],
-                "images": paths,
-            }
-        )
-    return samples

@@ -18,6 +18,7 @@ from eas.data.collate import Collator
 from eas.data.example import Example
 from eas.data.meter import MeterCollator
 from eas.evaluation import Evaluation, evaluate
+from eas.evaluation_forms import Meant, meant
 from eas.evaluation_meter import evaluate_meter, score_retrieval
 from eas.methods import method_of, require_fit
 from eas.models.lavin import LavinConfig
@@ -103,6 +104,20 @@ class Task:
             metric=config.metric_name,
             batch_size=batch_size,
             max_new_tokens=config.max_new_tokens,
+            title=title,
+            options=config.data_options,
+        )
+
+    def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
+        """A zero-shot evaluation of a split with the form of its answers forgiven; see `eas.evaluation_forms.meant`."""
+        config = run.config
+        return meant(
+            model,
+            run.processor,
+            run.data(split),
+            found,
+            metric=config.metric_name,
+            batch_size=batch_size,
             title=title,
             options=config.data_options,
         )
@@ -200,9 +215,12 @@ class MeterTask(Task):
         if self.name == "retrieval":
             path = run.folder / "scores" / f"{split}-{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            report = score_retrieval(model, run.processor, examples, path, pairs=batch_size)
+            report = score_retrieval(model, run.processor, examples, path, pairs=batch_size, title=title)
             return Evaluation(report.score, {}, report)
         return evaluate_meter(model, run.processor, examples, self.benchmark, batch_size=batch_size, title=title)
+
+    def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
+        return Meant(found, found.score)  # it chooses among the answers
 
     def new_tokens(self, run: Run) -> int:
         return 0

@@ -12,7 +12,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from eas.reports.certainty import decimals, rounded
 from eas.reports.figures import BLUE, GREY, INK, ORANGE, STYLE, svg
+from eas.reports.findings import FEWEST
 from eas.reports.summary import number, size
 
 COSTS = ["k", "MACs", "read/token", "KV/token", "memory", "fold ms"]
@@ -82,9 +84,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _spread(spread: Mapping[str, float], digits: int, mark: str = "", scale: float = 1.0) -> str:
-    """The median, and half the distance of the outer tenths, in percent of it."""
-    half = 50 * (spread["high"] - spread["low"]) / spread["median"]
-    return f"{spread['median'] / scale:.{digits}f}{mark} ±{half:.0f} %"
+    """The median, at most so many digits behind the point, and half the distance of the outer tenths, in percent."""
+    width = spread["high"] - spread["low"]
+    shown = rounded(spread["median"] / scale, min(digits, decimals(spread["median"] / scale, width / scale)))
+    return f"{shown}{mark}" + (f" ±{50 * width / spread['median']:.0f} %" if width else "")
 
 
 def notes(result: Mapping[str, Any], batch: int) -> str:
@@ -97,6 +100,8 @@ def notes(result: Mapping[str, Any], batch: int) -> str:
         f"medians of {config['repeats']} alternated repeats; x: speed-up over the base in the same repeat, in brackets "
         "the one that MACs and bytes allow; of bound: prefill / decode at these rates",
     ]
+    if config["repeats"] < FEWEST:
+        parts.append(f"{config['repeats']} repeat(s) tell no spread: no speed-up follows")
     here = [row for row in rows if row["batch"] == batch]
     if flagged := [r["variant"] for r in here if r["prefill_above_bound"] or r["decode_above_bound"]]:
         parts.append(f"{ABOVE} {', '.join(flagged)}: faster than the bound allows, so the base was slow, not this fast")
@@ -135,7 +140,8 @@ def bench_figure(result: Mapping[str, Any]) -> Figure:
             for i, row in enumerate(here):
                 bound = row[f"{key}_speedup_bound"]
                 axes.plot([bound, bound], [i - 0.4, i + 0.4], color=ORANGE, linewidth=2)
-                text = f"{speed[i]:.2f}{ABOVE if row[f'{key}_above_bound'] else ''}"
+                sure = min(2, decimals(speed[i], spreads[i]["high"] - spreads[i]["low"]))
+                text = f"{rounded(speed[i], sure)}{ABOVE if row[f'{key}_above_bound'] else ''}"
                 axes.annotate(
                     text, (max(spreads[i]["high"], bound), i), xytext=(5, 0), textcoords="offset points", va="center"
                 )

@@ -11,8 +11,9 @@ from huggingface_hub import EvalResult, ModelCard
 
 from eas.card import as_json, card_metadata, compose, on_hub, portable_result, use, write
 from eas.records import CardRecord, raised_as, read_record
+from eas.reports.findings import at
 from eas.reports.sources import ReportError, read_json
-from eas.reports.summary import NOT_MEASURED, at, final_accuracy, headline, summary_rows
+from eas.reports.summary import NOT_MEASURED, final_accuracy, headline, remarks, summary_rows
 
 ADAPTER = "adapter"
 TASKS = {
@@ -45,6 +46,7 @@ def _of_comparison(record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[s
     model["candidates"] = record.get("candidates")
     kind = "tuned" if record["fold_mode"] is None else "folded"
     task = {"data": config["data"], "metric": record["metric"], "split": "test"}
+    task["examples"] = at(record, "examples", "test")
     return {**record, "model": model, "task": task} | {
         "accuracy": {kind: at(record, "score", "test")},
         "counts": {"tuned": record["counts"]},
@@ -58,14 +60,14 @@ def card(result: Mapping[str, Any], base: Mapping[str, Any]) -> ModelCard:
         result: its ``result.json``.
         base: what the adapter's record says of its base: ``id``, ``revision``, ``class``.
     """
-    result = portable_result(result)
+    named, result = at(result, "model", "id"), portable_result(result)
     model_id, method, data = at(result, "model", "id"), at(result, "model", "method"), at(result, "task", "data")
     hub = re.fullmatch(r"(?:(.+):)?hub:(.+)", data or "")
     dataset = hub[2] if hub else None
     title = f"{model_id} with {method} on {data}"
     scores = _scores(result, dataset, (hub[1] or hub[2]) if hub else str(data))
     datasets = [dataset] if dataset else None
-    metadata = card_metadata(on_hub(model_id), method or "eas", title, datasets=datasets, eval_results=scores)
+    metadata = card_metadata(on_hub(named), method or "eas", title, datasets=datasets, eval_results=scores)
     return compose(metadata, title, _sections(result, base))
 
 
@@ -80,7 +82,7 @@ def _scores(result: Mapping[str, Any], dataset: str | None, name: str) -> list[E
 
 
 def _sections(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    said = [headline(result)]
+    said = [headline(result), *remarks(result)]
     rows = [row for row in summary_rows(result) if row.tuned != NOT_MEASURED]
     lines = [["", "base", "this model", "change"], ["---", "---:", "---:", "---"]]
     lines += [[row.name, "" if row.base == NOT_MEASURED else row.base, row.tuned, row.change] for row in rows]
@@ -104,5 +106,6 @@ def _sections(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
         "Revision of eas": at(result, "git_revision"),
     }
     said.append("\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None and value != ""))
-    said += [use(at(result, "model", "id")), f"## Configuration\n\n{as_json(at(result, 'config'))}"]
+    named = at(result, "model", "id") or ""
+    said += [use(None if named.startswith("…") else named), f"## Configuration\n\n{as_json(at(result, 'config'))}"]
     return said

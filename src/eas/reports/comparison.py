@@ -12,9 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from eas.reports.certainty import between, median_text, percent, spread_text
 from eas.reports.figures import STYLE
+from eas.reports.findings import FEWEST, at, blind_answers, compared
 from eas.reports.sources import read_comparison
-from eas.reports.summary import at, number, size
+from eas.reports.summary import number, size
 from eas.reports.tradeoff import tradeoff
 
 
@@ -29,7 +31,8 @@ def write_comparison(path: Path) -> None:
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(values(result))
     with matplotlib.rc_context({**STYLE, "savefig.dpi": "figure", "svg.hashsalt": "comparison"}):
-        figure = tradeoff(result["rows"], at(result, "latency", "wide") or at(result, "latency") or {})
+        timing = at(result, "latency", "wide") or at(result, "latency") or {}
+        figure = tradeoff(result["rows"], timing, at(result, "task", "examples"))
         if figure is not None:
             figure.savefig(path.with_suffix(".png"))
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -39,7 +42,7 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     """The rows for the terminal; of the times only the medians, and only the wide ones where there are some."""
     if wide := at(result, "latency", "wide"):
         result = {**result, "latency": {**result["latency"], "variants": {}, "wide": wide}}
-    head, *rows = cells(result, lambda spread: f"{spread['median']:.2f}")
+    head, *rows = cells(result, median_text)
     title = Text(f"{at(result, 'task', 'data')}, {at(result, 'task', 'metric')}")
     table = Table(title=title, caption=Text(notes(result)), box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
@@ -51,7 +54,7 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The same table in Markdown with the spread of the times, its notes below."""
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(result, _with_spread)]
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(result, spread_text)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{notes(result)}\n"
 
@@ -64,7 +67,7 @@ def cells(result: Mapping[str, Any], time: Callable[[Mapping[str, float]], str])
     rows = []
     for row in result["rows"]:
         counts = row.get("counts") or {}
-        shown = [row["row"], str(row["k"]), _accuracy(row.get("test"))]
+        shown = [row["row"], str(row["k"]), _accuracy(row, at(result, "task", "examples"))]
         for key, form in (("params_trained", number), ("macs", number), ("kv_bytes_per_token", size)):
             shown.append(form(counts[key]) if key in counts else "")
         for variants in times.values():
@@ -100,29 +103,62 @@ def variant(row: Mapping[str, Any]) -> str:
 
 def notes(result: Mapping[str, Any]) -> str:
     """What the numbers are."""
-    latency, seeds = at(result, "latency"), at(result, "config", "seeds") or []
+    latency, seeds, task = at(result, "latency"), at(result, "config", "seeds") or [], at(result, "task") or {}
     said = [f"test in %, mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "test in %, one seed"]
     if result.get("apart"):
         said = ["test in %, mean ± standard deviation of a row's seeds"]
+    if examples := at(task, "examples"):
+        said.append(f"in brackets its 95 % interval on {examples} examples")
+    said += [f"{name} gives {percent(score)}" for name, score in blind_answers(task).items()]
     if latency:
+        repeats = at(latency, "settings", "repeats") or at(latency, "repeats")
         said.append(f"prompt of {latency['prompt_tokens']} tokens; times in ms, medians (10th–90th percentile)")
+        said[-1] += f" of {repeats} repeats" if repeats else ""
+        said += _no_gains(result, repeats)
         said += ["each run timed by itself, so compare it with its own base"] if result.get("apart") else []
         said += [f"wide: {name}"] if (name := at(latency, "wide", "name")) else []
         said.append(f"timed on {at(latency, 'hardware', 'gpu') or at(latency, 'hardware', 'cpu')}")
     return "; ".join(said)
 
 
-def _accuracy(test: Mapping[str, Any] | None) -> str:
+def _no_gains(result: Mapping[str, Any], repeats: int | None) -> list[str]:
+    """Rows whose times may not be taken as a speed-up over the base, and why."""
+    if repeats is not None and repeats < FEWEST:
+        return [f"timed {'once' if repeats == 1 else 'twice'}, which tells no spread: no speed-up follows"]
+    base: Mapping[str, Any] = next((row for row in result["rows"] if row["method"] is None and row.get("counts")), {})
+    variants, said = at(result, "latency", "variants") or {}, list[str]()
+    for row in result["rows"]:
+        if not base or row is base or not row.get("counts"):
+            continue
+        allowed = _bounds(base["counts"], row["counts"], at(result, "latency", "prompt_tokens"))
+        for key, bound in allowed.items():
+            before, after = at(variants, "base", key), at(variants, variant(row), key)
+            found = compared(before, after, bound, repeats) if before and after else None
+            if found is not None and found.change > 0 and "allow" in found.why_not:
+                said.append(f"{row['row']} {key.partition('_')[0]} {found.told}")
+    return said
+
+
+def _bounds(base: Mapping[str, float], row: Mapping[str, float], prompt_tokens: int) -> dict[str, float]:
+    """As a run's ``bounds``, from the counts of the rows; of what they hold."""
+    found = {"prefill_ms": base["macs"] / row["macs"]} if base.get("macs") and row.get("macs") else {}
+    if base.get("weight_bytes") and row.get("weight_bytes"):
+        read = [c["weight_bytes"] + prompt_tokens * (c.get("kv_bytes_per_token") or 0) for c in (base, row)]
+        found["decode_ms"] = read[0] / read[1]
+    return found
+
+
+def _accuracy(row: Mapping[str, Any], examples: int | None) -> str:
+    """The mean with the deviation of the seeds, and the interval of the examples."""
+    test = row.get("test")
     if test is None:
         return ""
-    return f"{100 * test['mean']:.1f}" + ("" if test["sd"] is None else f" ± {100 * test['sd']:.1f}")
-
-
-def _with_spread(spread: Mapping[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f})"
+    shown = f"{100 * test['mean']:.1f}" + ("" if test["sd"] is None else f" ± {100 * test['sd']:.1f}")
+    return shown + (f" ({between(test['mean'], examples)})" if examples else "")
 
 
 def _remarks(row: Mapping[str, Any]) -> str:
     said = [f"failed: {row['failed']}"] if row["failed"] else []
     said += ["folding changes answers"] if row.get("fold_keeps_answers") is False else []
+    said += ["not comparable: it answers in other words"] if row.get("comparable") is False else []
     return ", ".join(said)

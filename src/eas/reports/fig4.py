@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from eas.reports.figures import BLUE, INK, ORANGE, STYLE, svg
-from eas.reports.summary import at
+from eas.reports.findings import at
 from eas.reports.tradeoff import write_names
 
 LINES: dict[str, dict[str, Any]] = {

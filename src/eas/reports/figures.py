@@ -13,13 +13,18 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eas.reports.summary import at, decodes, milliseconds, number, percent, size
+from eas.reports.certainty import interval, percent, share
+from eas.reports.findings import at, blind_answers
+from eas.reports.summary import about_stand_in, decodes, milliseconds, number, size
 
 INK, GREY, BLUE, ORANGE, GREEN = "#24292f", "#8c96a0", "#0072b2", "#d55e00", "#009e73"  # colours of Okabe and Ito
 WIDTH = 3.8  # inches; 365 CSS pixels
 MOST_CATEGORIES = 24
+MOST_NAMED = 16
+"""Curves up to which all are named at their ends; of more, only those that are skipped."""
 PHASES: dict[str, Any] = {"search": {"color": ORANGE, "linestyle": "--"}, "tune": {"color": BLUE}}
 PARTS = {"mha": ("attention", GREY, None), "ffn": ("FFN", BLUE, "//"), "other": ("PIA, adapters", ORANGE, "..")}
 STYLE = {
@@ -37,6 +42,7 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "xtick.color": INK,
     "xtick.labelsize": 9.5,
     "ytick.color": INK,
@@ -76,29 +82,36 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def accuracy(result: Mapping[str, Any]) -> Plot | None:
-    """Zero-shot, tuned and folded accuracy, with the line of guessing."""
-    names = {"zero_shot": "zero-shot", "tuned": "tuned", "folded": "folded"}
+    """Zero-shot, tuned and folded accuracy with their 95 % intervals, and what blind answers give."""
+    names, examples = {"zero_shot": "zero-shot", "tuned": "tuned", "folded": "folded"}, at(result, "task", "examples")
     scores = {label: s for key, label in names.items() if (s := at(result, "accuracy", key)) is not None}
     if not scores:
         return None
     figure, (axes,) = _canvas(0.45 * len(scores) + 0.8)
-    chance = at(result, "task", "chance")
-    line = 100 * chance if chance else None
-    _bars(axes, list(scores), [100 * s for s in scores.values()], [percent(s) for s in scores.values()], line=line)
+    blind = blind_answers(at(result, "task") or {})
+    ends = [interval(s, examples) if examples else (s, s) for s in scores.values()]
+    spreads = [{"low": 100 * low, "high": 100 * high} for low, high in ends]
+    labels, values = [percent(s) for s in scores.values()], [100 * s for s in scores.values()]
+    _bars(axes, list(scores), values, labels, spreads, lines=[100 * score for score in blind.values()])
     axes.set_xlim(0, 120)  # room for the number of a bar of 100 %
     axes.set_xticks(range(0, 101, 25), [f"{p} %" for p in range(0, 101, 25)])
     axes.spines.bottom.set_visible(True)
-    alt = "Accuracy: " + ", ".join(f"{label} {percent(s)}" for label, s in scores.items())
-    if line is not None:
-        axes.axvline(line, color=ORANGE, linestyle="--", linewidth=1.5, label=f"guessing {percent(chance)}")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
-        alt += f"; guessing would give {percent(chance)}"
-    return Plot("Accuracy", f"{alt}.", figure)
+    for (name, score), style in zip(blind.items(), ("--", ":"), strict=False):
+        label = f"{short(name, 34)} {percent(score)}"
+        axes.axvline(100 * score, color=ORANGE, linestyle=style, linewidth=1.5, label=label)
+    if blind:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0, fontsize=8.5)
+    said = ", ".join(f"{label} {share(s, examples)}" for label, s in scores.items())
+    said += "".join(f"; {name} would give {percent(score)}" for name, score in blind.items())
+    note = "Lines over the bars: 95 % intervals." if examples else ""
+    if at(result, "task", "zero_shot", "comparable") is False:
+        note += " Zero-shot is not comparable: the model answers in other words."
+    return Plot("Accuracy", f"Accuracy: {said}.", figure, note.strip())
 
 
 def latency(result: Mapping[str, Any]) -> Plot | None:
-    """Prefill and decode times of all variants, with their spread; the larger model, if there is one, comes first."""
-    settings = {"larger model: ": at(result, "latency", "larger"), "": at(result, "latency")}
+    """Prefill and decode times of all variants with their spread; a random stand-in, if there is one, comes first."""
+    settings = {"stand-in: ": at(result, "latency", "larger"), "": at(result, "latency")}
     panels = [
         (f"{prefix}{title if at(values, 'new_tokens') != 0 else 'pass'}", at(values, "variants"), key)
         for prefix, values in settings.items()
@@ -116,7 +129,9 @@ def latency(result: Mapping[str, Any]) -> Plot | None:
         _bars(axes, list(spreads), [s["median"] for s in spreads.values()], labels, list(spreads.values()))
         axes.set_title(title)
         said.append(f"{title}: " + ", ".join(f"{name} {milliseconds(s)}" for name, s in spreads.items()))
-    return Plot("Latency", "; ".join(said) + ".", figure)
+    _make_room(figure, rows)
+    stand_in = about_stand_in(result)
+    return Plot("Latency", "; ".join(said) + ".", figure, f"{stand_in[:1].upper()}{stand_in[1:]}." if stand_in else "")
 
 
 def decode(result: Mapping[str, Any]) -> Plot | None:
@@ -143,7 +158,8 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
     if not final:
         return None
     rounds = [r for r in at(result, "search", "rounds") or () if r.get("importances")]
-    figure, rows = _canvas(4.8 if rounds else 2.5, 2 if rounds else 1)
+    named = range(len(final)) if len(final) <= MOST_NAMED else sorted(skip_set)[:MOST_NAMED]
+    figure, rows = _canvas(4.8 + 0.12 * max(0, len(named) - 10) if rounds else 2.5, 2 if rounds else 1)
     bars = rows[0]
     for skipped, label, colour in ((False, "kept", GREY), (True, "skipped", BLUE)):
         layers = [i for i in range(len(final)) if (i in skip_set) is skipped]
@@ -154,8 +170,6 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
             (drawn,) = rows[1].plot([r["step"] for r in rounds], line, color=colour, linewidth=1.4)
             drawn.set_linestyle("-" if skipped else "--")
             drawn.set_label(label if i == layers[0] else "")
-    if rounds:
-        _name_ends(rows[1], [r["importances"] for r in rounds][-1])
     bars.axhline(0, color=INK, linewidth=0.8)
     bars.set_xlabel("layer")
     bars.set_ylabel("importance")
@@ -165,8 +179,18 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
         rows[1].set_xlabel("training step")
         rows[1].set_ylabel("importance")
         rows[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
+        figure.set_layout_engine("constrained", rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes
+        figure.draw_without_rendering()
+        _name_ends(rows[1], {i: rounds[-1]["importances"][i] for i in named})
     lowest = ", ".join(str(i) for i in sorted(skip_set)) or "none"
-    return Plot("Importance of each attention", f"Importance of {len(final)} attentions; skipped: {lowest}.", figure)
+    note = (
+        ""
+        if not rounds or len(named) == len(final)
+        else "Numbers at the ends: the skipped ones; the table below has all."
+    )
+    return Plot(
+        "Importance of each attention", f"Importance of {len(final)} attentions; skipped: {lowest}.", figure, note
+    )
 
 
 def loss(result: Mapping[str, Any]) -> Plot | None:
@@ -196,15 +220,18 @@ def categories(result: Mapping[str, Any]) -> Plot | None:
     if len(names) < 2:
         return None
     figure, (axes,) = _canvas(0.5 * len(names) + 0.8)
+    counts = at(result, "categories", "examples")
     for offset, numbers, label, colour, hatch in (
         (-0.2, before, "base", GREY, None),
         (0.2, after, "tuned", BLUE, "//"),
     ):
         places, values = [i + offset for i in range(len(names))], [numbers[name] for name in names]
         axes.barh(places, values, height=0.38, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6, label=label)
-        for place, value in zip(places, values, strict=True):
+        for name, place, value in zip(names, places, values, strict=True):
+            low, high = _ends_of(value, at(counts, name))
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.0)
             axes.annotate(
-                f"{value:.1f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
+                f"{value:.1f}", (high, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
             )
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 25), [f"{p} %" for p in range(0, 101, 25)])
@@ -214,7 +241,8 @@ def categories(result: Mapping[str, Any]) -> Plot | None:
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     said = "; ".join(f"{name} from {before[name]:.1f} to {after[name]:.1f} %" for name in names)
     left = len(after) - len(names)
-    note = f"The first {len(names)} numbers; the table has {left} more." if left else ""
+    note = f"The first {len(names)} numbers; the table has {left} more. " if left else ""
+    note += "Lines over the bars: 95 % intervals." if counts else ""
     return Plot("Accuracy by category", f"{said}.", figure, note)
 
 
@@ -250,34 +278,58 @@ def layers(result: Mapping[str, Any]) -> Plot | None:
     )
 
 
+def _ends_of(value: float, examples: int | None) -> tuple[float, float]:
+    """The 95 % interval of a number in percent; the number itself where its examples are not known."""
+    if not examples or not 0 <= value <= 100:
+        return value, value
+    low, high = interval(value / 100, examples)
+    return 100 * low, 100 * high
+
+
 def short(name: str, most: int) -> str:
     """A name that fits."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _name_ends(axes: Axes, values: Sequence[float]) -> None:
-    """The layer's number at the end of each line, moved apart, in two columns where there are many."""
+def _name_ends(axes: Axes, values: Mapping[int, float]) -> None:
+    """The layer's number beside the end of each line, moved apart where they would touch, joined to it by a hair."""
     low, high = axes.get_ylim()
-    order, columns = sorted(range(len(values)), key=values.__getitem__), 1 if len(values) <= 16 else 2
-    gap = (high - low) * min(1.0, columns * 16 / max(len(values), 1)) / 16
-    places: list[float] = []
-    for rank, i in enumerate(order):
-        floor = places[rank - columns] + gap if rank >= columns else low
-        places.append(max(values[i], floor))
-    over = max(0.0, places[-1] - high) if places else 0.0
-    for rank, i in enumerate(order):
-        place = (axes.get_xlim()[1], max(low, places[rank] - over))
-        shift = (14 + 14 * (rank % columns), 0)
+    end, size = axes.get_xlim()[1], 7.0
+    points = axes.get_window_extent().height * 72 / axes.figure.dpi
+    order = sorted(values, key=values.__getitem__)
+    places = spread_apart([values[i] for i in order], 1.15 * size * (high - low) / points, low, high)
+    for i, place in zip(order, places, strict=True):
         axes.annotate(
             str(i),
-            place,
-            xytext=shift,
+            (end, values[i]),
+            xytext=(14, (place - values[i]) * points / (high - low)),
             textcoords="offset points",
             va="center",
-            ha="right",
-            fontsize=7.5,
+            fontsize=size,
             annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
         )
+    axes.set_xlim(right=end)
+
+
+def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending values moved as little as possible so that neighbours are a gap apart, within bounds if there is room.
+
+    Neighbours that would touch are pooled, and each pool stands around the mean of its values.
+    """
+    pools: list[list[float]] = []  # of each: the mean place of its first member, and how many there are
+    for value in values:
+        pools.append([value, 1])
+        while len(pools) > 1 and pools[-2][0] + gap * pools[-2][1] > pools[-1][0]:
+            start, size = pools.pop()
+            before, count = pools[-1]
+            pools[-1] = [(count * before + size * (start - gap * count)) / (count + size), count + size]
+    places = [start + gap * i for start, size in pools for i in range(int(size))]
+    for i in range(len(places)):
+        places[i] = max(places[i], low + gap * i)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], high - gap * (len(places) - 1 - i))
+    return places
 
 
 def _canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -292,9 +344,9 @@ def _bars(
     values: Sequence[float],
     labels: Sequence[str],
     spreads: Sequence[Mapping[str, float]] | None = None,
-    line: float | None = None,
+    lines: Sequence[float] = (),
 ) -> None:
-    """Horizontal bars from top to bottom, each with its number to the right of it, clear of a vertical line.
+    """Horizontal bars from top to bottom, each with its number to the right of it, clear of vertical lines.
 
     What EAS made is blue.
     """
@@ -306,10 +358,24 @@ def _bars(
         ends[i] = max(ends[i], spread["high"])
     axes.set_xlim(0, (max(ends) or 1.0) * (1.35 if spreads is None else 2.1))  # room for the numbers
     for i, (end, label) in enumerate(zip(ends, labels, strict=True)):
-        start = end if line is None or not end <= line < end + 15 else line
+        start = end
+        for line in sorted(lines):
+            start = line if start <= line < start + 15 else start
         axes.annotate(label, (start, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [short(name, 16) for name in names])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xticks([])
     axes.spines.bottom.set_visible(False)
+
+
+def _make_room(figure: Figure, rows: Sequence[Axes]) -> None:
+    """Widens each axis until the number behind its longest bar is whole."""
+    numbers = [[text for text in axes.texts if isinstance(text, Annotation)] for axes in rows]
+    for text in (text for some in numbers for text in some):
+        text.set_in_layout(False)
+    figure.draw_without_rendering()
+    for axes, some in zip(rows, numbers, strict=True):
+        width = axes.get_window_extent().width
+        taken = [(text.xy[0], text.get_window_extent().width + 10 * figure.dpi / 72) for text in some]
+        axes.set_xlim(0, max(end * width / max(width - label, 0.1 * width) for end, label in taken) or 1.0)

@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
+from eas.reports.certainty import percent
 from eas.reports.comparison import variant
 from eas.reports.figures import GREY, INK, WIDTH, Plot, short
-from eas.reports.summary import at, number, percent, size
-from eas.reports.tradeoff import COLOURS, MARKERS, write_names
+from eas.reports.findings import FEWEST, at
+from eas.reports.summary import number, size
+from eas.reports.tradeoff import COLOURS, MARKERS, reach, write_names
 
 
 def _time(milliseconds: float) -> str:
-    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2g} ms"
 
 
 COSTS = {
@@ -31,7 +33,10 @@ COSTS = {
 
 
 class Point(NamedTuple):
-    """A row that was tuned and whose cost is known; times have a spread."""
+    """A row that was tuned and whose cost is known.
+
+    ``reach``: how far its error bar goes down and up, in points.
+    """
 
     name: str
     label: str
@@ -39,6 +44,7 @@ class Point(NamedTuple):
     accuracy: float
     sd: float | None
     cost: float
+    reach: tuple[float, float] = (0.0, 0.0)
 
 
 def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
@@ -68,7 +74,7 @@ def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
         axes.errorbar(
             [p.cost for p in group],
             [100 * p.accuracy for p in group],
-            yerr=[100 * (p.sd or 0.0) for p in group],
+            yerr=[*zip(*(p.reach for p in group), strict=True)],
             color=colour,
             marker=marker,
             markersize=10 if marker == "*" else 7,
@@ -100,7 +106,11 @@ def front_plot(result: Mapping[str, Any], key: str) -> Plot | None:
     write_names(axes, [(str(i), to_rgb(INK), p.cost, 100 * p.accuracy) for i, p in enumerate(points, 1)])
     figure.set_layout_engine("none")  # they stay where they were found to fit
     said = "; ".join(f"{p.name} {percent(p.accuracy)} at {form(p.cost)}" for p in points)
-    note = f"Nothing is both better and cheaper than {'; '.join(f'{points.index(p) + 1} {p.name}' for p in best)}."
+    unbeaten = "; ".join(f"{points.index(p) + 1} {p.name}" for p in best)
+    note = f"By the means, nothing is both better and cheaper than {unbeaten}."
+    if key.endswith("_ms"):
+        repeats = at(result, "latency", "settings", "repeats") or at(result, "latency", "repeats")
+        note += " Timed too few times to tell." if repeats is not None and repeats < FEWEST else ""
     if key.endswith("_ms") and (timed := at(result, "latency", "wide", "name")):
         note += f" Timed in: {timed}."
     return Plot(f"Accuracy against {title}", f"{said}. {note}", figure, note)
@@ -113,7 +123,8 @@ def points_of(result: Mapping[str, Any], key: str) -> list[Point]:
         cost = _cost(result, key, row)
         if row["method"] is not None and row.get("test") and cost is not None:
             test = row["test"]
-            points.append(Point(row["row"], row["label"], int(row["k"]), test["mean"], test["sd"], cost))
+            error = reach(test, at(result, "task", "examples"))
+            points.append(Point(row["row"], row["label"], int(row["k"]), test["mean"], test["sd"], cost, error))
     return points
 
 

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from eas.reports.certainty import percent
 from eas.reports.figures import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, svg
-from eas.reports.summary import number, percent, size
+from eas.reports.summary import number, size
 
 
 def write_frontier(result: Mapping[str, Any], folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, TemplateError
 from markupsafe import Markup
 
 from eas.reports.figures import INK, STYLE, Plot, svg
+from eas.reports.findings import at
+from eas.reports.places import without_places
 from eas.reports.sections import Section, comparison_section, frontier_plots, run_section, together_section
 from eas.reports.sources import (
     COMPARISON_FILE,
@@ -23,8 +25,11 @@ from eas.reports.sources import (
     read_json,
     read_result,
 )
-from eas.reports.summary import BOUND, NOT_MEASURED, at, number
+from eas.reports.summary import BOUND, INTERVAL, NOT_MEASURED, number
 from eas.reports.together import together
+
+FEW = 6
+"""Samples of every run on a page of several."""
 
 
 class Page(NamedTuple):
@@ -52,8 +57,8 @@ def write_report(folder: Path) -> Path:
 def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ()) -> Page:
     """Writes ``report.html``, ``figures/*.png`` and ``figures/*.svg``.
 
-    The page holds figures and sample images itself, runs no script and fetches nothing. What is missing or damaged is
-    named on it and left out.
+    The page holds figures and sample images itself and fetches nothing; a few lines of script page through the samples.
+    What is missing or damaged is named on it and left out.
 
     Args:
         sources: folders of runs (``result.json``) and of comparisons (``comparison.json``), or such a
@@ -79,7 +84,8 @@ def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ())
                 else:
                     path = source / RESULT_FILE
                     result, prefix = read_result(source), f"run{len(runs) + 1}-" if several else ""
-                    runs.append(run_section(result, _frontier(source, problems), source, prefix))
+                    most = FEW if several else None
+                    runs.append(run_section(result, _frontier(source, problems), source, prefix, most))
                     results[str(source)] = result
             except ReportError as error:
                 problems.append(str(error))
@@ -97,8 +103,34 @@ def write_page(sources: Sequence[Path], out: Path, left_out: Sequence[str] = ())
     headline = sections[0]["title"] if len(sections) == 1 else _headline(sections)
     path = out / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_render(sections, headline, problems), encoding="utf-8")
+    told = [_told(problem, sources) for problem in problems]
+    path.write_text(_render(sections, headline, told), encoding="utf-8")
     return Page(path, problems)
+
+
+def _told(problem: str, sources: Sequence[Path]) -> str:
+    """A problem in words that name a file within its folder, and not where the folder is."""
+    for source in sorted(map(str, sources), key=len, reverse=True):
+        problem = problem.replace(source, Path(source).name or source)
+    return str(without_places(problem))
+
+
+def in_columns(plots: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The figures in two columns as equal in height as can be, each in the order of the page."""
+
+    def height(column: Sequence[Mapping[str, Any]]) -> float:
+        return sum(float(plot["height"]) for plot in column)
+
+    if len(plots) > 12:  # with so many, turn by turn is as good
+        columns: list[list[Mapping[str, Any]]] = [[], []]
+        for plot in plots:
+            min(columns, key=height).append(plot)
+        return columns
+    splits = []
+    for mask in range(2 ** max(0, len(plots) - 1)):  # the first stands on the left
+        right = [plot for i, plot in enumerate(plots) if i and mask >> (i - 1) & 1]
+        splits.append([[plot for plot in plots if plot not in right], right])
+    return min(splits, key=lambda split: max(map(height, split)))
 
 
 def _drawable(sections: Sequence[Section], out: Path, problems: list[str]) -> list[Section]:
@@ -126,6 +158,8 @@ def _render(sections: Sequence[Section], headline: str, left_out: Sequence[str])
         left_out=left_out,
         at=at,
         bound=BOUND,
+        interval=INTERVAL,
+        in_columns=in_columns,
         number=number,
         not_measured=NOT_MEASURED,
     )
@@ -158,7 +192,8 @@ def _written(out: Path, name: str, plot: Plot) -> dict[str, Any]:
     on_white = drawing.replace("<svg ", '<svg style="background: #fff" ', 1)
     (folder / f"{name}.svg").write_text(on_white, encoding="utf-8")
     plot.figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
-    return {"name": name, "title": plot.title, "note": plot.note, "svg": _inline(plot, drawing)}
+    height = plot.figure.get_size_inches()[1] + 0.7 + 0.2 * -(-len(plot.note) // 60)  # with title, frame and note
+    return {"name": name, "title": plot.title, "note": plot.note, "svg": _inline(plot, drawing), "height": height}
 
 
 def _inline(plot: Plot, drawing: str) -> Markup:

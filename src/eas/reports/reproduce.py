@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.files import write_text
+from eas.reports.certainty import decimals, median_text, rounded
 from eas.reports.fig4 import write_fig4
-from eas.reports.summary import at, size
+from eas.reports.findings import FEWEST, at
+from eas.reports.summary import size
 
 MARKS = {"reproduced": "", "differs": " (!)", "unexplained": " (*)"}
 LEGEND = "difference is ours - paper; (*) no consistent counting gives the paper's figure; (!) ours differs"
@@ -102,6 +104,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"{timing['prompt_tokens']} prompt tokens; x: how much faster than the base, alternated with it. The "
             "paper's times are seconds per sample on an A100, its answers generated"
         )
+        if timing["repeats"] < FEWEST:
+            said.append(f"times: {timing['repeats']} repeat(s) tell no spread: no speed-up follows")
         if shared := timing.get("block_bytes_shared"):
             said.append(f"times: all blocks held one block's weights ({size(shared)}) to save memory; depth is full")
     return [*said, *result.get("training_notes", [])]
@@ -156,8 +160,13 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _times(latency: Mapping[str, Any] | None) -> list[str]:
+    """Medians and speed-ups, with the digits that their spreads support."""
     if latency is None:
         return [""] * 4
-    medians = [latency[key]["median"] for key in ("prefill_ms", "decode_ms")]
-    ratios = [latency[f"base_{key}"]["median"] / latency[key]["median"] for key in ("prefill_ms", "decode_ms")]
-    return [f"{m:.2f}" for m in medians] + [f"{r:.3f}" for r in ratios]
+    keys = ("prefill_ms", "decode_ms")
+    ratios = []
+    for key in keys:
+        base, row = latency[f"base_{key}"], latency[key]
+        width = base["high"] / row["low"] - base["low"] / row["high"]
+        ratios.append(rounded(ratio := base["median"] / row["median"], max(1, min(3, decimals(ratio, width)))))
+    return [median_text(latency[key]) for key in keys] + ratios

@@ -8,35 +8,51 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eas.card import portable, portable_result
 from eas.metrics.exact import exact_match
+from eas.reports.certainty import between, percent, spread_text
 from eas.reports.comparison import cells, notes
 from eas.reports.curves import Curve, curve, importances_plot, losses_plot
 from eas.reports.figures import Plot, plots
+from eas.reports.findings import at
 from eas.reports.front import COSTS, front_plot
 from eas.reports.frontier import frontier_figure
 from eas.reports.pattern import of_comparison, of_frontier
+from eas.reports.places import without_places
 from eas.reports.sources import DAMAGE, RESULT_FILE, ReportError, image_uri, read_json
-from eas.reports.summary import at, headline, percent, summary_rows
+from eas.reports.summary import about_stand_in, headline, remarks, summary_rows
 
 ANSWERS = (("before", "base"), ("after", "tuned"))
 Section = dict[str, Any]
 
 
-def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], folder: Path, prefix: str) -> Section:
-    """One run: before and after, figures, those of its frontier among them, answers, how it was made."""
-    result = portable_result(result)
+def run_section(
+    result: Mapping[str, Any], frontier: Mapping[str, Plot | None], folder: Path, prefix: str, most: int | None = None
+) -> Section:
+    """One run: before and after, figures, those of its frontier among them, answers, how it was made.
+
+    Args:
+        result: of the run.
+        frontier: the figures of its frontier.
+        folder: of the run.
+        prefix: of ids.
+        most: samples at most, all without it.
+    """
+    shown = [_sample(folder, result, sample) for sample in result["samples"][:most]]
+    result = without_places({**result, "samples": []})
     return {
         "kind": "run",
         "file": str(folder / RESULT_FILE),
         "id": f"{prefix}run",
         "prefix": prefix,
-        "name": folder.name or str(folder),
+        "name": folder.name or folder.resolve().name,
         "title": headline(result),
+        "remarks": remarks(result),
+        "stand_in": about_stand_in(result),
         "result": result,
         "rows": summary_rows(result),
         "plots": {f"{prefix}{name}": plot for name, plot in {**plots(result), **frontier}.items()},
-        "samples": [_sample(folder, result, sample) for sample in result["samples"]],
+        "samples": shown,
+        "filters": _filters(shown),
         "categories": _categories(result),
         "config": json.dumps(result["config"], indent=2),
     }
@@ -44,7 +60,6 @@ def run_section(result: Mapping[str, Any], frontier: Mapping[str, Plot | None], 
 
 def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix: str) -> Section:
     """One comparison: its table, whose cells lead to configuration and seed, and its figures."""
-    result = portable_result(result)
     runs, curves, problems = [], list[Curve](), list[str]()
     for i, row in enumerate(result["rows"]):
         for seed, score in zip(row["seeds"], at(row, "test", "values") or (), strict=False):
@@ -61,16 +76,17 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
                     "skip_set": " ".join(map(str, sets.get(seed) or ())),
                     "rate": row.get("learning_rate"),
                     "settings": _settings(result, row["label"]),
-                    "folder": None if folder is None else portable(str(folder)),
-                    "href": None if folder is None else Path(os.path.relpath(folder / "run.yaml", out)).as_posix(),
+                    "folder": None if folder is None else folder.name,
+                    "href": None if folder is None else _link(folder / "run.yaml", out),
                 }
             )
+    result = without_places(result)
     task, rows = at(result, "task", "data"), [row for row in result["rows"] if row["method"] is not None]
     return {
         "kind": "comparison",
         "file": str(path),
         "id": f"{prefix}comparison",
-        "name": path.parent.name if path.name == "comparison.json" else path.name,
+        "name": path.resolve().parent.name if path.name == "comparison.json" else path.name,
         "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
         "table": _table(result, lambda i, j: f"#{prefix}row{i}-seed{result['rows'][i]['seeds'][j]}"),
         "notes": notes(result),
@@ -91,7 +107,7 @@ def together_section(group: Mapping[str, Any], results: Mapping[str, Mapping[str
         results: of all runs of the page by folder, in its order.
         prefix: of ids.
     """
-    folders, group = list(results), portable_result(group)
+    folders, group = list(results), {**without_places({**group, "rows": []}), "rows": _named_rows(group["rows"])}
     curves = [
         curve(row["row"], seed, results[folder]["search"], results[folder]["training"])
         for row in group["rows"]
@@ -134,7 +150,7 @@ def _curve(row: str, seed: Any, folder: Path, problems: list[str]) -> list[Curve
 
 def _table(result: Mapping[str, Any], link: Callable[[int, int], str]) -> Section:
     """Head and lines of the table; each seed's score leads to what it was made with."""
-    head, *lines = cells(result, lambda s: f"{s['median']:.2f} ({s['low']:.2f}–{s['high']:.2f})")
+    head, *lines = cells(result, spread_text)
     return {
         "head": head,
         "lines": [
@@ -163,6 +179,19 @@ def _folder(row: Mapping[str, Any], seed: Any, path: Path) -> tuple[Path | None,
     return None, None
 
 
+def _named_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their folders as they are, by which runs are found, and no absolute path in any name."""
+    return [{**without_places(row), "folders": row["folders"]} for row in rows]
+
+
+def _link(path: Path, out: Path) -> str | None:
+    """The way from the page to a file; None where it would lead over the root of the disk."""
+    path, out = path.resolve(), out.resolve()
+    if os.path.commonpath([path, out]) == path.anchor:
+        return None
+    return Path(os.path.relpath(path, out)).as_posix()
+
+
 def _settings(result: Mapping[str, Any], label: str) -> str:
     entries = at(result, "config", "entries") or ()
     entry: Mapping[str, Any] = next((entry for entry in entries if entry["label"] == label), {})
@@ -177,23 +206,63 @@ def frontier_plots(frontier: Mapping[str, Any]) -> dict[str, Plot | None]:
     return {"frontier": loss, "pattern": of_frontier(frontier)}
 
 
-def _categories(result: Mapping[str, Any]) -> list[tuple[str, int | None, list[float | None]]]:
-    """Every number of the metric, how many examples it is of, and it before and after, where there is more than one."""
+def _categories(result: Mapping[str, Any]) -> list[tuple[str, int | None, list[str]]]:
+    """Every number of the metric, how many examples it is of, and it before and after with its interval, where there is
+    more than one."""
     reports = [result["categories"].get(key) or {} for key in ("zero_shot", "tuned", "folded")]
     names, of = (
         list(dict.fromkeys(name for numbers in reports for name in numbers)),
         at(result, "categories", "examples"),
     )
-    rows = [(name, at(of, name), [numbers.get(name) for numbers in reports]) for name in names]
+    rows = [(name, at(of, name), [_number(numbers.get(name), at(of, name)) for numbers in reports]) for name in names]
     return rows if len(rows) > 1 else []
 
 
-def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
-    marked = at(result, "task", "metric") == "exact"  # for other metrics the page leaves judging to the reader
+def _number(value: float | None, examples: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ({between(value / 100, examples)})" if examples and 0 <= value <= 100 else "")
 
-    def right(answer: str | None) -> bool | None:
+
+def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
+    marked = (
+        at(result, "task", "metric") == "exact"
+    )  # where no scores were recorded, only plain equality is judged here
+
+    def right(key: str) -> bool | None:
+        if (score := sample.get(f"{key}_score")) is not None:
+            return float(score) >= 0.5
+        answer = sample.get(key)
         return exact_match(answer, sample["target"]) == 1.0 if marked and answer is not None else None
 
-    answers = [{"name": name, "text": sample.get(key), "right": right(sample.get(key))} for name, key in ANSWERS]
-    images = [image_uri(folder, name) for name in sample.get("images") or ()]
-    return {"question": sample["question"], "target": sample["target"], "answers": answers, "images": images}
+    answers = [
+        {"name": name, "text": sample.get(key), "right": right(key), "read_as": sample.get(f"{key}_read_as")}
+        for name, key in ANSWERS
+    ]
+    return {
+        "question": sample["question"],
+        "turns": sample.get("turns") or [],
+        "target": sample["target"],
+        "answers": answers,
+        "became": _became(right("base"), right("tuned")),
+        "categories": sample.get("categories") or {},
+        "images": [image_uri(folder, name) for name in sample.get("images") or ()],
+    }
+
+
+def _became(before: bool | None, after: bool | None) -> str:
+    """What tuning made of an answer, in the words of the page's filter."""
+    if before is None or after is None:
+        return ""
+    names = {(True, True): "stayed right", (False, False): "stayed wrong", (False, True): "became right"}
+    return names.get((before, after), "became wrong")
+
+
+def _filters(shown: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By what samples may be filtered: what became of the answers, and every category with several values."""
+    values: dict[str, list[str]] = {"answers": sorted({sample["became"] for sample in shown} - {""})}
+    for sample in shown:
+        for key, value in sample["categories"].items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return {key: sorted(each) for key, each in values.items() if len(each) > 1}

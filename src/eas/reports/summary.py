@@ -1,9 +1,21 @@
-"""What a result says in words and numbers: the headline and the rows that the terminal and the page both show."""
+"""What a result says in words and numbers: headline, remarks and rows, which terminal, page and card all show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from eas.reports.certainty import percent, share, spread_text
+from eas.reports.findings import (
+    Finding,
+    accuracy_finding,
+    at,
+    blind_answers,
+    final,
+    not_above_blind,
+    saves_nothing,
+    speed_finding,
+)
 
 NOT_MEASURED = "not measured"
 KINDS = {"mha": "attentions", "ffn": "FFNs", "either": "attentions and FFNs", "layer": "layers"}
@@ -18,26 +30,21 @@ class Row(NamedTuple):
     change: str
 
 
-def at(values: Any, *keys: str) -> Any:
-    """The entry under nested keys, None where one of them is absent or null."""
-    for key in keys:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
-
-
 def headline(result: Mapping[str, Any]) -> str:
-    """One sentence with what was measured, and nothing that was not."""
+    """One sentence with what was gained or lost, and nothing that was not measured or may be chance."""
     skipped, (total, kind) = at(result, "model", "skip_set"), _candidates(result)
-    parts = []
-    before, after = at(result, "accuracy", "zero_shot"), final_accuracy(result)
+    parts, (data, after) = [], (at(result, "task", "data"), final(at(result, "accuracy")))
     if after is not None:
-        came = "" if before is None else f"went from {percent(before)} to "
-        parts.append(f"{came or 'reaches '}{percent(after)} {_task(result)}".strip())
-    read = "reads a prompt" if decodes(result) else "runs a pass"
-    for key, verb in (("prefill_ms", read), ("decode_ms", "decodes a token")):
-        speed = speed_up(at(result, "latency", "variants"), key)
-        if speed is not None:
-            parts.append(f"{verb} {speed}{_why(at(result, 'latency'), speed)}")
+        found, score = accuracy_finding(result), share(after, at(result, "task", "examples"))
+        if found is not None and not found.why_not:
+            went = "went" if found.change > 0 else "fell"
+            parts.append(f"{went} from {percent(result['accuracy']['zero_shot'])} to {score}")
+        else:
+            parts.append(f"reaches {score}")
+        parts[0] += "" if data is None else f" on {data}"
+        blind = not_above_blind(result, after)
+        parts[0] += f", where {blind}" if blind else ""
+    parts += [f"{verb} {f.said}" for verb, f in _speeds(result) if not f.why_not and f.said != "as fast"]
     start = f"Without {len(skipped)} of its {total} {kind}, " if skipped and total else ""
     who = at(result, "model", "id") or "the model"
     if not parts:
@@ -46,19 +53,43 @@ def headline(result: Mapping[str, Any]) -> str:
     return f"{start}{who} {said}."
 
 
-BOUND = "bound: what fewer MACs (prefill) and fewer bytes read (decode) allow; more than that is saved overhead"
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What was measured and is no gain, and why; what a reader of the headline must know besides."""
+    said = []
+    found = accuracy_finding(result)
+    changes = [("accuracy", found)] if found is not None else []
+    for verb, change in [*changes, *_speeds(result)]:
+        if change.why_not:
+            said.append(f"{verb[0].upper()}{verb[1:]} {change.told}.")
+    if more := saves_nothing(at(result, "latency", "bounds")):
+        said.append(f"This configuration saves nothing: {more}. Lower the ranks, or skip more.")
+    return said
+
+
+def _speeds(result: Mapping[str, Any]) -> list[tuple[str, Finding]]:
+    """What was timed, as a verb and its finding."""
+    verbs = {"prefill_ms": "reads a prompt" if decodes(result) else "runs a pass", "decode_ms": "decodes a token"}
+    found = {verb: speed_finding(at(result, "latency"), key) for key, verb in verbs.items()}
+    return [(verb, finding) for verb, finding in found.items() if finding is not None]
+
+
+BOUND = "bound: what fewer MACs (prefill) and fewer bytes read (decode) allow; more than that is no gain of the method"
+INTERVAL = "in brackets behind an accuracy: its 95 % interval"
 
 
 def summary_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The table: accuracy, what is skipped, what was trained, operations, bytes, times."""
-    accuracy, model = at(result, "accuracy"), at(result, "model")
-    zero, tuned, folded = (at(accuracy, key) for key in ("zero_shot", "tuned", "folded"))
-    skip_set, (layers, kind) = at(model, "skip_set"), _candidates(result)
+    """The table: accuracy and what blind answers give, what is skipped, what was trained, operations, bytes, times."""
+    model, (layers, kind) = at(result, "model"), _candidates(result)
+    skip_set = at(model, "skip_set")
     k = at(model, "k") if skip_set is None else len(skip_set)
     trained, total = at(result, "counts", "tuned", "params_trained"), at(result, "counts", "base", "params_total")
+    stand_in = at(result, "latency", "larger")
     return [
-        Row("Accuracy, tuned", _or(percent, zero), _or(percent, tuned), _points(zero, tuned, "")),
-        Row("Accuracy, folded", _or(percent, zero), _or(percent, folded), _points(tuned, folded, " from tuned")),
+        *_accuracies(result),
+        *(
+            Row(name[:1].upper() + name[1:], percent(score), percent(score), "of the same split, without looking")
+            for name, score in blind_answers(at(result, "task") or {}).items()
+        ),
         Row(
             kind[:1].upper() + kind[1:],
             _or(str, layers),
@@ -69,8 +100,37 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
         _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}", "macs", number),
         *([_count(result, "KV cache per token", "kv_bytes_per_token", size)] if decodes(result) else []),
         _count(result, f"Weights read per {'token' if decodes(result) else 'pass'}", "weight_bytes", size),
-        *(_times(at(result, "latency", "larger"), ", larger model") if at(result, "latency", "larger") else []),
+        *(_times(stand_in, f" ({STAND_IN})") if stand_in else []),
         *_times(at(result, "latency"), ""),
+    ]
+
+
+STAND_IN = "random stand-in"
+"""How tables and figures name the wide model with random weights that is timed beside the tiny one."""
+
+
+def about_stand_in(result: Mapping[str, Any]) -> str:
+    """What it is; empty where a run has none."""
+    name = at(result, "latency", "larger", "name")
+    return f"{STAND_IN}: not this model but a {name}, timed with the same skip set" if name else ""
+
+
+def _accuracies(result: Mapping[str, Any]) -> list[Row]:
+    accuracy, examples = at(result, "accuracy"), at(result, "task", "examples")
+    zero, tuned, folded = (at(accuracy, key) for key in ("zero_shot", "tuned", "folded"))
+    metric, found = at(result, "task", "metric"), accuracy_finding(result)
+    before = NOT_MEASURED if zero is None else share(zero, examples)
+    form = at(result, "task", "zero_shot") or {}
+    change = "" if found is None or tuned is None else found.told
+    if form.get("comparable") is False:
+        before = f"{before}, not comparable"
+    elif (written := form.get("as_written")) is not None and written != zero:
+        change += f"; before: {percent(written)} in the very words, {percent(zero)} by the answer meant"
+    to_folded = "" if tuned is None or folded is None else f"{100 * (folded - tuned):+.1f} points from tuned"
+    name = "Accuracy" if metric in (None, "exact") else f"Accuracy ({metric})"
+    return [
+        Row(f"{name}, tuned", before, NOT_MEASURED if tuned is None else share(tuned, examples), change),
+        Row(f"{name}, folded", before, NOT_MEASURED if folded is None else share(folded, examples), to_folded),
     ]
 
 
@@ -85,10 +145,6 @@ def _candidates(result: Mapping[str, Any]) -> tuple[int | None, str]:
     return at(result, "model", "layers") if total is None else total, KINDS.get(kind, KINDS["mha"])
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
 def number(value: float) -> str:
     """Three digits and a decimal prefix: 1.23 G."""
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P"))
@@ -100,21 +156,9 @@ def size(value: float) -> str:
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
-    """Median and, in brackets, the spread: 8.12 ms (7.90-8.41)."""
-    digits = 1 if spread["median"] >= 100 else 2
-    return f"{spread['median']:.{digits}f} ms ({spread['low']:.{digits}f}–{spread['high']:.{digits}f})"
-
-
-def speed_up(variants: Mapping[str, Any] | None, key: str) -> str | None:
-    """How the folded (or unfoldable) model's median compares with the base's; says where the two spreads overlap."""
-    base, folded = at(variants, "base", key), final_times(variants, key)
-    if base is None or folded is None:
-        return None
-    ratio = base["median"] / folded["median"]
-    text = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
-    text = "as fast" if text.startswith("1.00x") else text
-    overlap = base["low"] <= folded["high"] and folded["low"] <= base["high"]
-    return f"{text} (spreads overlap)" if overlap else text
+    """Median and, in brackets, the spread, with the digits that it supports: 8.1 ms (7.9–8.4)."""
+    median, _, rest = spread_text(spread).partition(" ")
+    return f"{median} ms {rest}"
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
@@ -127,10 +171,6 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
 
 def _or(form: Any, value: Any) -> str:
     return NOT_MEASURED if value is None else str(form(value))
-
-
-def _points(before: float | None, after: float | None, suffix: str) -> str:
-    return "" if before is None or after is None else f"{100 * (after - before):+.1f} points{suffix}"
 
 
 def _share(part: float | None, whole: float | None) -> str:
@@ -147,37 +187,18 @@ def _times(latency: Mapping[str, Any] | None, suffix: str) -> list[Row]:
     rows = []
     only = at(latency, "new_tokens") == 0  # a model that decodes nothing
     for name, key in (("Pass" if only else "Prefill", "prefill_ms"), ("Decode, per token", "decode_ms")):
-        variants = at(latency, "variants")
-        base, folded = at(variants, "base", key), final_times(variants, key)
+        variants, found = at(latency, "variants"), speed_finding(latency, key)
+        base, tuned = at(variants, "base", key), final(variants, key)
         if only and key == "decode_ms":
             continue
-        change = speed_up(variants, key) or ""
-        change += _why(latency, change)
-        if bound := at(latency, "bounds", key):
+        change = found.told if found else ""
+        if (bound := at(latency, "bounds", key)) and "allow" not in change:
             change += f"; bound {bound:.2f}x"
-        rows.append(Row(f"{name}{suffix}", _or(milliseconds, base), _or(milliseconds, folded), change))
+        rows.append(Row(f"{name}{suffix}", _or(milliseconds, base), _or(milliseconds, tuned), change))
     return rows
-
-
-def _why(latency: Mapping[str, Any] | None, speed: str) -> str:
-    """The embedded model says its width: there the calls of its layers take the time, not their matrices."""
-    width = at(latency, "width")
-    return f" (width {width} is overhead)" if width and "slower" in speed else ""
-
-
-def final_times(variants: Mapping[str, Any] | None, key: str) -> Any:
-    """Of the folded model, or of the tuned one where it does not fold."""
-    folded = at(variants, "folded", key)
-    return at(variants, "tuned", key) if folded is None else folded
 
 
 def final_accuracy(result: Mapping[str, Any]) -> float | None:
     """Of the folded model, or of the tuned one where it does not fold."""
-    folded: float | None = at(result, "accuracy", "folded")
-    tuned: float | None = at(result, "accuracy", "tuned")
-    return tuned if folded is None else folded
-
-
-def _task(result: Mapping[str, Any]) -> str:
-    data, metric = at(result, "task", "data"), at(result, "task", "metric")
-    return "" if data is None else f"on {data}" + (f" ({metric})" if metric else "")
+    score: float | None = final(at(result, "accuracy"))
+    return score

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eas.reports.summary import at, final_accuracy
+from eas.reports.findings import at
+from eas.reports.summary import final_accuracy
 
 TIMES = ("prefill_ms", "decode_ms")
 SEEDS = ("seed", "output_dir", "search.seed")  # runs that differ in these only are seeds of one row
@@ -49,6 +50,7 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "latency": {
             **latency,
             "prompt_tokens": at(everyone[0], "latency", "prompt_tokens"),
+            "repeats": min((r for result in everyone if (r := at(result, "latency", "repeats"))), default=None),
             "hardware": {"cpu": ", ".join(sorted(machines))},
         }
         if latency["variants"]
@@ -111,7 +113,16 @@ def _base_row(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     zero = [s for result in results if (s := at(result, "accuracy", "zero_shot")) is not None]
     counts = at(results[0], "counts", "base")
     counts = None if counts is None else {**counts, "params_trained": 0}
-    row: dict[str, Any] = {"row": "base", "label": "base", "method": None, "k": 0, "seeds": [], "failed": 0}
+    comparable = at(results[0], "task", "zero_shot", "comparable")
+    row: dict[str, Any] = {
+        "comparable": comparable,
+        "row": "base",
+        "label": "base",
+        "method": None,
+        "k": 0,
+        "seeds": [],
+        "failed": 0,
+    }
     return row | {"test": _spread(zero[:1]), "counts": counts, "skip_sets": [], "folders": []}
 
 

@@ -12,8 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from eas.reports.certainty import interval
 from eas.reports.figures import BLUE, GREY, INK, ORANGE
-from eas.reports.summary import at
+from eas.reports.findings import at
 
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)  # of Okabe and Ito
 MARKERS = "osD^vP*X<>"  # ten, so that colour and shape together repeat late
@@ -23,12 +24,17 @@ DPI = 160
 Colour = tuple[float, float, float]
 
 
-def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Figure | None:
-    """Mean test accuracy with its standard deviation against prefill and decode; lines join the k of one entry.
+def tradeoff(
+    rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any], examples: int | None = None
+) -> Figure | None:
+    """Mean test accuracy against prefill and decode; lines join the k of one entry.
+
+    Its error bars are the standard deviation of the seeds; of one seed, the 95 % interval of the examples.
 
     Args:
         rows: of ``comparison.json``.
         timing: its ``latency``, or the wide one, whose name is then written below.
+        examples: of the test split.
 
     Returns:
         The figure, or None where no row was tuned and timed.
@@ -52,7 +58,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
             axes.errorbar(
                 [variants[row["row"]][key]["median"] for row in group],
                 [100 * row["test"]["mean"] for row in group],
-                yerr=[100 * (row["test"]["sd"] or 0.0) for row in group],
+                yerr=[*zip(*(reach(row["test"], examples) for row in group), strict=True)],
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=10 if MARKERS[i % len(MARKERS)] == "*" else 7,
@@ -86,6 +92,15 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]) -> Fi
         )
     figure.set_layout_engine("none")  # they stay where they were found to fit
     return figure
+
+
+def reach(test: Mapping[str, Any], examples: int | None) -> tuple[float, float]:
+    """How far an accuracy's error bar goes down and up, in points: a deviation of the seeds, or one seed's interval."""
+    mean, sd = test["mean"], test["sd"]
+    if sd or not examples:
+        return 100 * (sd or 0.0), 100 * (sd or 0.0)
+    low, high = interval(mean, examples)
+    return 100 * (mean - low), 100 * (high - mean)
 
 
 def write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]]) -> None:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from eas.config import Config, ConfigError, SkipConfig, option
 from eas.distributed import from_main, is_main
 from eas.files import write_text
+from eas.progress import track
 from eas.records import RecordError, raised_as, read_record
 from eas.searching.fixed import FIXED
 from eas.searching.records import SearchState
@@ -168,15 +169,17 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
             if self._ends():  # no checkpoint here: a run that goes on from an earlier one ends here again
                 control.should_training_stop, control.should_save = True, False
 
-    def run(self, steps: int, folder: Path | None = None) -> None:
+    def run(self, steps: int, folder: Path | None = None, title: str = "") -> None:
         """The rounds that so many training steps would hold, back to back: the weights stay as they are.
 
         With a folder it goes on from what an earlier call left there, and leaves its state after every round.
+        With a title it shows how far it is.
         """
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
         self.start = time.perf_counter()
-        for step in [*filter(self.config.round_after, range(1, steps + 1))][len(self.rounds) :]:
+        rounds = [*filter(self.config.round_after, range(1, steps + 1))]
+        for step in track(rounds[len(self.rounds) :], title):
             if self.rounds and self._ends():
                 return
             self.round(step)

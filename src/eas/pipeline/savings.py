@@ -1,0 +1,77 @@
+"""Whether a run can save anything at all: counted before it trains, on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.initialization import no_init_weights
+
+from eas.config import MethodConfig, SkipConfig
+from eas.measure.count import Counts, count, on_meta
+from eas.methods import method_of
+from eas.models.anatomy import auto_class
+from eas.pipeline.config import INTO_WEIGHTS
+from eas.pipeline.run import Run
+from eas.reports.findings import saves_nothing
+from eas.surgery import attachment
+
+RANKS = ("skip_rank", "adapt_rank")
+
+
+def bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
+    """The speed-up that fewer MACs (prefill) and fewer bytes read (decode) allow; more is no gain of the method."""
+
+    def read(counts: Counts) -> int:
+        return counts.weight_bytes + prompt_tokens * counts.kv_bytes_per_token
+
+    return {"prefill_ms": base.macs / tuned.macs, "decode_ms": read(base) / read(tuned)}
+
+
+def fold_mode(run: Run) -> str | None:
+    """The mode in which the run's method is folded, None if it cannot be."""
+    modes = method_of(run.task.form, run.config.method.name).fold_modes
+    if run.config.bits is not None:
+        return next((mode for mode in modes if mode not in INTO_WEIGHTS), None)
+    return run.config.fold_mode or ("auto" if modes else None)
+
+
+def warning(run: Run) -> str:
+    """What to say of a run that skips something and yet saves nothing, with ranks that would save; else empty."""
+    method = run.task.method(run)
+    if not isinstance(method, SkipConfig) or method.num_skip == 0 or run.config.bits is not None:
+        return ""
+    config, size = run.load_config(), run.task.first(run, "test")[1]
+    last = run.task.candidates(config, method)
+    skip_set = run.config.skip_set or range(last - method.num_skip, last)
+    dtype = _dtype(run.config.dtype, config)
+    with torch.device("meta"), no_init_weights():
+        base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
+    before = count(base, *size)
+
+    def allowed(changed: MethodConfig) -> tuple[MethodConfig, dict[str, float]]:
+        tuned = on_meta(base, changed, None, skip_set, fold_mode(run) or "none", dtype)
+        return attachment(tuned).config, bounds(before, count(tuned, *size), size[0])
+
+    filled, found = allowed(method)
+    if not (more := saves_nothing(found)):
+        return ""
+    ranks = {name: rank for name, rank in filled.to_dict().items() if name in RANKS}
+    said = "".join(f", {name} {rank}" for name, rank in ranks.items())
+    about, step = f"this run can save nothing: k = {method.num_skip}{said} take {more}", getattr(filled, "up_groups", 1)
+    while ranks and max(ranks.values()) > step:
+        ranks = {name: max(step, rank // 2 // step * step) for name, rank in ranks.items()}
+        _, found = allowed(replace(filled, **ranks))
+        if min(found.values()) > 1:
+            keys = " ".join(f"-o method.{name}={rank}" for name, rank in ranks.items())
+            macs, read = (100 * (1 / found[key] - 1) for key in ("prefill_ms", "decode_ms"))
+            return f"{about}; it saves with {keys} ({macs:+.1f} % MACs, {read:+.1f} % bytes read)"
+    return f"{about}; no ranks save at this k: raise method.num_skip"
+
+
+def _dtype(name: str, config: Any) -> torch.dtype:
+    """Of the weights as they will be loaded."""
+    named = config.dtype if name == "auto" else name
+    dtype: torch.dtype = getattr(torch, str(named or "float32").removeprefix("torch."))
+    return dtype
