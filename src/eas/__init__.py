@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eas.checkpoint import CheckpointError, load, save
     from eas.config import ConfigError
     from eas.decoding import fast_decode
+    from eas.families import register_family
     from eas.hub import push_to_hub
     from eas.likelihood import log_likelihood
     from eas.measure.count import Counts, count
@@ -90,6 +91,7 @@ __all__ = [
     "print_trainable_parameters",
     "prune",
     "push_to_hub",
+    "register_family",
     "save",
     "save_standalone",
     "search",
@@ -102,6 +104,7 @@ _NAMES = {
     "checkpoint": "CheckpointError load save",
     "config": "ConfigError",
     "decoding": "fast_decode",
+    "families": "register_family",
     "hub": "push_to_hub",
     "likelihood": "log_likelihood",
     "measure.count": "Counts count",

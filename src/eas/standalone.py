@@ -150,10 +150,17 @@ def _config_class(base: Any) -> Any:
     return type(f"EAS{base.__name__}", (base,), {"model_type": f"eas_{base.model_type}", "__module__": __name__})
 
 
-STANDALONE: dict[str, Any] = {name: _standalone_class(name) for name in (*FAMILIES, *COATTENTION)}
+STANDALONE: dict[str, Any] = {}
 
-for _class in STANDALONE.values():
-    globals()[_class.__name__] = _class
-    globals()[_class.config_class.__name__] = _class.config_class
-    AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
-    auto_class(_class.config_class.model_type).register(_class.config_class, _class)
+
+def add_family(name: str) -> None:
+    """Makes the standalone form of a family known to the Auto classes of transformers."""
+    cls = STANDALONE[name] = _standalone_class(name)
+    config = cls.config_class
+    globals().update({cls.__name__: cls, config.__name__: config})
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    auto_class(config.model_type).register(config, cls)
+
+
+for _name in (*FAMILIES, *COATTENTION):
+    add_family(_name)

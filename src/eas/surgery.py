@@ -177,15 +177,20 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
     """``eas.hf.twin.deviation`` of a class under a method, with block 0 skipped where the method skips."""
 
     def prepare(twin: PreTrainedModel) -> None:
-        own = {f.name for f in fields(method)}
-        ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
-        small: dict[str, Any] = dict.fromkeys(ranks, 64)
-        small |= {name: value for name, value in TWIN.items() if name in own}
-        _attach(twin, replace(method, **small), tried=True)
+        attach_to_twin(twin, method)
         if isinstance(method, SkipConfig):
             select(twin, [0])
 
     return deviation(cls, config, FAMILIES[cls.__name__][0], prepare)
+
+
+def attach_to_twin(twin: PreTrainedModel, method: MethodConfig) -> None:
+    """``attach`` of the method at a twin's size; the installation is not tried."""
+    own = {f.name for f in fields(method)}
+    ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
+    small: dict[str, Any] = dict.fromkeys(ranks, 64)
+    small |= {name: value for name, value in TWIN.items() if name in own}
+    _attach(twin, replace(method, **small), tried=True)
 
 
 def attached(model: PreTrainedModel) -> bool:
