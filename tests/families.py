@@ -193,7 +193,7 @@ def attached(
     family: str, skip: tuple[int, ...] = (0, 2), config: dict[str, Any] | None = None, **build_args: Any
 ) -> Any:
     """A tiny model with random PIAs under a skip set."""
-    options = {"num_skip": 2, "skip_rank": 4, "adapt_rank": 2, **(config or {})}
+    options = {"num_skip": len(skip), "skip_rank": 4, "adapt_rank": 2, **(config or {})}
     model = attach(build(family, **build_args), EASConfig(**options))
     randomise(model)
     select(model, skip)

@@ -55,8 +55,10 @@ CONFIGS = {
     "mam": {"num_tokens": 3, "rank": 8},
 }
 SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt")
-METER_CONFIGS = {label: CONFIGS[label] for label in SHARED} | {
-    "eas, grouped": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
+METER_CONFIGS = {
+    label: {key: 4 if key == "num_skip" else value for key, value in CONFIGS[label].items()} for label in SHARED
+} | {
+    "eas, grouped": {"num_skip": 4, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
     "das, wide": {"num_skip": 2, "skip_rank": 8, "adapt_rank": 16},  # a narrow ReLU may be zero for all tokens
     "drop, layers": {"num_skip": 2, "rank": 2, "candidates": "layer"},
     "adapter, wide": {"rank": 16, "placement": "both"},

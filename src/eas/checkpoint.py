@@ -140,19 +140,18 @@ def load(
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
         if base_revision is not None:
             raise CheckpointError(f"base_revision = {base_revision!r}: {model_or_id} has no base; use revision")
-        model = load_base(str(model_or_id), revision=revision, **from_pretrained)
-        if not attached(model):
+        opened = load_base(str(model_or_id), revision=revision, **from_pretrained)
+        if not attached(opened):
             raise CheckpointError(
                 f"{model_or_id} was not written by eas.save_standalone; pass an adapter along with it"
             )
-        return model
+        return opened
     with raised_as(CheckpointError):
         folder = adapter_folder(folder, revision, (WEIGHTS_FILE, CONFIG_FILE))
         record, file = _read(folder)
-    if isinstance(model_or_id, nn.Module):
-        model: Any = model_or_id
-    else:
-        model = load_base(str(model_or_id), revision=base_revision, **from_pretrained)
+    model: Any = model_or_id
+    if not isinstance(model, nn.Module):
+        model = load_base(str(model), revision=base_revision, **from_pretrained)
     if attached(model):
         raise CheckpointError("the base given to load is attached already; pass a freshly loaded model")
     _check_base(model, record, folder)

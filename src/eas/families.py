@@ -75,9 +75,9 @@ def register_family(
         if text_class not in TEXT_MODELS:
             TEXT_MODELS[text_class] = DECODER
             on_failure.callback(TEXT_MODELS.pop, text_class)
-        for table, entry in ((FAMILIES, (text_model, projector)), (OWN, model_class)):
-            table[name] = entry
-            on_failure.callback(table.pop, name)
+        FAMILIES[name], OWN[name] = (text_model, projector), model_class
+        on_failure.callback(FAMILIES.pop, name)
+        on_failure.callback(OWN.pop, name)
         _try(model_class, config, text_model)
         add_family(name)
         on_failure.pop_all()

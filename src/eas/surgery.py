@@ -259,13 +259,20 @@ def prune(model: PreTrainedModel) -> None:
     """Frees what the skip set makes dead: the skipped modules with their weights, and PIAs without use.
 
     Raises:
-        ValueError: the model is folded, or pruned already.
+        ValueError: the model is folded, or pruned already, or the skip set, which becomes final, has not ``num_skip``
+            members. (``select`` takes sets of other sizes, as a search draws them.)
     """
     state = attachment(model)
     if state.fold_mode is not None:
         raise ValueError("the model is folded; call unfold(model) before prune")
     if state.pruned:
         raise ValueError("the model is pruned already")
+    chosen, config = skip_set(model), state.config
+    if isinstance(config, SkipConfig) and len(chosen) != config.num_skip:
+        raise ValueError(
+            f"skip set {list(chosen)} has {len(chosen)} members, but {type(config).__name__}.num_skip = "
+            f"{config.num_skip}; select {config.num_skip} candidates, or attach with num_skip={len(chosen)}"
+        )
     for block, _ in candidates(model):
         for name in [name for part in block.skipped_parts() for name in MODULES[part]]:
             if name in block._modules:  # 'either' names a block twice

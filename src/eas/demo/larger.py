@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eas.config import MethodConfig
+from eas.config import MethodConfig, SkipConfig
 from eas.methods.eas import EASConfig
 from eas.surgery import attach, fold, prune, select
 
@@ -40,7 +41,7 @@ def larger_tuned(
     It shares the base's weights, so that many of them fit into memory.
     """
     tuned = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-    attach(tuned, config)
+    attach(tuned, replace(config, num_skip=len(skip_set)) if isinstance(config, SkipConfig) else config)
     select(tuned, skip_set)
     if skip_set:
         prune(tuned)

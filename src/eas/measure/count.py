@@ -120,8 +120,11 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
     record = read_adapter_record(folder)
     base = _from_config(_config(record["base"]["id"]), dtype)
     with fitting(folder):
-        built = attach(base, method_config(record["config"]))
-        select(built, record["skip_set"])
+        config, skipped = method_config(record["config"]), record["skip_set"]
+        if isinstance(config, SkipConfig):  # a search that goes on draws sets of other sizes
+            config = dataclasses.replace(config, num_skip=len(skipped))
+        built = attach(base, config)
+        select(built, skipped)
         if candidates(built):
             prune(built)
     return built
