@@ -310,3 +310,14 @@ def test_only_plain_maps_are_folded_per_example():
         fold(model, "per_example")
     fold(model, "shared")
     torch.testing.assert_close(logits(model, prompts(LLAMA)), expected)
+
+
+@pytest.mark.parametrize("skip", [(), (1,), (0, 1, 3)])
+def test_a_final_skip_set_has_num_skip_members(skip):
+    model = attached(LLAMA, skip, {"num_skip": 2})  # select takes any size, as a search draws them
+    words = rf"skip set \[.*\] has {len(skip)} members, but EASConfig.num_skip = 2; select 2 candidates, or attach with"
+    with pytest.raises(ValueError, match=words):
+        prune(model)
+    assert not attachment(model).pruned
+    select(model, [0, 2])
+    prune(model)

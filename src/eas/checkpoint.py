@@ -28,12 +28,13 @@ from eas.card import adapter_card, write
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.files import WriteError, writing
+from eas.fingerprint import base_fingerprint
 from eas.folder import TINY_DIR, adapter_folder, model_config
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import auto_class, paths
 from eas.records import AdapterRecord, parse_record, raised_as
-from eas.surgery import attach, attached, attachment, base_fingerprint, prune, select, skip_set
+from eas.surgery import attach, attached, attachment, prune, select, skip_set
 from eas.weights import Safetensors, is_finite, require_finite
 
 CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
@@ -42,7 +43,17 @@ REMEDY = "copy or save it again"
 
 
 class CheckpointError(ValueError):
-    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy."""
+    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> try:
+        ...     eas.load(load_tiny()[0], "/nowhere")
+        ... except eas.CheckpointError as error:
+        ...     print(error)
+        /nowhere has no adapter.safetensors; name a folder written by eas.save (or `eas run`)
+    """
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:
@@ -57,6 +68,16 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
         WriteError: the folder cannot be written; an adapter in it is intact.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> folder = mkdtemp()
+        >>> eas.save(model, folder)
+        >>> eas.attached(eas.load(load_tiny()[0], folder))
+        True
     """
     state, folder = attachment(model), Path(folder)
     text_config = model.config.get_text_config()
@@ -134,6 +155,16 @@ def load(
 
     Raises:
         CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> folder = mkdtemp()
+        >>> eas.save(model, folder)
+        >>> eas.load("tiny", folder).eas.config.num_skip
+        2
     """
     if folder is None:
         if (Path(str(model_or_id)) / WEIGHTS_FILE).is_file():

@@ -31,6 +31,12 @@ def push_to_hub(
     Raises:
         ValueError: as ``save``.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses it; ``hf auth login`` says who you are.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.push_to_hub(model, "user/adapter")  # doctest: +SKIP
     """
     with TemporaryDirectory() as folder:
         save(model, folder)

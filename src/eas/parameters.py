@@ -13,6 +13,11 @@ class ParameterCounts(NamedTuple):
     Args:
         trained: that training changes.
         total: of the whole model, with what a method added.
+
+    Example:
+        >>> import eas
+        >>> eas.ParameterCounts(trained=10, total=1000).trained
+        10
     """
 
     trained: int

@@ -39,6 +39,18 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         ValueError: the model is not attached, not pruned (``prune`` it first), folded (``unfold`` it first), or holds
             NaN or infinite numbers.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> eas.prune(model)
+        >>> folder = mkdtemp()
+        >>> eas.save_standalone(model, folder)
+        >>> eas.skip_set(eas.load(folder))
+        (2, 5)
     """
     state = attachment(model)
     if candidates(model) and not state.pruned:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
+from eas.fingerprint import base_fingerprint
 from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.changes import Change, Structure
 from eas.hf.classes import become, has_device_hook
@@ -92,6 +92,13 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         ConfigError: the configuration does not fit the model.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
         After any error the model is as it was.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=4, skip_rank=8, adapt_rank=4))
+        >>> model.eas.config.num_skip
+        4
     """
     if not isinstance(config, MethodConfig):
         named = config if isinstance(config, str) else "eas"
@@ -194,7 +201,14 @@ def attach_to_twin(twin: PreTrainedModel, method: MethodConfig) -> None:
 
 
 def attached(model: PreTrainedModel) -> bool:
-    """Whether the model went through ``attach``."""
+    """Whether the model went through ``attach``.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> eas.attached(load_tiny()[0])
+        False
+    """
     return "eas" in vars(model)
 
 
@@ -220,7 +234,15 @@ def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, 
 
 
 def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
-    """The candidates that are skipped at present, ascending."""
+    """The candidates that are skipped at present, ascending.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.skip_set(model)
+        ()
+    """
     return tuple(i for i, (block, parts) in enumerate(candidates(model)) if set(parts) <= block.skipped_parts())
 
 
@@ -234,6 +256,14 @@ def select(model: PreTrainedModel, skip_set: Iterable[int]) -> None:
 
     Raises:
         ValueError: an index is outside the model or repeated, nothing would be kept, or the model is folded or pruned.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> eas.skip_set(model)
+        (2, 5)
     """
     state = attachment(model)
     chosen, known = list(skip_set), candidates(model)
@@ -261,6 +291,16 @@ def prune(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the model is folded, or pruned already, or the skip set, which becomes final, has not ``num_skip``
             members. (``select`` takes sets of other sizes, as a search draws them.)
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> before = model.num_parameters()
+        >>> eas.prune(model)
+        >>> model.num_parameters() < before
+        True
     """
     state = attachment(model)
     if state.fold_mode is not None:
@@ -311,6 +351,14 @@ def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
     Raises:
         ValueError: the method has no fold or not this mode, the configuration does not allow it, the model is folded
             already, or what reads the method's output cannot be folded into.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> config = eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4, router="constant")
+        >>> model = eas.attach(load_tiny()[0], config)
+        >>> eas.fold(model).mode
+        'constant'
     """
     state = attachment(model)
     method, name = state.method, state.config.name
@@ -334,22 +382,18 @@ def unfold(model: PreTrainedModel) -> None:
 
     Raises:
         ValueError: the model is not folded.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> mode, reason = eas.fold(model)
+        >>> eas.unfold(model)
+        >>> model.eas.fold_mode is None
+        True
     """
     state = attachment(model)
     if state.fold_mode is None or state.method.unfold is None:
         raise ValueError("the model is not folded")
     state.method.unfold(model)
     state.fold_mode = None
-
-
-def base_fingerprint(model: PreTrainedModel) -> Tensor:
-    """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
-    loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
-    weights = [
-        layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16)
-        for layer in Anatomy.of(model).layers
-    ]
-    # torchao's are tensors that say they were floating
-    if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
-        return torch.empty(0, dtype=torch.bfloat16)
-    return torch.stack([w[0, :16].detach().to("cpu", torch.bfloat16) for w in weights])

@@ -66,6 +66,12 @@ def count(
         ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
         ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
             sees none, or whose tower is not known; or ``patch_grid`` is missing.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> eas.count(load_tiny()[0], 32, method={"name": "lora", "rank": 8}).params_trained
+        282624
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention {convention!r} is unknown; there is {', '.join(CONVENTIONS)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,6 +45,11 @@ class EASConfig(SkipConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.EASConfig(num_skip=12, preset="released").up_groups
+        2
     """
 
     name: str = method_name("eas")
@@ -54,18 +59,20 @@ class EASConfig(SkipConfig):
     hidden_scale: float = option(None, "factor on the PIA's hidden state h, 1 (0.5 in the released code)")
     dropout: float = option(None, "dropout on h while training, 0 (0.1 in the released code)")
     up_groups: int = option(None, "groups of the up-projections, 1 (2 in the released code)")
-    router: str = option("input", "what mixes the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)")
-    pooling: str = option(
+    router: Literal["input", "constant"] = option(
+        "input", "what mixes the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)"
+    )
+    pooling: Literal["prompt", "causal", "none"] = option(
         "prompt",
         "what a skipped attention's replacement knows of other tokens: 'prompt' (their mean), "
         "'causal' (the mean of those before it) or 'none' (Table 6's base)",
     )
-    decode_pooling: str = option(
+    decode_pooling: Literal["frozen", "running"] = option(
         "frozen",
         "with pooling 'causal', what the mean does when the answer begins: 'frozen' (stays the prompt's) or 'running' "
         "(goes on over the answer's tokens)",
     )
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: Literal["llava", "lavin", "meter", "released"] | None = option(None, f"one of {', '.join(PRESETS)}")
     train_scale: bool = option(None, "train a scale beside the FFN norm's weight on skipped blocks (released code)")
 
     def __post_init__(self) -> None:
@@ -86,9 +93,6 @@ class EASConfig(SkipConfig):
         for name, rank in ranks.items():
             ok = rank is None or rank % self.up_groups == 0
             self._require(name, ok, f"must be a multiple of up_groups = {self.up_groups}")
-        self._require("router", self.router in ("input", "constant"), "must be 'input' or 'constant'")
-        self._require("pooling", self.pooling in ("prompt", "causal", "none"), "must be 'prompt', 'causal' or 'none'")
-        self._require("decode_pooling", self.decode_pooling in ("frozen", "running"), "must be 'frozen' or 'running'")
         ok = self.decode_pooling == "frozen" or self.pooling == "causal"
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 

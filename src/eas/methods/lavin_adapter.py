@@ -27,7 +27,13 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own, but for the dropout, which is off."""
+    """The values are LaVIN's own, but for the dropout, which is off.
+
+    Example:
+        >>> import eas
+        >>> eas.LavinAdapterConfig(rank=8).name
+        'lavin_adapter'
+    """
 
     name: str = method_name("lavin_adapter")
     rank: int = option(8, "r of the down path")

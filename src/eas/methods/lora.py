@@ -19,7 +19,13 @@ MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 @dataclass
 class LoRAConfig(MethodConfig):
-    """Which maps get an update, of which rank; the paper's LLaVA rows have rank 16 at all maps."""
+    """Which maps get an update, of which rank; the paper's LLaVA rows have rank 16 at all maps.
+
+    Example:
+        >>> import eas
+        >>> eas.LoRAConfig(rank=8, targets=["q_proj", "v_proj"]).rank
+        8
+    """
 
     name: str = method_name("lora")
     rank: int = option(16, "r of the update")

@@ -27,7 +27,13 @@ WITHOUT_LOSSES = (*FIXED, "similarity")
 
 @dataclass
 class SearchConfig(Config):
-    """How the skip set is searched (paper section 4.3)."""
+    """How the skip set is searched (paper section 4.3).
+
+    Example:
+        >>> import eas
+        >>> eas.SearchConfig(rule="spread", warmup_steps=50).samples
+        3
+    """
 
     rule: str = option(
         "spread", f"how losses become importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}"
