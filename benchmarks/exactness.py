@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 import eas
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
 from eas.hf.api import cached
 from eas.hf.cache import kv_cache_bytes
 from eas.measure.latency import git_revision, hardware

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from proxy_gather import spearman
 
-from eas.checkpoint import load_into
+from eas.attachment.attach import select
+from eas.attachment.load import load_into
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline import Run, RunConfig, steps
 from eas.pipeline.phases import attached, make_trainer, train
-from eas.surgery import select
 
 TUNE = 120
 SETTINGS = [

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 import eas
-from eas.checkpoint import library_versions
-from eas.data.collate import Collator
+from eas.attachment.quantised import QUANTISERS
+from eas.attachment.save import library_versions
 from eas.measure.latency import git_revision
 from eas.models.anatomy import Anatomy
 from eas.pipeline.run import Run
-from eas.quantised import QUANTISERS
+from eas.tasks.collate import Collator
 
 EXAMPLES, BATCH = 96, 16
 TRAINING, VALIDATION = "train", "validation"

@@ -12,11 +12,12 @@ import sys
 
 import torch
 
-from eas.checkpoint import library_versions, load
-from eas.data.collate import Collator
+from eas.attachment.load import load
+from eas.attachment.save import library_versions
 from eas.measure.latency import git_revision, hardware
 from eas.metrics import METRICS
 from eas.pipeline import Run
+from eas.tasks.collate import Collator
 
 
 @torch.inference_mode()

@@ -25,14 +25,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eas.data.collate import Collator
-from eas.demo.scenes import scenes
+from eas.attachment.attach import attach, select
+from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.measure.latency import git_revision, hardware
 from eas.methods.eas import EASConfig
 from eas.searching import make_rule, random_skip_set
 from eas.searching.scoring import score_sets
-from eas.surgery import attach, select
+from eas.tasks.collate import Collator
 
 LAYERS, BATCH, HELD_OUT, UNSEEN, RATE = 12, 16, 192, 384, 0.003
 SETS = {6: 20, 4: 4}

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import eas
-from eas.data.collate import Collator
-from eas.demo.scenes import scenes
+from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.measure.latency import Spread, git_revision, hardware
 from eas.searching import random_skip_set
 from eas.searching.scoring import block_evaluations, score_sets
+from eas.tasks.collate import Collator
 
 IMAGE, LAYERS = 3, 12
 

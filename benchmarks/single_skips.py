@@ -8,11 +8,11 @@ import json
 import torch
 
 import eas
-from eas.checkpoint import library_versions
-from eas.data.collate import Collator
-from eas.demo.scenes import FAMILIES, scenes
+from eas.attachment.save import library_versions
+from eas.data.scenes import FAMILIES, scenes
 from eas.demo.tiny import load_tiny
 from eas.measure.latency import git_revision
+from eas.tasks.collate import Collator
 
 EXAMPLES = 100
 

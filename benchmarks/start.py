@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eas.checkpoint import library_versions
+from eas.attachment.save import library_versions
 from eas.measure.latency import git_revision, hardware
 
 COMMANDS = (["--help"], ["run", "--help"])

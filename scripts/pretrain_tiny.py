@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
-from eas.data.example import Example
-from eas.demo.scenes import (
+from eas.data.scenes import (
     COLOURS,
     FAMILIES,
     SHAPES,
@@ -44,9 +43,10 @@ from eas.demo.scenes import (
     render,
     scenes,
 )
-from eas.demo.textures import TEXTURES, texture
+from eas.data.textures import TEXTURES, texture
 from eas.demo.tiny import SPECIAL, build_config, build_processor, vocabulary
-from eas.folder import TINY_DIR
+from eas.example import Example
+from eas.models.folder import TINY_DIR
 
 PICTURES, TEXT, PAIRS = 32, 96, 8  # pictures per step; text tokens and at most so many pairs per picture
 VISION_PICTURES = 64
@@ -292,7 +292,7 @@ def scores(recipe: Recipe, size: int) -> dict[str, dict[str, float]]:
 CARD = """# Tiny LLaVA
 
 A `LlavaForConditionalGeneration` with {parameters:,} parameters, pretrained from nothing on the procedural world of
-`eas.demo.scenes` by `scripts/pretrain_tiny.py`: seed {seed}, {vision_steps} steps of the vision tower and
+`eas.data.scenes` by `scripts/pretrain_tiny.py`: seed {seed}, {vision_steps} steps of the vision tower and
 {language_steps} steps of the projector and the language model. It is a test subject, not a useful assistant: it knows
 the eight question families of that world and can repeat words. Of the four tasks at the end of the table its language
 model has seen nothing; its vision tower has seen the textures.

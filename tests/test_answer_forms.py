@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import eas.evaluation_forms as forms
-from eas.data.example import Example
+import eas.tasks.evaluation_forms as forms
 from eas.demo.tiny import load_tiny
-from eas.evaluation import Evaluation, evaluate, score_answers, target_losses
-from eas.evaluation_forms import Blind, blind, meant, named
+from eas.example import Example
+from eas.tasks.evaluation import Evaluation, evaluate, score_answers, target_losses
+from eas.tasks.evaluation_forms import Blind, blind, meant, named
 
 torch.set_num_threads(1)
 

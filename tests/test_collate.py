@@ -22,8 +22,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from eas.data.collate import Collator
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
+from eas.tasks.collate import Collator
 
 torch.set_num_threads(1)
 
@@ -224,7 +224,7 @@ def test_what_is_cut_is_never_an_image(processor, cut):
 
 
 def test_an_unknown_cut_is_refused():
-    with pytest.raises(ValueError, match=r"cut = 'middle': there are question_start"):
+    with pytest.raises(ValueError, match=r"cut = 'middle': use one of question_start"):
         Collator(llava(), training=True, cut="middle")
 
 

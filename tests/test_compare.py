@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.files import WriteError
-from eas.pipeline import compare, steps
-from eas.pipeline.compare import choose_rate, compare_runs
-from eas.pipeline.compare_config import CompareConfig
+from eas.paper import compare
+from eas.paper.compare import choose_rate, compare_runs
+from eas.paper.compare_config import CompareConfig
+from eas.pipeline import steps
 from eas.reports.comparison import comparison_table, write_comparison
 from eas.reports.page import ReportError
 
@@ -268,7 +269,7 @@ def test_damaged_files_are_named(done, tmp_path):
         (
             one / "result.json",
             "{}",
-            r"result\.json is not what a comparison leaves there \(it has no 'seed'\); remove ",
+            r"result\.json is no record of a comparison \(it has no 'seed'\); remove ",
         ),
         (folder / "comparison.json", '{"latency": {}}', r"comparison\.json: latency has no 'settings'; remove it"),
         (one / "run.yaml", None, r"'EAS': .*EAS-k3-s1 holds results but no run\.yaml; remove it"),

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import eas
 from eas.measure import shapes
 from eas.measure.count import count, on_meta
-from eas.pipeline.reproduce import reproduce_table
+from eas.paper.reproduce import reproduce_table
 
 torch.set_num_threads(1)
 DEPTH, SKIPPED, N = 3, 1, 13

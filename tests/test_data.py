@@ -16,10 +16,10 @@ from PIL import Image
 
 from eas.config import ConfigError
 from eas.data import load_data
-from eas.data.example import DataError, Example
 from eas.data.hub import HubRows
 from eas.data.jsonl import load_jsonl
 from eas.data.nlvr import load_nlvr
+from eas.example import DataError, Example
 from eas.metrics import METRICS
 from eas.pipeline import RunConfig
 
@@ -203,9 +203,9 @@ def test_generated_pictures_are_data_too():
     ("spec", "split", "words"),
     [
         ("no/such.jsonl", "train", r"unknown data 'no/such.jsonl'.*scenes:\.\.\., nlvr:"),
-        ("{file}", "val", "has no split 'val'; there are train, validation, test"),
-        ("nlvr:{folder}", "val", "no split 'val'; there are train, validation, dev"),
-        ("scenes:codes", "dev", "no split 'dev'; there are train"),
+        ("{file}", "val", "has no split 'val'; use one of train, validation, test"),
+        ("nlvr:{folder}", "val", "no split 'val'; use one of train, validation, dev"),
+        ("scenes:codes", "dev", "no split 'dev'; use one of train"),
         ("{file}", "test", "the split 'test' is empty"),
     ],
 )
@@ -431,7 +431,7 @@ def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
         assert [part["type"] for part in first.messages[0]["content"]] == ["text", "image", "text", "image", "text"]
         assert plain.images == ()
     assert len(load_data(str(tmp_path / "saved"), "test")) == 1
-    with pytest.raises(DataError, match="has no split 'validation'; there are train, test"):
+    with pytest.raises(DataError, match="has no split 'validation'; use one of train, test"):
         load_data(str(tmp_path / "saved"), "validation")
     spec, parts = f"hub:{tmp_path / 'parquet'}", {"validation": "train[1:]"}
     assert [example.id for example in load_data(spec, "validation", options={"splits": parts})] == ["row-0"]
@@ -463,9 +463,9 @@ def test_a_run_knows_the_options_of_its_data():
 def test_answers_and_losses_are_scored():
     from transformers import AutoProcessor
 
-    from eas.checkpoint import load_base
-    from eas.evaluation import evaluate
-    from eas.folder import TINY_DIR
+    from eas.attachment.load import load_base
+    from eas.models.folder import TINY_DIR
+    from eas.tasks.evaluation import evaluate
 
     model, processor = load_base(str(TINY_DIR)), AutoProcessor.from_pretrained(TINY_DIR)
     examples = load_data("scenes:textures", "test", limit=6)
@@ -478,7 +478,7 @@ def test_answers_and_losses_are_scored():
     assert losses.answers == {}
     assert 0 < losses.score < 1
     assert losses.report.scores == pytest.approx(singly.report.scores, rel=1e-4)
-    with pytest.raises(DataError, match=r"metric 'bleu' is unknown; there is exact, .*scienceqa"):
+    with pytest.raises(DataError, match=r"metric 'bleu' is unknown; use one of exact, .*scienceqa"):
         evaluate(model, processor, examples, metric="bleu", **ask)
 
 

@@ -113,7 +113,7 @@ def test_eval_takes_a_run_or_a_file(tmp_path):
     for arguments, words in (
         ((), "without a run folder, --dataset, --data-dir, --split, --predictions must be given"),
         (("--dataset", "nlvr2", "--split", "dev"), "without a run folder, --data-dir, --predictions must be given"),
-        ((tmp_path, "--dataset", "nlvr2"), "a run folder and --dataset: give the one or the other"),
+        ((tmp_path, "--dataset", "nlvr2"), "a run folder and --dataset: give one of them"),
         ((tmp_path, "--json", "x"), "a run folder and --json"),
         ((tmp_path,), "holds no run.yaml"),
     ):
@@ -139,7 +139,7 @@ def test_eval_scores_a_file(tmp_path):
     assert report["scores"] == {"dev-1-0-0": 1, "dev-1-1-0": 0}
     assert report["left_out"] == ["no prediction for dev-1-1-0; counted as wrong"]
     result, _ = run(*arguments, "-o", "seed=3")
-    assert "only data_options.KEY=VALUE has a meaning here" in str(result.exception)
+    assert "this command takes only data_options.KEY=VALUE" in str(result.exception)
 
 
 @real_data

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import eas
+from eas.attachment.standalone import STANDALONE
 from eas.models.anatomy import FAMILIES, OWN
-from eas.standalone import STANDALONE
 
 torch.set_num_threads(1)
 RESULTS = {"Counts", "Latency", "QuantisedFold", "SearchResult", "UnsupportedModelError"}

@@ -23,7 +23,7 @@ from eas.models.anatomy import FAMILIES
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No twin is computed, nothing optional imported: both have tests of their own."""
-    monkeypatch.setattr("eas.twin.deviation", lambda family: 1e-7)
+    monkeypatch.setattr("eas.attachment.twin.deviation", lambda family: 1e-7)
     monkeypatch.setattr(doctor, "OPTIONAL", {})
 
 
@@ -89,7 +89,7 @@ def dying(family: str) -> float:
     ],
 )
 def test_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPatch, twin: Any, found: str) -> None:
-    monkeypatch.setattr("eas.twin.deviation", twin)
+    monkeypatch.setattr("eas.attachment.twin.deviation", twin)
     row = rows()["decoding, Llava"]
     assert (row.state, row.found[: len(found)]) == ("wrong", found)
     assert "pip install 'transformers" in row.remedy
@@ -153,7 +153,7 @@ def test_names_come_when_they_are_used() -> None:
     code = """if True:
         import sys, eas
         assert "torch" not in sys.modules and "attach" in dir(eas)
-        assert eas.attach is sys.modules["eas.surgery"].attach
+        assert eas.attach is sys.modules["eas.attachment.attach"].attach
         from transformers import AutoConfig
         print(AutoConfig.for_model("eas_llava").model_type)
     """

@@ -11,9 +11,9 @@ from families import TEXT, logits, prompts, randomise
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import eas
+from eas.attachment.standalone import STANDALONE
 from eas.hf.versions import TransformersChangedError
 from eas.models import anatomy
-from eas.standalone import STANDALONE
 
 torch.set_num_threads(1)
 EAS = eas.EASConfig(num_skip=2, skip_rank=4, adapt_rank=2)
@@ -119,7 +119,7 @@ def test_what_would_be_taken_for_another_class_is_refused():
 
 
 def test_a_class_that_decodes_wrongly_is_refused(monkeypatch):
-    monkeypatch.setattr("eas.families.twin_deviation", lambda *_: 0.01)
+    monkeypatch.setattr("eas.attachment.families.twin_deviation", lambda *_: 0.01)
     refused(eas.UnsupportedModelError, r"OwnForCausalLM decodes wrongly .* by 1\.0e-02", OwnForCausalLM)
     monkeypatch.setattr(OwnModel, "forward", lambda *_, **__: 1 / 0)
     refused(TransformersChangedError, "a tiny random OwnForCausalLM does not run", OwnForCausalLM)

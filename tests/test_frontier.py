@@ -11,12 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from eas import ConfigError, cli, select
-from eas.checkpoint import adapter_state, load_into
-from eas.data.collate import Collator
+from eas.attachment.attach import attach, fold
+from eas.attachment.load import load_into
+from eas.attachment.save import adapter_state
 from eas.measure.count import count
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.frontier import Budget, fit_rounds, frontier, held_out_losses
-from eas.surgery import attach, fold
+from eas.tasks.collate import Collator
 
 torch.set_num_threads(1)
 SHORT = [

@@ -16,7 +16,9 @@ from transformers import DynamicCache, LlamaModel, Trainer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 import eas
-from eas import EASConfig, attach, surgery
+from eas import EASConfig, attach
+from eas.attachment import attach as surgery
+from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf import twin, versions
 from eas.hf.api import CACHE_NAME, cache_of, cached, output_cache, take_cache
 from eas.hf.cache import PromptLayer, prompt_layer
@@ -24,7 +26,6 @@ from eas.hf.trainer import OpenTrainer, checkpoint_activations
 from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import FAMILIES
-from eas.twin import TOLERANCE, deviation
 
 LLAMA = "LlamaForCausalLM"
 SOURCE = Path(eas.__file__).parent
@@ -181,7 +182,7 @@ def test_a_cache_that_does_not_come_back_is_refused(monkeypatch):
     forward = LlamaModel.forward
     lost = lambda self, *a, **k: forward(self, *a, **{**k, CACHE_NAME: None})  # noqa: E731
     monkeypatch.setattr(LlamaModel, "forward", lost)
-    with pytest.raises(TransformersChangedError, match="returned another cache than the one that was prepared"):
+    with pytest.raises(TransformersChangedError, match="did not return the cache that was prepared"):
         model(**inputs, use_cache=True)
 
 
@@ -220,7 +221,7 @@ def test_a_block_in_decoding_wants_its_state():
 
 
 def test_a_request_that_does_not_reach_the_blocks_is_refused():
-    with pytest.raises(TransformersChangedError, match="does not hand the keyword 'request' on to its blocks"):
+    with pytest.raises(TransformersChangedError, match="does not pass the keyword 'request' to its blocks"):
         attached(LLAMA).model.layers[0](torch.zeros(1, 2, 32))
 
 

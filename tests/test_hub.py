@@ -12,8 +12,8 @@ from families import attached, build, logits, prompts
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import eas
+from eas.attachment.save import CheckpointError
 from eas.card import MARK
-from eas.checkpoint import CheckpointError
 
 torch.set_num_threads(1)
 LLAMA = "LlamaForCausalLM"
@@ -61,8 +61,8 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr("eas.hub.HfApi", lambda: hub)
-    monkeypatch.setattr("eas.folder.snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr("eas.attachment.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("eas.models.folder.snapshot_download", hub.snapshot_download)
     monkeypatch.chdir(tmp_path)
     return hub
 
@@ -94,7 +94,7 @@ def test_base_revision_is_the_base_s(hub, monkeypatch):
         asked.append((name, given))
         return build(LLAMA)
 
-    monkeypatch.setattr("eas.checkpoint.load_base", load_base)
+    monkeypatch.setattr("eas.attachment.load.load_base", load_base)
     eas.load("user/base", "user/adapter", base_revision="v1", dtype="float32")
     eas.load("user/base", "user/adapter", revision=None)
     assert asked == [("user/base", {"revision": "v1", "dtype": "float32"}), ("user/base", {"revision": None})]
@@ -103,7 +103,7 @@ def test_base_revision_is_the_base_s(hub, monkeypatch):
 
 
 def test_a_folder_comes_before_the_hub_and_has_no_revision(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("eas.folder.snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("eas.models.folder.snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
     eas.save(attached(LLAMA), "user/adapter")
     assert eas.attached(eas.load(build(LLAMA), "user/adapter"))
     with pytest.raises(CheckpointError, match=r"user/adapter is a folder and has no revision 'v1'; base_revision is"):

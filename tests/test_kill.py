@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import searcher
 
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.training import last_checkpoint

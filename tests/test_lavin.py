@@ -12,14 +12,15 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, TrainingArguments
 
 import eas
 from eas import METHODS
-from eas.checkpoint import adapter_state, load_base
+from eas.attachment.load import load_base
+from eas.attachment.quantised import keep_gradients
+from eas.attachment.save import adapter_state
 from eas.data import load_data
-from eas.data.collate import Collator
-from eas.data.example import Example
-from eas.evaluation import evaluate
+from eas.example import Example
 from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor, quantisation
 from eas.pipeline import Run, RunConfig, run_steps
-from eas.quantised import keep_gradients
+from eas.tasks.collate import Collator
+from eas.tasks.evaluation import evaluate
 from eas.training import EASTrainer
 
 LAVIN = "LavinForConditionalGeneration"
@@ -316,6 +317,6 @@ def test_quantised_runs_that_cannot_work_are_refused(folder, scienceqa, tmp_path
         RunConfig.from_dict({"bits": 4, "fold_mode": "constant"})
     with pytest.raises(eas.ConfigError, match="bits = 4: only LaVIN is quantised on loading, this is a llava"):
         run_steps(Run.create(RunConfig(bits=4, output_dir=str(tmp_path / "llava"))))
-    monkeypatch.setattr("eas.pipeline.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("eas.tasks.task.find_spec", lambda name: None)
     with pytest.raises(eas.ConfigError, match=r"bits = 8: bitsandbytes is missing; pip install 'eas\[quantised\]'"):
         run(folder, scienceqa, tmp_path / "missing", {"name": "lavin_adapter"}, bits=8)

@@ -24,13 +24,9 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
-from eas.checkpoint import load_base
-from eas.convert_lavin import _tokenizer, convert_adapter, convert_base
-from eas.data.collate import Collator
-from eas.data.example import Example
-from eas.methods.lavin_adapter import LavinAdapterConfig
-from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
-from eas.models.lavin.conversion import (
+from eas.attachment.load import load_base
+from eas.convert.lavin import _tokenizer, convert_adapter, convert_base
+from eas.convert.lavin_weights import (
     Conversion,
     ConversionError,
     check,
@@ -41,6 +37,10 @@ from eas.models.lavin.conversion import (
     llama_weights,
     shapes,
 )
+from eas.example import Example
+from eas.methods.lavin_adapter import LavinAdapterConfig
+from eas.models.lavin import LavinConfig, LavinForConditionalGeneration, LavinProcessor
+from eas.tasks.collate import Collator
 
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
 TEMPERATURE, SCALE = 2.0, 1.5

@@ -11,13 +11,12 @@ from collections import Counter
 import malformed
 import pytest
 
-from eas.checkpoint import CheckpointError
+from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
-from eas.data.errors import DataError
+from eas.convert import lavin, meter
+from eas.errors import DataError
 from eas.files import WriteError
 from eas.models.anatomy import UnsupportedModelError
-from eas.models.lavin import conversion as lavin
-from eas.models.meter import conversion as meter
 from eas.reports.sources import ReportError
 
 OURS = (CheckpointError, ConfigError, DataError, ReportError, UnsupportedModelError, WriteError)

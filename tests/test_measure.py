@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import eas
 from eas import EASConfig
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
 from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.measure.count import Counts, count

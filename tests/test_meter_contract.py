@@ -13,8 +13,8 @@ from test_methods import method, with_weights
 
 import eas
 from eas import METHODS
+from eas.attachment.state import candidates
 from eas.measure.layers import block_costs
-from eas.surgery import candidates
 
 torch.set_num_threads(1)
 exactly = partial(torch.testing.assert_close, rtol=0, atol=0)

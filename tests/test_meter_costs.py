@@ -9,12 +9,12 @@ from test_meter_contract import batch, build, exactly, logits, tuned
 
 import eas
 from eas import METHODS
+from eas.attachment.undo import disabled
 from eas.measure.latency import benchmark
 from eas.measure.layers import block_costs
 from eas.models.meter import TASKS, MeterConfig
 from eas.models.meter.modeling import Stream
 from eas.searching.similarity import cosines
-from eas.undo import disabled
 
 torch.set_num_threads(1)
 

@@ -11,11 +11,11 @@ from transformers import TrainingArguments
 
 import eas
 from eas import METHODS, ConfigError
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
+from eas.attachment.state import candidates
 from eas.models.meter.modeling import Stream
 from eas.searching import SearchConfig
 from eas.searching.scoring import score_sets
-from eas.surgery import candidates
 from eas.training import EASTrainer
 
 torch.set_num_threads(1)

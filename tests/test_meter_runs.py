@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.models.meter import TASKS, MeterProcessor
+from eas.paper.compare import compare_runs
+from eas.paper.compare_config import CompareConfig
 from eas.pipeline import Run, RunConfig, run_steps, steps
-from eas.pipeline.compare import compare_runs
-from eas.pipeline.compare_config import CompareConfig
 from eas.pipeline.frontier import frontier
 from eas.searching.similarity import cosines
 

@@ -11,12 +11,12 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 
 import eas
 from eas import METHODS, ConfigError
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
+from eas.attachment.state import candidates
+from eas.attachment.undo import disabled
 from eas.hf.trainer import checkpoint_activations
 from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
-from eas.surgery import candidates
-from eas.undo import disabled
 
 torch.set_num_threads(1)
 FAMILIES = [
@@ -348,5 +348,5 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
     tied = build(FAMILIES[0], tie_word_embeddings=True)
     with pytest.raises(ConfigError, match="tied to its input embeddings"):
         eas.attach(tied, config_of("head"))
-    with pytest.raises(ConfigError, match="method 'lorra' is unknown; there is eas"):
+    with pytest.raises(ConfigError, match="method 'lorra' is unknown; use one of eas"):
         eas.method_config({"name": "lorra"})

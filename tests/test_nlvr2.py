@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from eas.data import load_data
-from eas.data.example import DataError
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr2 import NLVR2, NLVR2Options
 from eas.data.score import score_file
+from eas.example import DataError
 from eas.metrics.nlvr2 import consistency, correct, sentence
 
 REAL = Path(os.environ.get("EAS_REAL_DATA", "none")) / "nlvr2"
@@ -86,7 +86,7 @@ def test_bad_files_are_named(nlvr2, change, words):
 
 
 def test_unknown_split(nlvr2):
-    with pytest.raises(DataError, match="nlvr2 has no split 'nope'; there are train, dev, test1"):
+    with pytest.raises(DataError, match="nlvr2 has no split 'nope'; use one of train, dev, test1"):
         load_data(f"nlvr2:{nlvr2}", "nope")
 
 

@@ -10,10 +10,10 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from eas.cli import app
-from eas.data.errors import DataError
-from eas.data.example import Example
 from eas.data.hub import HubRows
-from eas.data.picture import read_picture
+from eas.errors import DataError
+from eas.example import Example
+from eas.picture import read_picture
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

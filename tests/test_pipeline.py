@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
-from eas.data.collate import Collator
-from eas.demo.scenes import scenes
+from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.searching import SearchConfig
+from eas.tasks.collate import Collator
 from eas.training import EASTrainer
 
 SHORT = [
@@ -103,7 +103,7 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
 
     folded = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "shared"])
     assert folded.exit_code == 0, folded.output
-    assert "eval.json and measure.json may be of another mode" in folded.output
+    assert "eval.json and measure.json may belong to another mode" in folded.output
     refused = CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "constant"])
     assert "use mode 'shared', or eas.freeze_router" in str(refused.exception)
     assert "must be null or one of ('auto', 'shared'" in str(

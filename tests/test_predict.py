@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from eas import cli
 from eas.config import ConfigError
-from eas.data.example import DataError, Example
-from eas.demo.scenes import scenes
+from eas.data.scenes import scenes
+from eas.example import DataError, Example
 from eas.files import WriteError, locked
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.predict import predict, read_questions
@@ -60,7 +60,7 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     assert asked.stdout.strip() == whole[0]["answer"]
 
     part, calls = tmp_path / "part.jsonl", []
-    from eas.evaluation import answer as really
+    from eas.tasks.evaluation import answer as really
 
     def answer(model, processor, examples, **more):
         calls.append([example.id for example in examples])
@@ -72,7 +72,7 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     monkeypatch.setattr("sys.argv", ["eas", *command, str(part)])
     stopped = CliRunner().invoke(cli.app, [*command, str(part)])
     assert stopped.exit_code == 130
-    assert "goes on where it was stopped" in stopped.output
+    assert "continues where it stopped" in stopped.output
     with part.open("a") as file:
         file.write('{"id": "q2", "ans')  # killed while it wrote
     assert CliRunner().invoke(cli.app, [*command, str(part)]).exit_code == 0
@@ -92,7 +92,9 @@ def test_an_output_of_something_else_is_never_written_over(tuned, questions, tmp
     Path(other).write_text(questions.read_text() + '{"prompt": "more ?"}\n')
     with pytest.raises(ConfigError, match="holds answers with another questions; name another --output"):
         predict(run, Path(other), output, max_new_tokens=2)
-    with pytest.raises(ConfigError, match=r"is there already, and no questions\.jsonl\.about\.json says whose"):
+    with pytest.raises(
+        ConfigError, match=r"exists already, and there is no questions\.jsonl\.about\.json that names its run"
+    ):
         predict(run, questions, questions, max_new_tokens=2)
     assert output.read_bytes() == before
     output.write_text(output.read_text().replace("q1", "q9"))
@@ -160,7 +162,7 @@ def test_a_run_s_folder_is_counted_as_it_stands(tuned):
     by_hand = CliRunner().invoke(cli.app, ["count", "tiny", *given, "-o", "train_projector=true"])
     assert json.loads(run.output.splitlines()[-1]) == json.loads(by_hand.output.splitlines()[-1])
     refused = CliRunner().invoke(cli.app, ["count", str(tuned), "--skip", "2"])
-    assert "is a run with its own method; leave --method, --skip" in str(refused.exception)
+    assert "is a run with its own method; leave out --method, --skip" in str(refused.exception)
 
 
 def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):
@@ -183,7 +185,7 @@ def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):
 
 
 def test_answers_do_not_reach_the_terminal_raw(tuned, monkeypatch):
-    monkeypatch.setattr("eas.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
+    monkeypatch.setattr("eas.tasks.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
     said = CliRunner().invoke(cli.app, ["generate", str(tuned), "--prompt", "what ?"])
     assert said.stdout == "\\u001b[2Jred\n"
 

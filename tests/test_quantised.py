@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import eas
-from eas.quantised import QUANTISERS, dequantised
+from eas.attachment.quantised import QUANTISERS, dequantised
 from eas.training import EASTrainer, sharded
 
 torch.set_num_threads(1)

@@ -10,20 +10,20 @@ from typer.testing import CliRunner
 
 from eas.cli import app
 from eas.data import load_data
-from eas.data.collate import Collator
-from eas.data.errors import DataError
-from eas.data.example import LONGEST, Example
 from eas.data.jsonl import load_jsonl
-from eas.data.meter import MeterCollator
 from eas.demo.tiny import load_tiny
-from eas.folder import TINY_DIR
+from eas.errors import DataError
+from eas.example import LONGEST, Example
 from eas.metrics import METRICS
+from eas.models.folder import TINY_DIR
 from eas.pipeline import Run, RunConfig
+from eas.tasks.collate import Collator
+from eas.tasks.collate_meter import MeterCollator
 
 PICTURE = Image.new("RGB", (32, 32))
 GOOD = Example.ask("good", "what ?", "red", PICTURE)
 STRINGS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
-AS_IT_STANDS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+PRINTED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 NO_SYSTEM = "{{ raise_exception('System role not supported') }}"
 
 
@@ -44,7 +44,7 @@ def test_the_processor(training):
     [
         (NO_SYSTEM, r"the chat template refuses it \(TemplateError: System role not supported\)"),
         (STRINGS, r"the chat template refuses it \(TypeError: .*concatenate str"),
-        (AS_IT_STANDS, "the chat template writes the list of a turn's parts as it stands"),
+        (PRINTED, "the chat template prints the list of a turn's parts"),
         ("{{ messages[0].content[0].nothing.below }}", r"the chat template refuses it \(UndefinedError"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eas.data.example import DataError
+from eas.example import DataError
 from eas.metrics.retrieval import recall
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_reports import whole_result, write
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.pipeline.samples import MOST, SIDE, samples, spread_evenly, turns
 from eas.reports.page import FEW, write_page, write_report
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from families import attached, build, logits, prompts, randomise
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 import eas
+import eas.attachment.load
 from eas import METHODS, attach, fold, method_config, prune, select
 
 LLAMA = "LlamaForCausalLM"
@@ -121,3 +122,13 @@ def test_a_plain_trainer_goes_back_to_its_best_checkpoint(tmp_path):
     trainer.train()
     kept = eas.load(build(LLAMA), trainer.state.best_model_checkpoint).state_dict()
     assert all(torch.equal(tensor, kept[key]) for key, tensor in trainer.model.state_dict().items())
+
+
+def test_a_base_without_all_its_weights_is_refused(tmp_path):
+    build(LLAMA).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight"):
+        del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(eas.CheckpointError, match=r"no weights for model\.layers\.1\.mlp.* and 1 others.* be random"):
+        eas.attachment.load.load_base(str(tmp_path))

@@ -9,9 +9,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from eas.data.example import DataError, Example
-from eas.demo.scenes import COLOURS, FAMILIES, ORDINALS, SHAPES, SIZES, SPLITS, TASKS, chance, scenes
-from eas.demo.textures import TEXTURES
+from eas.data.scenes import COLOURS, FAMILIES, ORDINALS, SHAPES, SIZES, SPLITS, TASKS, chance, scenes
+from eas.data.textures import TEXTURES
+from eas.example import DataError, Example
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 

@@ -9,7 +9,7 @@ from test_generation import answered, answers
 from transformers import TrainingArguments
 
 import eas
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
 from eas.methods import method_config
 from eas.models.anatomy import FAMILIES, Anatomy
 from eas.searching import SearchConfig

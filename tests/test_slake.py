@@ -12,7 +12,7 @@ from PIL import Image
 from eas.config import ConfigError
 from eas.data import BENCHMARKS, load_data
 from eas.data.benchmark import match
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
 from eas.metrics.slake import exact_match, recall, score_slake
 
 real = pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")
@@ -115,7 +115,7 @@ def test_bad_files_are_named(folder):
     (folder / "test.json").unlink()
     with pytest.raises(DataError, match=r"test.json does not exist"):
         load_data(f"slake:{folder}", "test")
-    with pytest.raises(DataError, match=r"slake has no split 'dev'; there are train, val, test, val\+test"):
+    with pytest.raises(DataError, match=r"slake has no split 'dev'; use one of train, val, test, val\+test"):
         load_data(f"slake:{folder}", "dev")
     with pytest.raises(ConfigError, match=r"language = 'fr': must be one of en, zh, all"):
         load_data(f"slake:{folder}", "test", options={"language": "fr"})

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import eas
-from eas.checkpoint import CheckpointError, load_base
+from eas.attachment.load import load_base
+from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
-from eas.folder import TINY_DIR, model_config
+from eas.models.folder import TINY_DIR, model_config
 from eas.pipeline import Run, RunConfig
 from eas.records import RecordError
 

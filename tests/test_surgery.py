@@ -11,10 +11,10 @@ from accelerate import cpu_offload, dispatch_model
 from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, prompts, randomise
 
 from eas import ConfigError, EASConfig, UnsupportedModelError, attach, fold, prune, select, skip_set, unfold
+from eas.attachment.state import attachment
 from eas.hf.one_token import read_rows
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
-from eas.surgery import attachment
 
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"

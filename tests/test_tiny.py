@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from eas.data.example import Example
-from eas.demo.scenes import FAMILIES, TASKS, chance, scenes
+from eas.data.scenes import FAMILIES, TASKS, chance, scenes
 from eas.demo.tiny import build_config, build_processor, load_tiny, vocabulary
-from eas.folder import TINY_DIR
+from eas.example import Example
+from eas.models.folder import TINY_DIR
 
 Tiny = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 

@@ -13,7 +13,7 @@ from families import build, prompts
 from transformers import TrainingArguments
 
 import eas
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
 from eas.searching import SearchConfig

@@ -134,8 +134,8 @@ def test_an_attach_that_fails_leaves_the_model_as_it_was(family, label, kind, mo
     def stop(*_):
         raise kind("stopped")
 
-    monkeypatch.setattr("eas.surgery.read_rows" if family == LLAVA else "eas.surgery.Attachment", stop)
-    monkeypatch.setattr("eas.surgery.require_decoding", lambda *_: None)
+    monkeypatch.setattr("eas.attachment.attach.read_rows" if family == LLAVA else "eas.surgery.Attachment", stop)
+    monkeypatch.setattr("eas.attachment.attach.require_decoding", lambda *_: None)
     with pytest.raises(kind, match="stopped"):
         eas.attach(model, config_of(label))
     same(model, before)
@@ -154,7 +154,7 @@ def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
         become(*arguments)
 
     before = of(model)
-    monkeypatch.setattr("eas.surgery.require_decoding", lambda *_: None)
+    monkeypatch.setattr("eas.attachment.attach.require_decoding", lambda *_: None)
     monkeypatch.setattr("eas.methods.eas.become", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         eas.attach(model, EAS)

@@ -11,12 +11,20 @@ from warnings import warn
 from eas.hf.versions import check as _check
 
 if TYPE_CHECKING:
-    from eas.checkpoint import CheckpointError, load, save
+    from eas.attachment.attach import attach, fold, prune, select, unfold
+    from eas.attachment.families import register_family
+    from eas.attachment.fast_decode import fast_decode
+    from eas.attachment.freeze_router import FrozenRouter, freeze_router
+    from eas.attachment.hub import push_to_hub
+    from eas.attachment.likelihood import log_likelihood
+    from eas.attachment.load import load
+    from eas.attachment.parameters import ParameterCounts, parameter_counts, print_trainable_parameters
+    from eas.attachment.quantised import QuantisedFold, fold_quantised
+    from eas.attachment.save import CheckpointError, save
+    from eas.attachment.standalone import save_standalone
+    from eas.attachment.state import attached, skip_set
+    from eas.attachment.undo import detach, disabled
     from eas.config import ConfigError
-    from eas.decoding import fast_decode
-    from eas.families import register_family
-    from eas.hub import push_to_hub
-    from eas.likelihood import log_likelihood
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
@@ -32,14 +40,8 @@ if TYPE_CHECKING:
     from eas.methods.prefix import PrefixConfig
     from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
     from eas.models.anatomy import UnsupportedModelError
-    from eas.parameters import ParameterCounts, parameter_counts, print_trainable_parameters
-    from eas.quantised import QuantisedFold, fold_quantised
-    from eas.router import FrozenRouter, freeze_router
     from eas.searching import SearchConfig, SearchResult, make_rule
-    from eas.standalone import save_standalone
-    from eas.surgery import attach, attached, fold, prune, select, skip_set, unfold
     from eas.training import EASTrainer, WithPromptMask, search
-    from eas.undo import detach, disabled
 
 _check()
 
@@ -101,12 +103,20 @@ __all__ = [
 ]
 
 _NAMES = {
-    "checkpoint": "CheckpointError load save",
+    "attachment.attach": "attach fold prune select unfold",
+    "attachment.families": "register_family",
+    "attachment.fast_decode": "fast_decode",
+    "attachment.freeze_router": "FrozenRouter freeze_router",
+    "attachment.hub": "push_to_hub",
+    "attachment.likelihood": "log_likelihood",
+    "attachment.load": "load",
+    "attachment.parameters": "ParameterCounts parameter_counts print_trainable_parameters",
+    "attachment.quantised": "QuantisedFold fold_quantised",
+    "attachment.save": "CheckpointError save",
+    "attachment.standalone": "save_standalone",
+    "attachment.state": "attached skip_set",
+    "attachment.undo": "detach disabled",
     "config": "ConfigError",
-    "decoding": "fast_decode",
-    "families": "register_family",
-    "hub": "push_to_hub",
-    "likelihood": "log_likelihood",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",
@@ -122,14 +132,8 @@ _NAMES = {
     "methods.prefix": "PrefixConfig",
     "methods.prompts": "DeepPromptConfig ShallowPromptConfig",
     "models.anatomy": "UnsupportedModelError",
-    "parameters": "ParameterCounts parameter_counts print_trainable_parameters",
-    "quantised": "QuantisedFold fold_quantised",
-    "router": "FrozenRouter freeze_router",
     "searching": "SearchConfig SearchResult make_rule",
-    "standalone": "save_standalone",
-    "surgery": "attach attached fold prune select skip_set unfold",
     "training": "EASTrainer WithPromptMask search",
-    "undo": "detach disabled",
 }
 """The imports above once more, for Python: module of eas -> its public names."""
 
@@ -145,7 +149,7 @@ def __getattr__(name: str) -> Any:
         return __getattr__(_RENAMED[name])
     if name not in _HOME:
         raise AttributeError(f"module 'eas' has no attribute {name!r}")
-    import_module("eas.standalone")  # the Auto classes of transformers know our model types from here on
+    import_module("eas.attachment.standalone")  # the Auto classes of transformers know our model types from here on
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
@@ -156,4 +160,4 @@ def __dir__() -> list[str]:
 
 
 if "transformers" in sys.modules:  # its Auto classes may be the next that is used
-    import_module("eas.standalone")
+    import_module("eas.attachment.standalone")

@@ -1,4 +1,4 @@
-"""The model card of a saved adapter: metadata for the Hub, and what its record says; a run adds what it measured."""
+"""The model card of a saved adapter: metadata for the Hub and the adapter's record; a run adds its measurements."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def portable(value: Any) -> Any:
 
 
 def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's result as cards and pages show it; questions and answers stay as they are."""
+    """A run's result as cards and pages show it; questions and answers do not change."""
     shown = ("config", "command", "model", "task")
     return {key: portable(value) if key in shown else value for key, value in result.items()}
 

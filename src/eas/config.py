@@ -1,4 +1,4 @@
-"""Configurations: plain dataclasses whose fields carry their help text, validated, kept in JSON or YAML files."""
+"""Configurations: validated dataclasses with a help text for every field, stored in JSON or YAML files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def read_yaml(text: str) -> Any:
     """The value that a YAML text holds.
 
     Raises:
-        ConfigError: the text is no YAML, too long or nested too deep; the message goes on from the text's name.
+        ConfigError: the text is no YAML, too long or nested too deep; the message continues the text's name.
     """
     if len(text) > LONGEST:
         raise ConfigError(f"is longer than {LONGEST} characters; a configuration is short")
@@ -131,7 +131,7 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def _read_json(text: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(values := dict(found)) < len(found):
-            raise ConfigError("is not JSON as it should be: a key occurs twice")
+            raise ConfigError("is not valid JSON: a key occurs twice")
         return values
 
     try:
@@ -147,7 +147,7 @@ def _read_json(text: str) -> Any:
 
 
 def _count_values(value: Any, depth: int, known: dict[int, int]) -> int:
-    """Refuses what is small as a text and huge, or without an end, as a value."""
+    """Refuses a value that is huge or endless although its text is short."""
     if depth > DEEPEST:
         raise _too_deep()
     if not isinstance(value, dict | list):
@@ -290,7 +290,7 @@ def method_name(name: str) -> Any:
 
 @dataclass
 class MethodConfig(Config):
-    """What every tuning method's configuration has: its name, and whether the projector is tuned along.
+    """The keys of every tuning method: its name, and what is trained besides the method's own modules.
 
     A subclass has ``name: str = method_name("...")``, under which the method stands in ``eas.methods.METHODS``.
     """
@@ -299,11 +299,11 @@ class MethodConfig(Config):
     train_projector: bool | None = field(
         default=False,
         kw_only=True,
-        metadata={"help": "tune the vision-language projector along, as the authors do; null: where there is one"},
+        metadata={"help": "also tune the vision-language projector, as the authors do; null: if the model has one"},
     )
 
     train_head: bool = field(
-        default=False, kw_only=True, metadata={"help": "METER: tune the task's head, poolers and token types along"}
+        default=False, kw_only=True, metadata={"help": "METER: also tune the task's head, poolers and token types"}
     )
 
     def __post_init__(self) -> None:
@@ -329,8 +329,10 @@ CANDIDATES = get_args(Candidates)
 class SkipConfig(MethodConfig):
     """A method that skips k of its candidates."""
 
-    num_skip: int = option(0, "k: how many candidates are skipped")
-    candidates: Candidates = field(default="mha", kw_only=True, metadata={"help": f"what may be skipped: {CANDIDATES}"})
+    num_skip: int = option(0, "k: number of candidates that are skipped")
+    candidates: Candidates = field(
+        default="mha", kw_only=True, metadata={"help": f"modules that may be skipped: {CANDIDATES}"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""For the counter: modules whose cost is not that of their linear maps applied to every token."""
+"""Modules that count their own cost, because it is not that of linear maps applied to every token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Costed(nn.Module):
-    """A module that counts itself; nothing inside it is counted besides."""
+    """A module that counts its own cost; the counter does not count the modules inside it."""
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sequence of so many tokens."""

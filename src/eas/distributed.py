@@ -1,4 +1,4 @@
-"""What the processes of one run must agree on. Where ``torch.distributed`` is not set up there is one, the main one."""
+"""Agreement between the processes of one run. Without ``torch.distributed`` there is one process, the main one."""
 
 from __future__ import annotations
 

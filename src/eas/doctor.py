@@ -1,4 +1,4 @@
-"""Whether this installation can be trusted: versions, the twin of every family, torch, and what is optional."""
+"""Checks an installation: versions, a twin of every family, torch, optional packages."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ OPTIONAL = {
     "sentencepiece": ("sentencepiece", "SentencePieceProcessor", "tokenizer.model files"),
     "wandb": ("wandb", "init", "train.report_to: wandb"),
 }
-"""Package -> what is imported from it to see whether it works, and what it is for."""
+"""Package -> the module whose import shows that it works, and its purpose."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, what was found, whether that is good, and what to do where it is not.
+    """One row: what was checked, what was found, whether it is good, and the remedy if it is not.
 
     ``absent`` is something optional that is not there; only ``wrong`` makes the exit status 1.
     """
@@ -45,7 +45,7 @@ class Finding:
 
 
 def findings() -> Iterator[Finding]:
-    """All rows, each as soon as it is known. Nothing that another package prints or logs gets out."""
+    """All rows, each as soon as it is known. Prints and logs of other packages are suppressed."""
     from eas.hf.versions import BEYOND, OLDEST
 
     requirements = [Requirement(line) for line in metadata.requires("eas") or []]
@@ -118,9 +118,9 @@ def _optional(requirement: Requirement, module: str, name: str, purpose: str) ->
 
 def _twins() -> Iterator[Finding]:
     """Cached decoding against the whole forward pass, on a tiny random model of every family that decodes."""
+    from eas.attachment.twin import TOLERANCE, deviation
     from eas.hf.versions import INSTALL, TransformersChangedError
     from eas.models.anatomy import FAMILIES
-    from eas.twin import TOLERANCE, deviation
 
     for family in FAMILIES:
         name = f"decoding, {family.removesuffix('ForConditionalGeneration').removesuffix('ForCausalLM')}"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and an error that says what to do where they cannot be written."""
+"""Files are written as a whole or not at all; if that fails, the error names the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCK_FILE = ".lock"
 
 
 class WriteError(OSError):
-    """A folder cannot be written, be it that the disk is full; the message names it and the remedy."""
+    """A folder cannot be written, for example because the disk is full; the message names the folder and the remedy."""
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def writing(folder: str | Path) -> Iterator[None]:
         raise
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:  # the last is what torch.save raises
         raise WriteError(
-            f"{folder} could not be written: {error}. What was complete there is intact; if the disk is full, make "
-            "room, then run the same command again to go on from it"
+            f"{folder} could not be written: {error}. Complete files there are intact. If the disk is full, make "
+            "room; then run the same command again, and it continues"
         ) from error
 
 

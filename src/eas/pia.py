@@ -1,11 +1,20 @@
-"""PIA, the adapter that stands in for a skipped attention, and its fold (paper section 4.2, Eq. 4-13).
+"""PIA, the adapter that replaces a skipped attention, and its fold (paper section 4.2, Eq. 4-13).
 
-Notation, as in the paper: n is the normalised input of a block, ``(batch, tokens, d)``; nbar its mean over the prompt
-tokens of a sequence. A skip PIA exchanges information through c, a projection of nbar; an adapt PIA sits before a kept
-attention and has no c. What a sequence's tokens share, ``[alpha, c]``, is its *prompt state*: a ``(batch, 1, 2 + r)``
-tensor (``(batch, 1, 2)`` without c), computed once from the prompt and constant from there on. With causal pooling each
-prompt token has a c of its own, ``(batch, tokens, 2 + r)``, and what follows the prompt goes on with its last one;
-where the mean runs on in decoding, a state ends with the number of tokens in it, ``(batch, tokens, 2 + r + 1)``.
+Notation, as in the paper: n is the normalised input of a block, ``(batch, tokens, d)``. nbar is the mean of n over the
+prompt tokens of a sequence, ``(batch, 1, d)``. A skip PIA exchanges information through c, a projection of nbar. An
+adapt PIA comes before a kept attention and has no c. The equations, and where this file computes them:
+
+- Eq. 6, ``alpha = softmax((nbar Wr + br) / tau)``, ``(batch, 1, 2)``: ``PIA.prompt_state``.
+- Eq. 4, ``c = nbar Wd2 + bd2``, ``(batch, 1, r)``: ``PIA.prompt_state``.
+- Eq. 4, ``h = s (n Wd1 + bd1 + c)``, ``(batch, tokens, r)``: ``PIA.forward``.
+- Eq. 5, ``p = alpha_1 (h Wu1 + bu1) + alpha_2 (h Wu2 + bu2)``, ``(batch, tokens, d)``: ``PIA.forward``.
+- Eq. 7, ``FFN(g * (n + p))``: the block; g, ``(d,)``, is ``PIA.output_scale``.
+- Eq. 8-13, the fold W' ``(out, d)`` and b' ``(out,)``: ``fold_weights``; the form for any batch: ``SharedFold``.
+
+The *prompt state* of a sequence is ``[alpha, c]``, all that its tokens share: ``(batch, 1, 2 + r)``; without c it is
+``(batch, 1, 2)``. It is computed once from the prompt and does not change afterwards. With causal pooling each prompt
+token has its own c, ``(batch, tokens, 2 + r)``, and tokens after the prompt use the last one. With a running mean the
+state also holds the number of tokens in the mean, ``(batch, tokens, 2 + r + 1)``.
 """
 
 from __future__ import annotations
@@ -54,15 +63,15 @@ class PIA(Costed):
     Args:
         hidden_size: d.
         rank: r.
-        pooling: what c, added to h, is the projected mean of: the "prompt" (skip form), or of the prompt's tokens up to
-            each ("causal"); "none": there is no c (adapt form, and the base of Table 6).
-        running: with causal pooling, whether the mean goes on over the tokens after the prompt.
-        router: what alpha comes from: the "input" (Eq. 6), or two trained numbers ("constant").
+        pooling: the tokens whose mean gives c: "prompt" (all prompt tokens; skip form) or "causal" (the prompt tokens
+            up to each token); "none": there is no c (adapt form, and the base of Table 6).
+        running: with causal pooling, whether the mean also takes in the tokens after the prompt.
+        router: the source of alpha: "input" (Eq. 6), or "constant" (two trained numbers).
         temperature: tau of Eq. 6.
         hidden_scale: factor on h.
-        dropout: dropout on h while training.
+        dropout: dropout on h in training.
         up_groups: groups of the up-projections.
-        train_scale: adds a trained ``(d,)`` factor beside the norm weight g of the FFN that follows.
+        train_scale: adds a trained ``(d,)`` factor to the norm weight g of the FFN that follows.
     """
 
     def __init__(
@@ -97,21 +106,21 @@ class PIA(Costed):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether alpha or c depend on the sequence; a constant router without pooling has no state to keep."""
+        """Whether alpha or c depend on the sequence; a constant router without pooling has no state."""
         return self.router is not None or self.down2 is not None
 
     def prompt_state(self, n: Tensor, prompt_mask: Tensor | None = None, token_mask: Tensor | None = None) -> Tensor:
-        """``[alpha, c]`` of each sequence (Eq. 6 and the second term of Eq. 4).
+        """``[alpha, c]`` of each sequence (Eq. 6, and c of Eq. 4).
 
         Args:
             n: ``(batch, tokens, d)``.
-            prompt_mask: ``(batch, tokens)`` bool, True on image and question tokens, at least one per row; None where
-                every token is one.
-            token_mask: likewise, True on all tokens but padding: what a running mean goes over.
+            prompt_mask: ``(batch, tokens)`` bool, True on image and question tokens, at least one per row; None if
+                every token is one of them.
+            token_mask: ``(batch, tokens)`` bool, True on all tokens but padding; a running mean is over these.
 
         Returns:
             ``(batch, 1, 2 + r)``, ``(batch, 1, 2)`` without c, ``(batch, tokens, 2 + r)`` with causal pooling,
-            ``(batch, tokens, 2 + r + 1)`` where it runs on.
+            ``(batch, tokens, 2 + r + 1)`` with a running mean.
         """
         dtype = self.down1.weight.dtype
         if self.mix is not None:
@@ -123,11 +132,11 @@ class PIA(Costed):
                 total = n.masked_fill(~prompt_mask[..., None], 0).sum(1, keepdim=True, dtype=torch.float32)
                 nbar = (total / prompt_mask.sum(1)[:, None, None]).to(dtype)
         if self.router is not None:
-            alpha = (self.router(nbar) / self.temperature).softmax(-1)
+            alpha = (self.router(nbar) / self.temperature).softmax(-1)  # Eq. 6, (batch, 1, 2)
         if self.down2 is None:
             return alpha
         if not self.causal:
-            return torch.cat([alpha, self.down2(nbar)], -1)
+            return torch.cat([alpha, self.down2(nbar)], -1)  # c of Eq. 4, (batch, 1, r)
         mean, seen = self._causal_mean(n, token_mask if self.running else prompt_mask)
         c = self.down2(mean.to(dtype))
         return torch.cat([alpha.expand(-1, c.shape[1], -1), c, *([seen.to(dtype)] if self.running else [])], -1)
@@ -139,18 +148,18 @@ class PIA(Costed):
 
     @staticmethod
     def _causal_mean(n: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The mean over the tokens of the mask up to each, ``(batch, tokens, d)`` in float32, and their number."""
+        """For each token the mean of masked tokens up to it, ``(batch, tokens, d)`` in float32, and their number."""
         mask = torch.ones_like(n[..., 0], dtype=torch.bool) if mask is None else mask
         total = n.masked_fill(~mask[..., None], 0).cumsum(1, dtype=torch.float32)
         seen = mask.cumsum(1)[..., None]
         return total / seen.clamp(min=1), seen
 
     def next_state(self, n: Tensor, state: Tensor) -> Tensor:
-        """The state of tokens that follow, where the mean runs on: its sum and count, kept as c and count.
+        """The state of new tokens with a running mean; the state holds c and the count of tokens.
 
         Args:
             n: ``(batch, new tokens, d)``.
-            state: of the last token before them, ``(batch, 1, 2 + r + 1)``.
+            state: the state of the last token before the new ones, ``(batch, 1, 2 + r + 1)``.
 
         Returns:
             ``(batch, new tokens, 2 + r + 1)``.
@@ -164,22 +173,22 @@ class PIA(Costed):
         return torch.cat([state[..., :2].expand(-1, n.shape[1], -1), c, count], -1)
 
     def forward(self, n: Tensor, state: Tensor) -> Tensor:
-        """p of Eq. 4-5, in the dtype of n.
+        """p of Eq. 4-5, ``(batch, tokens, d)``, in the dtype of n.
 
         Args:
             n: ``(batch, tokens, d)``.
-            state: what ``prompt_state`` returned, or its last token's where n comes after the prompt.
+            state: the result of ``prompt_state``; if n comes after the prompt, that of the last prompt token.
         """
         h = self.down1(n.to(self.down1.weight.dtype))
         if self.down2 is not None:
             h = h + self.c(state)
-        h = self.dropout(h * self.hidden_scale)
+        h = self.dropout(h * self.hidden_scale)  # Eq. 4, (batch, tokens, r)
         alpha = state[..., :2]
-        p: Tensor = alpha[..., :1] * self.up1(h) + alpha[..., 1:] * self.up2(h)
+        p: Tensor = alpha[..., :1] * self.up1(h) + alpha[..., 1:] * self.up2(h)  # Eq. 5, (batch, tokens, d)
         return p.to(n.dtype)
 
     def c(self, state: Tensor) -> Tensor:
-        """The r numbers of a state that are added to h."""
+        """c of a state: the r numbers that Eq. 4 adds to h."""
         return state[..., 2 : 2 + self.down1.out_features]
 
     def macs(self, tokens: int) -> int:
@@ -187,33 +196,34 @@ class PIA(Costed):
         return self.statistics_macs(tokens) + tokens * per_token
 
     def statistics_macs(self, tokens: int) -> int:
-        """Of these what alpha and c cost, which folding does not take away: once a prompt, causal c once a token."""
+        """The part of ``macs`` for alpha and c, which no fold removes: once per prompt, causal c once per token."""
         router = 0 if self.router is None else self.router.weight.numel()
         return router + (0 if self.down2 is None else (tokens if self.causal else 1) * self.down2.weight.numel())
 
     def decode_bytes(self) -> int:
-        # the router, and the second down path unless its mean runs on, have done their work when the prompt ends
+        # a step after the prompt does not read the router, and reads the second down path only for a running mean
         read = [*self.down1.parameters(), *self.up1.parameters(), *self.up2.parameters()]
         if self.running and self.down2 is not None:
             read += self.down2.parameters()
         return sum(p.nbytes for p in read) + (0 if self.scale is None else self.scale.nbytes)
 
     def prompt_state_bytes(self) -> int:
-        """Bytes of alpha and c that one sequence's decoding keeps."""
+        """Bytes of alpha and c that are stored while one sequence is decoded."""
         rank = 0 if self.down2 is None else self.down2.out_features
         return (2 + rank + self.running) * self.down1.weight.element_size() if self.reads_prompt else 0
 
     def output_scale(self, norm_weight: Tensor) -> Tensor:
-        """What the FFN's input n + p is multiplied by: the norm weight g, with the trained scale where there is one."""
+        """g of Eq. 7, ``(d,)``: the norm weight, times the trained scale if there is one."""
         return norm_weight if self.scale is None else (norm_weight * self.scale).to(norm_weight.dtype)
 
 
 class SharedFold(nn.Module):
-    """A PIA in its form for any batch: one set of weights for all sequences, two thin products per token.
+    """The form of a PIA that serves any batch: one set of weights for all sequences, two thin products per token.
 
-    ``z = scale * n + up [alpha_1 h, alpha_1, alpha_2 h, alpha_2]`` with ``h = down n + bias + s c``: the output scale,
-    the up-biases and the hidden scale s are folded in, to leave few operations. Correcting the input of the linear maps
-    that follow costs 3 d r MACs per token; correcting the outputs of gate and up projections would cost (d + 4 ff) r.
+    ``z = scale * n + up [alpha_1 h, alpha_1, alpha_2 h, alpha_2]`` with ``h = down n + bias + s c`` (Eq. 4, 5 and 7).
+    The output scale, the up-biases and the hidden scale s are folded in, so few operations are left. This form corrects
+    the input of the linear maps that follow, for 3 d r MACs per token. A correction of the outputs of gate and up would
+    cost (d + 4 ff) r.
 
     Args:
         pia: the PIA, left untouched.
@@ -240,10 +250,10 @@ class SharedFold(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self.rank, self.hidden_scale = (pia.down1.out_features if pia.down2 is not None else 0), pia.hidden_scale
-        self.width = 2 + (self.rank + 1 if self.rank else 0)  # of what is kept
+        self.width = 2 + (self.rank + 1 if self.rank else 0)  # of the result of ``keep``
 
     def keep(self, state: Tensor) -> Tensor:
-        """What a token's work needs of its prompt state: ``[alpha, bias + s c]``, alpha alone where there is no c."""
+        """The part of the prompt state that every token needs: ``[alpha, bias + s c]``; without c, only alpha."""
         alpha = state[..., :2].to(self.bias.dtype)
         if not self.rank:
             return alpha
@@ -251,7 +261,7 @@ class SharedFold(nn.Module):
         return torch.cat([alpha, F.pad(c, (0, 1)).to(self.bias.dtype) + self.bias], -1)
 
     def forward(self, n: Tensor, kept: Tensor) -> Tensor:
-        """The input of the linear maps that follow, ``(batch, tokens, d)``."""
+        """z, the input of the linear maps that follow, ``(batch, tokens, d)``."""
         one = n.device.type == "cpu" and n.shape[:2].numel() == 1 and torch.compiler.is_compiling()
         narrow, wide = (one_token.narrow, one_token.wide) if one else (F.linear, F.linear)
         h = narrow(n, self.down) + (kept[..., 2:] if self.rank else self.bias)
@@ -261,12 +271,12 @@ class SharedFold(nn.Module):
 
 
 class FoldedWeights(NamedTuple):
-    """Linear maps with the PIA before them folded in, their outputs side by side (Eq. 8-13).
+    """Linear maps with the PIA before them folded in (Eq. 8-13); ``out`` counts the outputs of all maps.
 
     Args:
         weight: W', ``(out, d)``.
-        bias: b', ``(out,)``; without what c adds where no c was given.
-        from_c: what each number of c adds to b', ``(out, r)``.
+        bias: b', ``(out,)``; if no c was given, b' without c.
+        from_c: the change of b' for each number of c, ``(out, r)``.
     """
 
     weight: Tensor
@@ -283,25 +293,26 @@ def fold_weights(
     c: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> FoldedWeights:
-    """What linear maps become that read n where they read ``g * (n + p)``, exactly.
+    """Folds a PIA into the linear maps after it: they read ``g * (n + p)``, their folds read n, with equal results.
 
-    ``W' = W diag(g) (I + (Wd1 U)^T)`` and ``b' = b + W diag(g) (U^T (bd1 + c) + alpha_1 bu1 + alpha_2 bu2)`` with
-    ``U = alpha_1 Wu1 + alpha_2 Wu2``, multiplied in low-rank order: 2 d r MACs per output row instead of d^2.
+    Eq. 8-13: ``W' = W diag(g) (I + (Wd1 U)^T)`` and
+    ``b' = b + W diag(g) (U^T (bd1 + c) + alpha_1 bu1 + alpha_2 bu2)`` with ``U = s (alpha_1 Wu1 + alpha_2 Wu2)``,
+    ``(r, d)``. The products are in low-rank order: 2 d r MACs per output row, not d^2.
 
     Args:
         linears: the original maps, left untouched.
         pia: the PIA before them.
         alpha: its mixing weights, ``(2,)``.
         norm_weight: g of the FFN for a skip PIA, None for an adapt PIA.
-        c: of one sequence, ``(r,)``, to fold it into the bias as well.
-        dtype: of the arithmetic, the PIA's by default; the results are in that of the maps.
+        c: c of one sequence, ``(r,)``, to fold c into the bias as well.
+        dtype: dtype of the arithmetic, the PIA's by default; the results have the dtype of the maps.
     """
     dtype = dtype or pia.down1.weight.dtype
-    up = pia.hidden_scale * (alpha[0] * pia.up1.dense() + alpha[1] * pia.up2.dense())  # (r, d)
-    weight = torch.cat([linear.weight.to(dtype) for linear in linears])  # a copy, which becomes W' in place
+    up = pia.hidden_scale * (alpha[0] * pia.up1.dense() + alpha[1] * pia.up2.dense())  # U, (r, d)
+    weight = torch.cat([linear.weight.to(dtype) for linear in linears])  # a copy, (out, d); it becomes W' in place
     if norm_weight is not None:
         weight *= pia.output_scale(norm_weight).to(dtype)
-    from_h = weight @ up.T.to(dtype)  # (out, r)
+    from_h = weight @ up.T.to(dtype)  # W diag(g) U^T, (out, r)
     added = pia.down1.bias if c is None else pia.down1.bias + c
     bias = from_h @ added.to(dtype) + weight @ (alpha[0] * pia.up1.bias + alpha[1] * pia.up2.bias).to(dtype)
     own: list[Tensor] = [
@@ -313,7 +324,7 @@ def fold_weights(
 
 
 def naive_prompt_state(pia: PIA, n: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Reference for one sequence: alpha ``(2,)`` and c ``(r,)``, here the mean of the projected tokens."""
+    """Reference for one sequence: alpha ``(2,)`` (Eq. 6) and c ``(r,)`` (Eq. 4), here the mean of projected tokens."""
     prompt = n[prompt_mask]
     if pia.router is not None:
         logits = prompt.mean(0) @ pia.router.weight.T + pia.router.bias
@@ -331,7 +342,7 @@ def naive_pia(pia: PIA, n: Tensor, prompt_mask: Tensor, token_mask: Tensor | Non
     alpha, c = naive_prompt_state(pia, n, prompt_mask)
     outputs = []
     for t, n_t in enumerate(n):
-        if pia.causal:  # the statistics of what has been read by now; nothing before the first token
+        if pia.causal:  # the statistics of the tokens up to t; there are none before the first prompt token
             read = token_mask if pia.running and token_mask is not None else prompt_mask
             seen = read & (torch.arange(len(n)) <= t)
             c = naive_prompt_state(pia, n, seen)[1] if seen.any() else pia.down2.bias  # type: ignore[union-attr]
@@ -343,7 +354,7 @@ def naive_pia(pia: PIA, n: Tensor, prompt_mask: Tensor, token_mask: Tensor | Non
 
 
 def naive_fold(linear: nn.Linear, pia: PIA, alpha: Tensor, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Reference for the fold: W' and b' with the d x d matrix written out (quadratic in d; never used at size)."""
+    """Reference for the fold, Eq. 8-13: W' and b' with the full d x d matrix (quadratic in d; only for tests)."""
     wd1, bd1 = pia.hidden_scale * pia.down1.weight.T, pia.hidden_scale * (pia.down1.bias + c)
     u = alpha[0] * pia.up1.dense() + alpha[1] * pia.up2.dense()
     wg = linear.weight @ torch.diag(g)

@@ -1,4 +1,4 @@
-"""JSON records that are read back: of the annotated types, or refused with file, field and remedy."""
+"""JSON records: a record that is read has the annotated types, or is refused with file, field and remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Base = TypedDict(
 
 
 class AdapterRecord(TypedDict):
-    """What ``eas.save`` says about an adapter."""
+    """The record that ``eas.save`` writes for an adapter."""
 
     config: dict[str, Any]
     skip_set: list[int]
@@ -39,38 +39,38 @@ class AdapterRecord(TypedDict):
 
 
 class CardRecord(TypedDict):
-    """The part of it that a card shows."""
+    """The part of an adapter's record that a card shows."""
 
     base: dict[str, Any]
 
 
 class EASEntry(TypedDict):
-    """What a standalone folder's config.json says about the method."""
+    """The method's entry in a standalone folder's config.json."""
 
     config: dict[str, Any]
     skip_set: list[int]
 
 
 class ModelRecord(TypedDict):
-    """What every model's config.json says."""
+    """The common keys of a model's config.json."""
 
     model_type: str
 
 
 class StandaloneRecord(ModelRecord):
-    """What a standalone folder's config.json says."""
+    """config.json of a standalone folder."""
 
     eas: EASEntry
 
 
 class IndexRecord(TypedDict):
-    """Which weight is in which file."""
+    """The file of each weight."""
 
     weight_map: dict[str, str]
 
 
 class RecordError(ValueError):
-    """A file that is missing, damaged or of something else; the message names file, field and remedy."""
+    """A file that is missing, damaged or of another kind; the message names file, field and remedy."""
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def parse_record(text: str, kind: type[Record], where: str, remedy: str) -> Reco
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key of {reprlib.repr(list(values))} is there twice")
+        raise ValueError(f"a key of {reprlib.repr(list(values))} occurs twice")
     return values
 
 

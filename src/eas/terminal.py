@@ -1,4 +1,4 @@
-"""What reaches a terminal is text: data and names may hold what a terminal would obey, or rich take for markup."""
+"""Output for terminals as plain text: data and names may hold control sequences, or markup of rich."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ import random
 from typer.testing import CliRunner
 
 from eas import cli
-from eas.checkpoint import load_base
+from eas.attachment.load import load_base
 from eas.cli.errors import as_typed
 from eas.config import ConfigError, read_yaml
-from eas.folder import TINY_DIR
 from eas.measure.count import count
+from eas.models.folder import TINY_DIR
+from eas.paper.compare_config import CompareConfig
 from eas.pipeline import RunConfig
-from eas.pipeline.compare_config import CompareConfig
 from malformed import Case, flipped
 
 DEEP = "[" * 3000 + "]" * 3000

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig
 
-from eas.convert_lavin import convert_adapter, convert_base
-from eas.models.meter.conversion import convert, read_checkpoint
+from eas.convert.lavin import convert_adapter, convert_base
+from eas.convert.meter import convert, read_checkpoint
 from malformed import Case, flipped
 from malformed.records import DAMAGE, NOT_A_FILE
 

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from test_training import searcher
 
 from eas import load, prune, save, save_standalone
-from eas.checkpoint import CheckpointError
+from eas.attachment.save import CheckpointError
+from eas.attachment.state import attached as attached_already
+from eas.paper.compare import _read as read_comparison
 from eas.pipeline import Run, RunConfig
-from eas.pipeline.compare import _read as read_comparison
 from eas.pipeline.finals import _read as read_finals
 from eas.records import raised_as
 from eas.reports.card import write_card
-from eas.surgery import attached as attached_already
 from eas.training.resuming import check_checkpoint
 from eas.weights import Safetensors
 from malformed import Case, flipped

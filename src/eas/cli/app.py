@@ -14,18 +14,18 @@ from typer.core import TyperGroup
 from eas.terminal import console
 
 GO_ON = ("demo", "run", "search", "tune", "compare", "reproduce", "predict")
-"""Verbs that keep what they have done when they are stopped."""
+"""Verbs that keep their finished work when they are stopped."""
 
 
 class Verbs(TyperGroup):
-    """Ctrl-C is one line that says what the same command does next."""
+    """Ctrl-C prints one line, which says what the same command does next."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             verb, command = ctx.invoked_subcommand, shlex.join(["eas", *sys.argv[1:]])
-            does = "goes on where it was stopped" if verb in GO_ON else "starts over"
+            does = "continues where it stopped" if verb in GO_ON else "starts over"
             if os.environ.get("RANK", "0") == "0":  # of several processes one prints
                 console(stderr=True).print(f"stopped; the same command {does}: {command}", soft_wrap=True)
             raise typer.Exit(130) from None
@@ -39,21 +39,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Effective Attention Skipping: fine-tune a multimodal LLM and make it faster.
 
-    [bold]eas demo[/] shows the whole of it in a few minutes on a CPU. [bold]eas run[/] does it to your model and data:
-    search which attentions the task does not need, tune without them, fold, evaluate, measure, report. A run lives in
-    its folder: what is done stays done, and the same command goes on where it was stopped.""",
+    [bold]eas demo[/] shows all steps in a few minutes on a CPU. [bold]eas run[/] does them with your model and data:
+    it searches for the attentions that the task does not need, tunes without them, folds, evaluates, measures, reports.
+    A run has its folder. A finished step is not repeated, and the same command continues a stopped run.""",
 )
 
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at data before it is used.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Check data before you use it.")
 app.add_typer(data_app, name="data")
 
 Folder = Annotated[Path, typer.Argument(help="A run folder, as named by --output-dir.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="Folder or Hub id of a model, or 'tiny'.")]
-Data = Annotated[str | None, typer.Option(help="'scenes:TASK', 'nlvr:FOLDER', or JSON(L) of your own.")]
-Method = Annotated[str | None, typer.Option(help="The tuning method, eas by default; see docs/methods.md.")]
-Skip = Annotated[int | None, typer.Option(help="k: how many attentions to skip.")]
+Data = Annotated[str | None, typer.Option(help="'scenes:TASK', 'nlvr:FOLDER', or your own JSON(L).")]
+Method = Annotated[str | None, typer.Option(help="Tuning method, eas by default; see docs/methods.md.")]
+Skip = Annotated[int | None, typer.Option(help="k: number of attentions to skip.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML or JSON file of settings.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on past what is bad, and list what was left out.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what is bad, list it, and continue.")]
 DataOverrides = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A data_options.KEY; see docs/data.md.")
 ]

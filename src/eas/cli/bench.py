@@ -1,4 +1,4 @@
-"""The verb that times variants of one model against each other and against the machine."""
+"""The verb that times variants of one model and compares them with each other and with the machine's limits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ def bench(
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 700,
-    new_tokens: Annotated[int, typer.Option(help="Tokens decoded per request.")] = 64,
-    batch_sizes: Annotated[str, typer.Option(help="As in 1,8,32.")] = "1",
-    skip: Annotated[int | None, typer.Option(help="k, evenly spread; by default a third of the layers.")] = None,
-    skip_set: Annotated[str | None, typer.Option(help="Which attentions instead, as in 0,2,5.")] = None,
-    variants: Annotated[str | None, typer.Option(help="As in base,drop,eas_shared; all by default.")] = None,
-    repeats: Annotated[int, typer.Option(help="How often each variant is timed.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that one request decodes.")] = 64,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, for example 1,8,32.")] = "1",
+    skip: Annotated[
+        int | None,
+        typer.Option(help="k: number of skipped attentions, evenly spread; by default a third of the layers."),
+    ] = None,
+    skip_set: Annotated[
+        str | None, typer.Option(help="Attentions to skip, in place of --skip, for example 0,2,5.")
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Variants, for example base,drop,eas_shared; all by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Number of times that each variant is timed.")] = 5,
     decode: Annotated[str, typer.Option(help="'compiled' (eas.fast_decode) or 'eager' (plain generate).")] = "compiled",
-    quantise: Annotated[str | None, typer.Option(help="'int8': int8 weights of the language model (torchao).")] = None,
-    output: Annotated[Path, typer.Option(help="The JSON file; .png and .svg go beside it.")] = Path("runs/bench.json"),
+    quantise: Annotated[str | None, typer.Option(help="'int8': int8 weights in the language model (torchao).")] = None,
+    output: Annotated[Path, typer.Option(help="JSON file of the results; .png and .svg are written beside it.")] = Path(
+        "runs/bench.json"
+    ),
 ) -> None:
-    """Time base, LoRA, Adapter, DAS, dropped attentions and EAS in all its folds, beside what the machine allows.
+    """Time base, LoRA, Adapter, DAS, dropped attentions and EAS in all its folds, and compare with the machine's limit.
 
-    All in one run that alternates; docs/bench.md. The last line is JSON.
+    One run times all variants in turns; see docs/bench.md. The last line is JSON.
     """
     from eas.files import write_text
     from eas.measure.bench import BenchConfig

@@ -1,4 +1,4 @@
-"""Verbs that set several runs, or every k of one search, side by side."""
+"""Verbs that compare several runs, or every k of one search."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from eas.terminal import console
 @app.command()
 def compare(
     config: Annotated[Path, typer.Option(help="A YAML or JSON file; see docs/compare.md.", show_default=False)],
-    output_dir: Annotated[Path | None, typer.Option(help="Instead of the file's output_dir.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time, instead of the file's jobs.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Output folder, in place of the file's output_dir.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time, in place of the file's jobs.")] = None,
 ) -> None:
     """Run methods, k and seeds under equal conditions, and end with one table (comparison.json, .md, .csv, .png, .svg).
 
-    The same command goes on where it was stopped, tries what failed again, and otherwise only rebuilds the table. The
-    last line is JSON; the exit status is 1 if a run failed.
+    If the command was stopped, the same command continues. It also tries failed runs again. If every run is done, it
+    only rebuilds the table. The last line is JSON; the exit status is 1 if a run failed.
     """
-    from eas.pipeline.compare import COMPARISON_FILE, compare_runs
-    from eas.pipeline.compare_config import CompareConfig
+    from eas.paper.compare import COMPARISON_FILE, compare_runs
+    from eas.paper.compare_config import CompareConfig
     from eas.reports.comparison import comparison_table
 
     given = {"output_dir": output_dir and str(output_dir), "jobs": jobs}
@@ -43,16 +43,20 @@ def compare(
 @app.command()
 def frontier(
     folder: Folder,
-    measure: Annotated[str | None, typer.Option(help="The k to measure, as in 2,4,6; by default about five.")] = None,
-    examples: Annotated[int, typer.Option(help="Validation examples that are scored, at most.", min=1)] = 256,
-    max_loss_increase: Annotated[float | None, typer.Option(help="Budget: loss above the lowest of all k.")] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="List of k to measure, for example 2,4,6; by default about five.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Maximum number of validation examples to score.", min=1)] = 256,
+    max_loss_increase: Annotated[
+        float | None, typer.Option(help="Budget: loss above the lowest loss of all k.")
+    ] = None,
     max_macs: Annotated[float | None, typer.Option(help="Budget: MACs of a prefill, as a share of the base's.")] = None,
     max_kv: Annotated[float | None, typer.Option(help="Budget: KV cache, as a share of the base's.")] = None,
     speedup: Annotated[float | None, typer.Option(help="Budget: decode speed-up that the bytes read allow.")] = None,
 ) -> None:
-    """What every k would cost and save, from one finished search (frontier.json, .png, .svg); docs/frontier.md.
+    """Show what every k would cost and save, from one finished search (frontier.json, .png, .svg).
 
-    With a budget it recommends a k. The last line is JSON.
+    With a budget the command recommends a k; see docs/frontier.md. The last line is JSON.
     """
     from eas.pipeline import Run
     from eas.pipeline.frontier import Budget
@@ -71,6 +75,6 @@ def frontier(
     console().print(frontier_table(result))
     k = result["recommended"]
     if k is None and budget != Budget():
-        console().print("no k keeps to the budget")
+        console().print("no k meets the budget")
     skip_set = None if k is None else result["rows"][k]["skip_set"]
     print(json.dumps({"frontier": str(folder / "frontier.json"), "recommended": k, "skip_set": skip_set}))

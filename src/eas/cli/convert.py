@@ -21,29 +21,33 @@ app.add_typer(convert_app, name="convert")
 @convert_app.command()
 def meter(
     checkpoint: Annotated[Path, typer.Argument(help="One of METER's meter_clip16_288_roberta_*.ckpt.")],
-    folder: Annotated[Path, typer.Argument(help="Is created; holds the model and its processor.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the model and its processor.")],
     tokenizer: Annotated[
         str, typer.Option(help="Folder or Hub id of RoBERTa's tokenizer.")
     ] = "FacebookAI/roberta-base",
     task: Annotated[
-        str | None, typer.Option(help="pretraining, vqa, nlvr2 or retrieval: the head to give it; default: its own.")
+        str | None,
+        typer.Option(help="Task of the head: pretraining, vqa, nlvr2 or retrieval; default: the checkpoint's own."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels, as 384; default: the checkpoint's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Image size in pixels, for example 384; default: the checkpoint's.")
+    ] = None,
     answers: Annotated[
-        str | None, typer.Option(help="VQA v2.0's folder: names the classes of the VQA head, as `eas run` wants them.")
+        str | None,
+        typer.Option(help="Folder of VQA v2.0: names the classes of the VQA head; `eas run` needs these names."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of a new head.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of a new head.")] = 0,
 ) -> None:
-    """METER: prints what matched, fails on what did not. The last line is JSON; see docs/meter.md."""
+    """Convert a METER checkpoint; fail if a tensor does not match. The last line is JSON; see docs/meter.md."""
     import torch
     from transformers import AutoTokenizer
 
-    from eas.data.meter import answer_classes
+    from eas.convert.meter import ConversionError, convert, read_checkpoint
     from eas.models.meter import TASKS, MeterProcessor
-    from eas.models.meter.conversion import ConversionError, convert, read_checkpoint
+    from eas.tasks.collate_meter import answer_classes
 
     if task is not None and task not in TASKS:
-        raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
+        raise ValueError(f"--task {task}: use one of {', '.join(TASKS)}")
     state = read_checkpoint(checkpoint)
     words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)  # before the work: it may not be there
     classes = {} if answers is None else answer_classes(answers)
@@ -70,29 +74,33 @@ def meter(
 
 @convert_app.command()
 def lavin(
-    folder: Annotated[Path, typer.Argument(help="The base: is created, or holds one already.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of the base: new, or with a base in it.", show_default=False)],
     llama: Annotated[
         Path | None, typer.Option(help="Meta's folder with params.json, or a Hugging Face Llama folder.")
     ] = None,
     clip: Annotated[Path | None, typer.Option(help="A folder of openai/clip-vit-large-patch14.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of tokenizer.model; by default --llama or the one above.")
+        Path | None, typer.Option(help="Folder of tokenizer.model; by default the folder --llama or its parent.")
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A .pth of LaVIN's training, to convert as well.")] = None,
-    adapter_folder: Annotated[Path | None, typer.Option(help="Where to; FOLDER/adapter by default.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A .pth file of LaVIN's training, which is converted to an adapter.")
+    ] = None,
+    adapter_folder: Annotated[
+        Path | None, typer.Option(help="Folder for the adapter; FOLDER/adapter by default.")
+    ] = None,
     vision_adapter: Annotated[bool, typer.Option(help="Whether CLIP's blocks have LaVIN's adapters.")] = True,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32, of the base.")] = "float16",
+    dtype: Annotated[str, typer.Option(help="Dtype of the base: float16, bfloat16 or float32.")] = "float16",
 ) -> None:
-    """LaVIN: LLaMA and CLIP to a base folder, LaVIN's checkpoint to an adapter for it. The last line is JSON."""
+    """Convert LLaMA and CLIP to a base folder, and LaVIN's checkpoint to an adapter for it. The last line is JSON."""
     import torch
 
-    from eas.convert_lavin import convert_adapter, convert_base
+    from eas.convert.lavin import convert_adapter, convert_base
 
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if (llama is None) != (clip is None) or (llama is None and adapter is None):
         raise ValueError("give --llama and --clip to make a base, --adapter to convert one for it, or all three")
     if dtype not in dtypes:
-        raise ValueError(f"--dtype {dtype}: there is {', '.join(dtypes)}")
+        raise ValueError(f"--dtype {dtype}: use one of {', '.join(dtypes)}")
     shown: dict[str, object] = {"folder": str(folder)}
     made = []
     if llama is not None and clip is not None:

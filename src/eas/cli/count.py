@@ -12,7 +12,7 @@ import typer
 from eas.cli.app import app
 from eas.terminal import console
 
-CONVENTION = "'honest': every module once, PIA where it is not folded away. 'paper': the paper's own; docs/count.md."
+CONVENTION = "'honest': every module once, without folded PIAs. 'paper': the paper's convention; see docs/count.md."
 
 
 @app.command()
@@ -24,20 +24,20 @@ def count(
             show_default=False,
         ),
     ],
-    method: Annotated[str | None, typer.Option(help="A tuning method; eas where --skip is given.")] = None,
-    skip: Annotated[int | None, typer.Option(help="k: how many attentions are skipped.")] = None,
-    skip_set: Annotated[str | None, typer.Option(help="Which ones, as in 20,22,24.")] = None,
+    method: Annotated[str | None, typer.Option(help="Tuning method; eas if --skip is given.")] = None,
+    skip: Annotated[int | None, typer.Option(help="k: number of skipped attentions.")] = None,
+    skip_set: Annotated[str | None, typer.Option(help="The skipped attentions, for example 20,22,24.")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Image and question tokens of the prompt.")] = 512,
     images: Annotated[int, typer.Option(help="Images that the vision tower sees.")] = 0,
-    patch_grid: Annotated[str | None, typer.Option(help="Patches of an image (Qwen2-VL), as in 24x32.")] = None,
-    fold: Annotated[str, typer.Option(help="A mode of the method, 'none', or its 'default'.")] = "default",
+    patch_grid: Annotated[str | None, typer.Option(help="Patches of an image (Qwen2-VL), for example 24x32.")] = None,
+    fold: Annotated[str, typer.Option(help="Fold mode of the method, 'none', or 'default'.")] = "default",
     convention: Annotated[str, typer.Option(help=CONVENTION)] = "honest",
-    dtype: Annotated[str, typer.Option(help="Of weights and keys and values.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Dtype of weights, keys and values.")] = "bfloat16",
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A key of the method.")
     ] = None,
 ) -> None:
-    """MACs, parameters and bytes of a model under any method, without its weights; the last line is JSON.
+    """Count MACs, parameters and bytes of a model under any method, without its weights. The last line is JSON.
 
     Example: [bold]eas count llava-7b --skip 12 --prompt-tokens 676 --images 1[/]
     """
@@ -58,7 +58,7 @@ def count(
     source = _tiny() if model == "tiny" else model
     if (Path(model) / "run.yaml").is_file():
         if named is not None:
-            raise ValueError(f"{model} is a run with its own method; leave --method, --skip, --skip-set and -o out")
+            raise ValueError(f"{model} is a run with its own method; leave out --method, --skip, --skip-set and -o")
         source, named, skip, chosen = _run(Path(model))
     sizes["convention"] = convention
     tuned = None
@@ -84,7 +84,7 @@ def _run(folder: Path) -> tuple[str, dict[str, Any], int | None, tuple[int, ...]
 
 
 def _tiny() -> str:
-    from eas.folder import TINY_DIR
+    from eas.models.folder import TINY_DIR
 
     return str(TINY_DIR)
 

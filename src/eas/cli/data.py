@@ -13,24 +13,30 @@ from eas.cli.app import DataOverrides, SkipBad, data_app
 from eas.terminal import console, printable
 
 if TYPE_CHECKING:
-    from eas.data.example import Example
+    from eas.example import Example
 
 
 @data_app.command(name="check")
 def data_check(
-    data: Annotated[str | None, typer.Argument(help="A path, hub:ID or other --data.", show_default=False)] = None,
-    dataset: Annotated[str | None, typer.Option(help="A benchmark, instead.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Its folder in the official layout, or hub:ID.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="One split; repeat for several. Default: a run's.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="A path, hub:ID, or another value of --data.", show_default=False)
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A benchmark, in place of DATA.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder of the benchmark in the official layout, or hub:ID.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="One split; repeat for several. Default: the splits of a run.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Also try every row on this model's processor and chat template.")
     ] = None,
     skip_bad: SkipBad = False,
     option: DataOverrides = None,
 ) -> None:
-    """Read all of it once: rows, labels, ids and images, and images that are in two splits.
+    """Read all data once and check rows, labels, ids, images, and images that are in two splits.
 
-    With --model, what the model's own processor, tokenizer or chat template refuses is found as well.
+    With --model, the check also finds what the model's own processor, tokenizer or chat template refuses.
 
     The last line is JSON. The exit status is 1 if something is wrong; with --skip-bad, only if it cannot be left out.
     """
@@ -88,6 +94,6 @@ def data_options(spec: str, skip_bad: bool, option: list[str] | None) -> dict[st
 
     for given in option or []:
         if not given.startswith("data_options."):
-            raise ValueError(f"-o {given}: only data_options.KEY=VALUE has a meaning here")
+            raise ValueError(f"-o {given}: this command takes only data_options.KEY=VALUE")
     options = RunConfig(data=spec).with_overrides(option or []).data_options
     return options | {"skip_bad": True} if skip_bad else options

@@ -15,9 +15,9 @@ COLOURS = {"ok": "green", "absent": "yellow", "wrong": "red"}
 
 @app.command()
 def doctor() -> None:
-    """Check versions, decoding in every family, torch, and whether optional packages load; say what to do.
+    """Check versions, decoding in every family, torch and optional packages, and name a remedy for each fault.
 
-    The last line is JSON; the exit status is 1 if something is wrong. What is absent is not wrong.
+    The last line is JSON; the exit status is 1 if something is wrong. A package that is absent is not wrong.
     """
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""What an error says at the command line: keys as they are typed there."""
+"""Errors at the command line: they name keys as the user types them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that ask a run's model."""
+"""The verb that asks a run's model many questions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from eas.terminal import printable
 def predict(
     folder: Folder,
     questions: Annotated[Path, typer.Argument(help="JSON lines of questions; see docs/howto.md.", show_default=False)],
-    output: Annotated[Path, typer.Option(help="The answers: JSON lines with id and answer.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(help="File of the answers: JSON lines with id and answer.", show_default=False)
+    ],
     batch_size: Annotated[
         int | None, typer.Option(help="Questions at a time; by default the run's eval_batch_size.", min=1)
     ] = None,
@@ -24,8 +26,8 @@ def predict(
 ) -> None:
     """Answer a file of questions with the tuned, folded model of a run.
 
-    Answers are written as they come. Stopped anywhere, the same command goes on, and no question is answered twice; an
-    output of another run, or for other questions, is never written over. The last line is JSON.
+    Every answer is written at once. If the command was stopped, the same command continues and answers no question
+    twice. It never overwrites an output of another run or of other questions. The last line is JSON.
     """
     from eas.pipeline import Run
     from eas.pipeline.predict import predict as answer_all

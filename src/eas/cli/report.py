@@ -1,4 +1,4 @@
-"""The verb that shows: runs and comparisons on one page."""
+"""The verb that shows runs and comparisons on one page."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def report(
         list[Path], typer.Argument(help="Run folders, comparison folders or comparison.json files.", show_default=False)
     ],
     output_dir: Annotated[
-        Path | None, typer.Option(help="Of the page; by default the folder itself, runs/report for several.")
+        Path | None,
+        typer.Option(help="Folder of the page; by default the given folder, or runs/report for several folders."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write nothing but this HTML file, as for a run that cannot be written.")
+        Path | None, typer.Option(help="Write only this HTML file, for example if the run folder is read-only.")
     ] = None,
 ) -> None:
-    """Write report.html and figures of one run, or of several runs and comparisons side by side.
+    """Write report.html and figures of one run, or of several runs and comparisons together.
 
-    What a run's steps left is gathered into its result.json first. What is missing or damaged is named and left out:
-    the exit status is 1 then, the page is there all the same. The last line is JSON.
+    First the command gathers the records of a run's steps in its result.json. The page leaves out what is missing or
+    damaged, and names it; the exit status is then 1. The last line is JSON.
 
     Example: [bold]eas report runs/k4 runs/k6 runs/compare --output-dir runs/report[/]
     """

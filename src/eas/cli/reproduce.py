@@ -1,4 +1,4 @@
-"""The verb that sets the paper's tables beside ours."""
+"""The verb that compares the paper's tables with our figures."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ from eas.terminal import console
 @app.command()
 def reproduce(
     table: Annotated[str, typer.Argument(help="table1 ... table8, fig4, or all.", show_default=False)],
-    output_dir: Annotated[Path, typer.Option(help="Where the tables are written.")] = Path("runs/reproduce"),
-    shape: Annotated[str | None, typer.Option(help="Another shape than the table's; see `eas count`.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Another prompt length than the table's.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder of the written tables.")] = Path("runs/reproduce"),
+    shape: Annotated[str | None, typer.Option(help="Shape in place of the table's; see `eas count`.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Prompt length in place of the table's.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time every row on this machine, in full size.")] = False,
     share_blocks: Annotated[
         bool,
         typer.Option("--share-blocks", help="With --measure: all blocks hold one block's weights, to save memory."),
     ] = False,
     repeats: Annotated[int, typer.Option(help="Timed repetitions.", min=1)] = 10,
-    new_tokens: Annotated[int, typer.Option(help="Decoded tokens of a repetition.", min=1)] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that one repetition decodes.", min=1)] = 16,
     train: Annotated[bool, typer.Option("--train", help="Run every row's recipe: search, tune, evaluate.")] = False,
-    model: Annotated[str | None, typer.Option(help="Train this model instead; 'tiny' is embedded.")] = None,
-    data: Annotated[str | None, typer.Option(help="Train on this data instead, as 'scenes:textures'.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to train in place of the recipe's; 'tiny' comes with eas.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data in place of the recipe's, for example 'scenes:textures'.")
+    ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Train with this seed; repeat for mean and standard deviation of several.")
+        list[int] | None,
+        typer.Option(help="Seed of the training; repeat for the mean and standard deviation of several."),
     ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Measure or train this row only; repeat for several.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any key of the recipes' runs.")
     ] = None,
 ) -> None:
-    """The paper's figures beside ours: parameters and FLOPs always; latency and accuracy if asked (docs/reproduce.md).
+    """Show the paper's figures beside ours: parameters and FLOPs; on request latency and accuracy (docs/reproduce.md).
 
-    Figures that no consistent counting gives are marked. The last line is JSON.
+    Marks show the figures that no consistent counting gives. The last line is JSON.
     """
-    from eas.pipeline.reproduce import TABLES, reproduce_table
-    from eas.pipeline.reproduce_runs import add_latency, add_training, check_rows
+    from eas.paper.reproduce import TABLES, reproduce_table
+    from eas.paper.reproduce_runs import add_latency, add_training, check_rows
     from eas.reports.reproduce import reproduction_table, write_reproduction
 
     if not train and (model or data or option or seed):

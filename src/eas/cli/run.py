@@ -1,4 +1,4 @@
-"""Verbs of one run: the whole of it, and its steps."""
+"""Verbs of one run: all steps at once, and every single step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    task: Annotated[str, typer.Option(help="A downstream task of the embedded world.")] = "textures",
+    task: Annotated[str, typer.Option(help="Task of the embedded world.")] = "textures",
     option: Overrides = None,
 ) -> None:
-    """The whole of EAS on the embedded model: a few minutes on two cores, nothing to download."""
+    """Show all steps of EAS on the embedded model: a few minutes on two cores, no download."""
     from eas.pipeline import Run, RunConfig, run_steps
     from eas.pipeline.run import working
 
@@ -45,9 +45,9 @@ def run(
     config: ConfigFile = None,
     option: Overrides = None,
 ) -> None:
-    """Search, tune, fold, evaluate, measure and report, in one go.
+    """Search, tune, fold, evaluate, measure and report, in one command.
 
-    Settings come from --config, then --model, --data and --skip, then -o; `eas config` lists them all.
+    Later settings replace earlier ones: --config, then --model, --data and --skip, then -o. `eas config` lists them.
 
     Example: [bold]eas run --model llava-hf/llava-1.5-7b-hf --data my.jsonl --skip 12 --output-dir runs/mine[/]
     """
@@ -68,7 +68,7 @@ def search(
     config: ConfigFile = None,
     option: Overrides = None,
 ) -> None:
-    """Step 1: find the skip set (search.json). Starts the run, with the settings of `eas run`, if the folder is new."""
+    """Step 1: find the skip set (search.json). If the folder is new, this starts the run; settings as in `eas run`."""
     from eas.pipeline.steps import search as find
 
     with _started(folder, model, data, method, skip, config, option) as opened:
@@ -77,7 +77,7 @@ def search(
 
 @app.command()
 def tune(folder: Folder) -> None:
-    """Step 2: train the PIAs under the skip set found (adapter/)."""
+    """Step 2: train the PIAs under the found skip set (adapter/)."""
     _step(folder, "tune")
 
 
@@ -85,13 +85,14 @@ def tune(folder: Folder) -> None:
 def fold(
     folder: Folder,
     mode: Annotated[
-        str | None, typer.Option(help="auto, shared, per_example, constant, ...; by default the run's fold_mode.")
+        str | None,
+        typer.Option(help="Fold mode: auto, shared, per_example, constant, ...; by default the run's fold_mode."),
     ] = None,
 ) -> None:
-    """Step 3: check that folding changes nothing, write the standalone model (model/).
+    """Step 3: check that folding changes nothing, and write the standalone model (model/).
 
-    A mode given here becomes the run's fold_mode, in which `eas eval`, `eas measure` and `eas generate` fold from then
-    on. The folders keep the PIAs, whatever the mode: folds are made on loading.
+    A mode given here becomes the run's fold_mode: `eas eval`, `eas measure` and `eas generate` use it from then on. In
+    every mode the folders keep the PIAs; eas folds a model after it loads the model.
     """
     from eas.pipeline import STEPS, Run
     from eas.pipeline.run import CONFIG_FILE, working
@@ -106,31 +107,37 @@ def fold(
         opened.config.to_file(folder / CONFIG_FILE)  # not where the mode was refused
     if old := [step for step in ("eval", "measure") if opened.record(step) is not None]:
         again = f"eas {old[0]} {shlex.quote(str(folder))}"
-        print(f"{' and '.join(f'{step}.json' for step in old)} may be of another mode; run `{again}` again")
+        print(f"{' and '.join(f'{step}.json' for step in old)} may belong to another mode; run `{again}` again")
 
 
 @app.command(name="eval")
 def evaluate(
     folder: Annotated[Path | None, typer.Argument(help="A run folder.", show_default=False)] = None,
-    dataset: Annotated[str | None, typer.Option(help="A benchmark: score a file of predictions for it.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Its folder in the official layout, or hub:ID.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Benchmark of a file of predictions.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder of the benchmark in the official layout, or hub:ID.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="An official split.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="The file, in the benchmark's result format.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report and every score there.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="File of predictions in the benchmark's result format.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report and every score to this file.")
+    ] = None,
     skip_bad: SkipBad = False,
     option: DataOverrides = None,
 ) -> None:
     """Step 4: score base, tuned and folded model on the test split (eval.json).
 
-    Or, without a run and any model: score predictions as the benchmark's official evaluator does (docs/data.md). The
-    last line is JSON; with --skip-bad, missing predictions count as wrong and those too many are dropped.
+    Without a run and a model, the command scores predictions as the benchmark's official evaluator does (docs/data.md).
+    With --skip-bad, a missing prediction counts as wrong, and an extra one is dropped. The last line is JSON.
 
     Example: [bold]eas eval --dataset vqa2 --data-dir VQA --split val2014 --predictions results.json[/]
     """
     scoring = {"--dataset": dataset, "--data-dir": data_dir, "--split": split, "--predictions": predictions}
     if folder is not None:
         if extra := [name for name, value in scoring.items() if value] + ["--json"] * bool(json_file):
-            raise ValueError(f"a run folder and {extra[0]}: give the one or the other")
+            raise ValueError(f"a run folder and {extra[0]}: give one of them")
         return _step(folder, "eval")
     if missing := [name for name, value in scoring.items() if value is None]:
         raise ValueError(f"without a run folder, {', '.join(missing)} must be given")
@@ -151,12 +158,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer.")] = 64,
 ) -> None:
     """Answer one question with the tuned, folded model of a run."""
-    from eas.checkpoint import load
-    from eas.data.example import Example
-    from eas.evaluation import answer
+    from eas.attachment.attach import fold as fold_model
+    from eas.attachment.load import load
+    from eas.example import Example
     from eas.pipeline import Run
     from eas.pipeline.savings import fold_mode
-    from eas.surgery import fold as fold_model
+    from eas.tasks.evaluation import answer
 
     opened = Run.open(folder)
     opened.task.check_generation(opened)

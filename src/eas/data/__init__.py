@@ -1,4 +1,4 @@
-"""Examples: where they come from. A new benchmark is one file (see `eas.data.benchmark`), one line in `BENCHMARKS`."""
+"""Sources of examples. A new benchmark is one file (see `eas.data.benchmark`), one line in `BENCHMARKS`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from eas.config import ConfigError
 from eas.data.aid import AID
 from eas.data.benchmark import Benchmark, DataOptions, Source, checked, unknown_split
-from eas.data.example import DataError, Example
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr import load_nlvr
 from eas.data.nlvr2 import NLVR2
@@ -17,6 +16,7 @@ from eas.data.own import load_own
 from eas.data.scienceqa import SCIENCEQA
 from eas.data.slake import SLAKE
 from eas.data.vqa2 import VQA2
+from eas.example import DataError, Example
 
 _ALL = (
     SCIENCEQA,
@@ -92,7 +92,7 @@ def data_options(spec: str, values: Mapping[str, Any]) -> DataOptions:
 def _scenes(task: str, split: str) -> Sequence[Example]:
     if split not in _SCENES:
         raise unknown_split("scenes", split, tuple(_SCENES))
-    from eas.demo.scenes import scenes  # the renderer is loaded for those who ask for its pictures only
+    from eas.data.scenes import scenes  # the renderer is loaded for those who ask for its pictures only
 
     return scenes(task, split, _SCENES[split])
 

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, mapping, unknown_split
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import leaving_out, read_rows
 from eas.data.official import find_folder, read_text, text_of
 from eas.data.predictions import read_texts
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.aid import score_aid
 from eas.metrics.report import Report
 
@@ -32,7 +32,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif"}
 class AIDOptions(DataOptions):
     """Options of AID."""
 
-    seed: int = option(0, "of the splits, where no list is given")
+    seed: int = option(0, "random seed of the splits that have no list")
     lists: dict[str, str] = mapping(f"files that list the images of a split: {', '.join(_HALVES)}")
 
     def __post_init__(self) -> None:
@@ -43,10 +43,10 @@ class AIDOptions(DataOptions):
 def load(source: Source, split: str, options: AIDOptions) -> Sequence[Example]:
     """The images of one split, by class and number; an id is a file's name without its suffix.
 
-    - train20, train50: 20 % or 50 % of every class, drawn by ``options.seed``; test20, test50: the rest. Or what
-      ``options.lists`` names; of a pair of which one is listed, the other is the rest.
+    - train20, train50: 20 % or 50 % of every class, drawn by ``options.seed``; test20, test50: the rest. Or the
+      lists of ``options.lists``; if one list of a pair is given, the other split is the rest.
     - held20, held50: every tenth image of a class in the training split; fit20, fit50: its others. A run trains on
-      fit20 and validates on held20, lest its search is scored on what it trained on.
+      fit20 and validates on held20, so its search is not scored on training images.
     - all.
 
     Args:

@@ -1,9 +1,9 @@
-"""The interface of a benchmark: how it is read, and how it is scored.
+"""The interface of a benchmark: reading and scoring.
 
 A new benchmark is one file here, which ends in ``NAME = Benchmark(...)``, its metric's file in ``eas.metrics``, and one
 line in ``eas.data.BENCHMARKS``. The file has
 
-- an options class, a `DataOptions` with what is particular to it (prompt form, language, ...);
+- an options class, a `DataOptions` with the benchmark's own options (prompt form, language, ...);
 - ``load(source, split, options)``, which reads annotations, never images, and returns `Examples`: rows and a function
   that builds the `Example` of one. It raises `DataError` for an unknown split (`unknown_split`) and for files that are
   missing or broken; what is wrong with one row it leaves to the function, whose error names the row's id. `load_data`
@@ -12,7 +12,7 @@ line in ``eas.data.BENCHMARKS``. The file has
 - ``score(examples, predictions, options)``, which may rely on one prediction per example (`match` has seen to that);
 - ``read_predictions(path)``, which reads the benchmark's own result format into texts by example id.
 
-Import from submodules (``eas.data.example``, ``eas.metrics.report``), never from the packages: they import each other.
+Import from submodules (``eas.example``, ``eas.metrics.report``), never from the packages: they import each other.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from eas.config import Config, option
-from eas.data.example import DataError, Example
-from eas.data.picture import read_picture
+from eas.example import DataError, Example
 from eas.metrics.report import Report
+from eas.picture import read_picture
 
 Row = TypeVar("Row")
 
@@ -64,16 +64,22 @@ def mapping(help: str) -> Any:
 class DataOptions(Config):
     """What every benchmark and data of your own can be told; the keys of ``data_options``."""
 
-    skip_bad: bool = option(False, "leave out rows and images that are bad, and list them, instead of stopping")
-    images: str | None = option(None, "folder of the images, where it is not the official one")
-    train_split: str | None = option(None, "the official split that is trained on; null: the benchmark's usual one")
-    validation_split: str | None = option(None, "the official split that losses of the search are measured on")
-    test_split: str | None = option(None, "the official split that is scored")
+    skip_bad: bool = option(False, "leave out bad rows and images and list them, instead of stopping")
+    images: str | None = option(None, "folder of the images, if it is not the official one")
+    train_split: str | None = option(None, "official split to train on; null: the benchmark's usual one")
+    validation_split: str | None = option(
+        None, "official split for the losses of the search; null: the benchmark's usual one"
+    )
+    test_split: str | None = option(None, "official split to score; null: the benchmark's usual one")
     config: str | None = option(None, "configuration of a Hub dataset")
     revision: str | None = option(None, "commit, branch or tag of a Hub dataset")
-    stream: int | None = option(None, "read only the first so many rows of a Hub dataset, without downloading it whole")
-    columns: dict[str, str] = mapping("how a Hub dataset names its columns, where it differs, as in {image: picture}")
-    splits: dict[str, str] = mapping("how a Hub dataset names the official splits, where it differs, as in {val: dev}")
+    stream: int | None = option(
+        None, "a number: read only the first rows of a Hub dataset, without downloading all of it"
+    )
+    columns: dict[str, str] = mapping("names of a Hub dataset's columns, if they differ, for example {image: picture}")
+    splits: dict[str, str] = mapping(
+        "a Hub dataset's names of the official splits, if they differ, for example {val: dev}"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +151,7 @@ class Benchmark:
 
 def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:
     """The error for a split that does not exist, for use inside ``load``."""
-    return DataError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
+    return DataError(f"{name} has no split {split!r}; use one of {', '.join(splits)}")
 
 
 def checked(
@@ -160,7 +166,7 @@ def checked(
 
     Args:
         examples: as a loader returns them.
-        skip_bad: leave out what is bad, with a warning that lists it. Images are then opened, each once, so that one
+        skip_bad: leave out bad rows and images, with a warning that lists them. All images are then opened, so that one
             that is broken is found here and not in the middle of training.
         images: look the images up; without, predictions can be scored where the images are not.
         limit: stop after so many good ones.
@@ -205,7 +211,7 @@ def _look_up(example: Example, open_them: bool) -> None:
         if isinstance(image, Path) and not os.path.isfile(image):
             raise DataError(f"example {example.id}: image {image} does not exist; check the image folder")
     if open_them and not all(isinstance(image, Path) and _opens(image) for image in example.images):
-        example.load_images()  # says what is wrong
+        example.load_images()  # raises an error that names the fault
 
 
 @cache
@@ -224,7 +230,7 @@ def match(
     """One prediction per example, and a message for each that was missing or too many.
 
     Args:
-        examples: what is scored.
+        examples: the scored examples.
         predictions: texts by id.
         skip_bad: a missing prediction counts as wrong, one too many is dropped; both are in the list.
 
@@ -239,7 +245,7 @@ def match(
         some = ", ".join([*missing, *extra][:5])
         raise DataError(
             f"the predictions lack {len(missing)} of {len(ids)} ids and have {len(extra)} of others ({some}, ...): "
-            "is it the right split? complete the file, or go on with --skip-bad (data_options.skip_bad)"
+            "is this the right split? complete the file, or use --skip-bad (data_options.skip_bad)"
         )
     # No answer is equal to this text; an empty one is, where all of an answer is normalised away.
     return {id: predictions.get(id, "\0") for id in ids}, messages

@@ -16,10 +16,10 @@ import numpy as np
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.official import find_file, read_json, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.retrieval import recall
 
@@ -30,9 +30,9 @@ _MATRIX = "Flickr30K is scored from a matrix of image-caption scores (.npy), not
 
 @dataclass
 class Flickr30KOptions(DataOptions):
-    """How Flickr30K is put to a model."""
+    """Options of Flickr30K."""
 
-    prompt: str = option("Provide a one-sentence caption for the provided image.", "what a caption answers")
+    prompt: str = option("Provide a one-sentence caption for the provided image.", "prompt that the caption answers")
 
 
 def _load(source: Source, split: str, options: Flickr30KOptions) -> Examples:

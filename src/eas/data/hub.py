@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face dataset, from the Hub or a local folder, whose images stay encoded until they are opened."""
+"""Rows of a Hugging Face dataset, from the Hub or a local folder, whose images are decoded when they are opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, overload
 from PIL import Image
 
 from eas.data.benchmark import DataOptions, Source, unknown_split
-from eas.data.example import DataError
+from eas.example import DataError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from eas.data.errors import DataError, shown
-from eas.data.example import Example, ImageSource, without_end
 from eas.data.official import id_of, parse_json, read_text, refuse_unfit, suspect
+from eas.errors import DataError, shown
+from eas.example import Example, ImageSource, without_end
 
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -21,7 +21,7 @@ _FORMS = '"conversations" (LLaVA), "messages", or "prompt" and "completion"'
 
 
 def load_jsonl(path: Path, images: Path | None = None, left_out: list[str] | None = None) -> list[Example]:
-    """One example per answer; the earlier turns of a conversation are its context, as they are at inference.
+    """One example per answer; the earlier turns of a conversation are its context, as at inference.
 
     A row has "conversations" (LLaVA: ``{"from": "human" | "gpt", "value": text}``), "messages" (``{"role": ...,
     "content": ...}``, a text or a list of image and text parts), or "prompt" and "completion" (texts, or messages).

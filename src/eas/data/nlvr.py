@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.jsonl import read_rows
 from eas.data.official import id_of, text_of
+from eas.example import DataError, Example, ImageSource
 
 INSTRUCTION = "Is this true of the image? Answer true or false."
 CHOICES = ("true", "false")
@@ -34,7 +34,7 @@ def load_nlvr(folder: Path, split: str) -> Sequence[Example]:
         DataError: an unknown split, a missing file or image, or a bad row; images are looked up, not opened.
     """
     if split not in FILES:
-        raise DataError(f"NLVR has no split {split!r}; there are {', '.join(FILES)}")
+        raise DataError(f"NLVR has no split {split!r}; use one of {', '.join(FILES)}")
     name = FILES[split]
     paths = [folder / f"{name}.json", folder / name / f"{name}.json"]
     path = next((path for path in paths if path.is_file()), None)

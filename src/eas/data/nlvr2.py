@@ -15,11 +15,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.jsonl import read_rows
 from eas.data.official import find_file, find_folder, read_text, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.nlvr2 import accuracy, consistency, correct, sentence
 from eas.metrics.report import Report
 
@@ -37,9 +37,11 @@ _COLUMNS = {"identifier": "identifier", "sentence": "sentence", "label": "label"
 
 @dataclass
 class NLVR2Options(DataOptions):
-    """How NLVR2 is put to a model."""
+    """Options of NLVR2."""
 
-    prompt: str = option("sentence", "'sentence': the sentence alone, as METER; 'instruction': ask for True or False")
+    prompt: str = option(
+        "sentence", "'sentence': the sentence alone, as in METER; 'instruction': also ask for True or False"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

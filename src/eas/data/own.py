@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eas.data.benchmark import DataOptions, Examples, Source, checked, unknown_split
-from eas.data.example import DataError, Example
 from eas.data.hub import hub_rows
 from eas.data.jsonl import from_rows, load_jsonl
+from eas.example import DataError, Example
 
 # Tenths of the images of a file that is its own train, validation and test set.
 _TENTHS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
@@ -33,7 +33,7 @@ def load_own(
 
     Raises:
         DataError: an unknown split, a missing file, or a row that does not fit. Images are looked up, not opened, but
-            under ``skip_bad`` all are opened once, and what is bad is left out with a warning that lists it.
+            under ``skip_bad`` all are opened once, and bad ones are left out with a warning that lists them.
     """
     examples = read_own(spec, split, options)
     if ended := sum("end_token" in example.metadata for example in examples):

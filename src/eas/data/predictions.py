@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eas.data.errors import DataError, shown
 from eas.data.jsonl import read_rows
 from eas.data.official import id_of, read_json
+from eas.errors import DataError, shown
 
 
 def read_answers(path: Path, id_key: str = "question_id", text_key: str = "text") -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import HubRows, hub_rows
 from eas.data.official import find_file, read_json
 from eas.data.predictions import read_answers
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, score_scienceqa
 
@@ -50,14 +50,18 @@ class ScienceQAOptions(DataOptions):
     form: str = option(
         "llava", "prompt and target: 'lavin', 'llava', or 'letter' (LLaVA-1.5: options A. B. and a letter)"
     )
-    order: str = option("QCM-ALE", "parts of prompt and target in the forms lavin and llava, as in QCM-LEA or CQM-A")
+    order: str = option(
+        "QCM-ALE", "parts of prompt and target in the forms lavin and llava, for example QCM-LEA or CQM-A"
+    )
     instruction: bool = option(True, f"end the prompt of the form letter with: {INSTRUCTION}")
-    captions: bool = option(False, "put the image's caption (captions.json) behind the hint")
+    captions: bool = option(False, "put the image's caption (captions.json) after the hint")
     pid_splits: str | None = option(
         None, "file of the problems' ids by split; a folder's own pid_splits.json by default"
     )
-    extraction: str = option("eas", f"how an answer's letter is read: {', '.join(EXTRACTIONS)}")
-    fallback_seed: int | None = option(None, "answers without a letter get a random choice from this seed; null: wrong")
+    extraction: str = option("eas", f"rule that reads the letter from an answer: {', '.join(EXTRACTIONS)}")
+    fallback_seed: int | None = option(
+        None, "seed of random choices for answers without a letter; null: such answers are wrong"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

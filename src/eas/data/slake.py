@@ -10,11 +10,11 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import HubRows, hub_rows
 from eas.data.jsonl import leaving_out, read_rows
 from eas.data.official import find_folder, id_of, text_of
 from eas.data.predictions import read_texts
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.slake import score_slake
 

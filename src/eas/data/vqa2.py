@@ -4,7 +4,7 @@ Official layout: ``v2_OpenEnded_mscoco_{split}_questions.json`` and ``v2_mscoco_
 ``.gz``, in the folder or in its ``Questions`` and ``Annotations``; images ``COCO_{subtype}_{image_id:012d}.jpg`` in
 ``{subtype}/``, where the questions file names the subtype (train2014 for any subset of it). Hub: lmms-lab/VQAv2.
 Of an official split, "held_{split}" is a tenth by image, and "fit_{split}" the rest: a run trains on the latter of
-train2014 and validates on the former, lest its search is scored on what it trained on, or on what is tested.
+train2014 and validates on the former, so its search is scored neither on training nor on test images.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from eas.config import option
 from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown_split
-from eas.data.errors import shown
-from eas.data.example import DataError, Example, ImageSource
 from eas.data.hub import hub_rows
 from eas.data.official import find_file, find_folder, id_of, read_json, text_of
+from eas.errors import shown
+from eas.example import DataError, Example, ImageSource
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent, percent_by, vqa_accuracy
 
@@ -37,7 +37,7 @@ _COLUMNS = {name: name for name in ("question_id", "image_id", "question", "imag
 
 @dataclass
 class VQA2Options(DataOptions):
-    """How VQA v2.0 is put to a model."""
+    """Options of VQA v2.0."""
 
     prompt: str = option(
         "instruction", "'instruction': ask for a single word or phrase, as LLaVA; 'question': it alone"

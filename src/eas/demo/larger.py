@@ -1,4 +1,4 @@
-"""A wide model with random weights, for timing a skip set where matrices, not overhead, take the time."""
+"""A wide model with random weights, to time a skip set at a width where matrices take the time, not overhead."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eas.attachment.attach import attach, fold, prune, select
 from eas.config import MethodConfig, SkipConfig
 from eas.methods.eas import EASConfig
-from eas.surgery import attach, fold, prune, select
 
 
 def larger_base(hidden_size: int, prompt_tokens: int) -> tuple[LlamaForCausalLM, dict[str, Tensor], str]:

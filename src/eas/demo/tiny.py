@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from eas.demo.scenes import CELL, CODES, COLOURS, COUNTS, GRID, ORDINALS, SHAPES, SIDES, SIZES, YES_NO
-from eas.demo.textures import TEXTURES
-from eas.folder import TINY_DIR
+from eas.data.scenes import CELL, CODES, COLOURS, COUNTS, GRID, ORDINALS, SHAPES, SIDES, SIZES, YES_NO
+from eas.data.textures import TEXTURES
+from eas.models.folder import TINY_DIR
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 

@@ -1,1 +1,1 @@
-"""What eas needs of transformers' insides. No other room names them, but the definitions of LaVIN and METER."""
+"""The private parts of transformers that eas uses. Outside this room only LaVIN's and METER's definitions name them."""

@@ -1,4 +1,4 @@
-"""Names that move between releases of transformers: the cache's argument and output, and what else eas reads by name.
+"""Names that change between releases of transformers: the cache's argument and output, and others that eas reads.
 
 From 5.24 the key-value cache is the argument ``cache`` of layers and models, and the field ``cache`` of their outputs;
 before, both were called ``past_key_values``. Which one it is, is read off the installed code, not off its version.

@@ -1,4 +1,4 @@
-"""Prompt states in the key-value cache: what decoding needs of the prompt travels with the request, not on modules."""
+"""Prompt states in the key-value cache: the request holds what decoding needs of the prompt, no module does."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def require_filled(cache: Any, returned: Any, states: Iterable[int]) -> None:
         TransformersChangedError: the cache was lost on its way to the blocks or back.
     """
     if returned is None or returned is not cache:
-        raise TransformersChangedError("the model returned another cache than the one that was prepared for it")
+        raise TransformersChangedError("the model did not return the cache that was prepared for it")
     layer = prompt_layer(cache)
     missing = sorted(set(states) - (layer.states.keys() if layer is not None else set()))
     if missing:

@@ -1,4 +1,4 @@
-"""Work on one new token, written so that a compiler for CPUs makes loops of it and fuses them with what is around.
+"""Operations on one new token, written so that a CPU compiler makes loops and fuses them with the code around.
 
 torch's fused attention is made for many queries; with one it takes several times as long as reading the keys and values
 does. The call of a matrix kernel takes longer than reading the few weights of a thin product. A frozen head copies its

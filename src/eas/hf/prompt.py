@@ -1,4 +1,4 @@
-"""Models that know their prompt: mix-ins that find its tokens, and refuse what prompt statistics cannot serve."""
+"""Models that know their prompt: mix-ins find its tokens and refuse requests that prompt statistics cannot serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=No
 
 
 class PromptedTextModel(SkippingTextModel):
-    """The language model, which must be told the prompt's tokens."""
+    """The language model; its caller must name the prompt's tokens."""
 
     layers: Any
 
@@ -41,14 +41,14 @@ class PromptedTextModel(SkippingTextModel):
         return any(pia.reads_prompt for layer in self.layers for pia in layer.stand_ins())
 
     def running(self) -> bool:
-        """Whether prompt states go on changing when the prompt has been read."""
+        """Whether prompt states still change after the prompt was read."""
         return any(pia.running for layer in self.layers for pia in layer.stand_ins())
 
 
 class PromptedModel(nn.Module):
     """The model with its head: finds the prompt tokens, and refuses what prompt statistics cannot serve."""
 
-    eas: Any  # eas.surgery.Attachment
+    eas: Any  # eas.attachment.state.Attachment
     generation_config: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

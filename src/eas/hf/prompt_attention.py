@@ -1,4 +1,4 @@
-"""Prompt methods' one seam: extra keys and values at the attentions, the same for every sequence.
+"""The part that all prompt methods share: extra keys and values at the attentions, the same for every sequence.
 
 The language model computes them once per forward pass and hands them down as a keyword argument; the attention puts
 them in front of the sequence's own after the cache was updated. So caches, lengths, positions and masks of
@@ -57,7 +57,7 @@ class PromptAttention(nn.Module):
 
 
 class SoftPromptTextModel(nn.Module):
-    """A language model that hands the prompt's keys and values to its attentions."""
+    """A language model that passes the prompt's keys and values to its attentions."""
 
     prompt: Any  # eas.methods.soft_prompt.SoftPrompt
 
@@ -83,7 +83,7 @@ class SoftPromptTextModel(nn.Module):
 
 
 class SoftPromptTrunk(nn.Module):
-    """METER, which hands the prompt's keys and values to its co-attention layers."""
+    """METER, which passes the prompt's keys and values to its co-attention layers."""
 
     prompt: Any  # eas.methods.soft_prompt.SoftPrompt
 

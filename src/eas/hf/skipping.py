@@ -1,4 +1,4 @@
-"""What skipping needs of a model: flags on its blocks, and a cache that keeps nothing for a skipped attention."""
+"""Skipping in a model: flags on its blocks, and a cache that stores nothing for a skipped attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eas.hf.versions import TransformersChangedError
 
 
 class Request(NamedTuple):
-    """What the language model hands to its blocks as the keyword ``request``.
+    """The keyword ``request``, which the language model passes to its blocks.
 
     A mask is ``(batch, tokens)`` bool over the tokens that come now; None means every token.
 
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 class SkippableBlock(nn.Module):
-    """A decoder block whose parts may be skipped; what stands in for them is the method's ``forward``."""
+    """A decoder block whose parts may be skipped; the method's ``forward`` computes their replacement."""
 
     index: int
     skip_mha: bool
@@ -54,7 +54,7 @@ class SkippableBlock(nn.Module):
 
 
 class SkippingTextModel(nn.Module):
-    """The language model: makes the cache fit the skip set before the blocks see it, and sees that it comes back."""
+    """The language model: fits the cache to the skip set before the blocks use it, and checks that it comes back."""
 
     layers: nn.ModuleList
     config: Any

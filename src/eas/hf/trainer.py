@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` with the private methods that eas changes under names of its own."""
+"""``transformers.Trainer``; the private methods that eas changes have eas's own names here."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals as random_states
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 __all__ = [
+    "INTEGRATION_TO_CALLBACK",
     "OPTIMIZER_NAME",
     "PREFIX_CHECKPOINT_DIR",
     "SCHEDULER_NAME",
     "TRAINER_STATE_NAME",
     "OpenTrainer",
     "checkpoint_activations",
+    "get_available_reporting_integrations",
     "random_states",
 ]
 
 
 class OpenTrainer(Trainer):  # type: ignore[misc]
-    """A trainer whose checkpoints are written and read by methods that a subclass gives.
+    """A trainer whose subclass writes and reads the checkpoints.
 
     It never trains beyond its last step, and logs whenever it saves.
     """
@@ -35,14 +39,14 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         model._hf_peft_config_loaded = known
 
     def prepared(self, checkpoint: str | None) -> None:
-        """Called when model and optimizer are ready to train; ``checkpoint`` is what training goes on from."""
+        """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""
 
     def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Writes a checkpoint: ``write`` does it, into a folder in ``args.output_dir``."""
         write()
 
     def write_weights(self, folder: Path) -> None:
-        """Writes what was trained."""
+        """Writes the trained weights."""
         raise NotImplementedError
 
     def read_weights(self, folder: Path) -> None:
@@ -50,7 +54,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         raise NotImplementedError
 
     def write_optimizer(self, folder: Path, write: Callable[[], None]) -> None:
-        """Writes the states of optimizer and scheduler; ``write`` does it for what is not sharded."""
+        """Writes the states of optimizer and scheduler; ``write`` does it for states that are not sharded."""
         write()
 
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from eas.config import ConfigError
 from eas.hf.api import attention_implementation, set_attention_implementation
 from eas.hf.versions import TransformersChangedError
 
@@ -46,6 +47,7 @@ def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], N
 
     Raises:
         TransformersChangedError: the twin cannot be built, or does not run.
+        ConfigError: the method refuses the model.
     """
     with _trying(cls):
         model = _twin(cls, config, text_path)
@@ -81,7 +83,7 @@ def _trying(cls: type) -> Iterator[None]:
         torch.manual_seed(0)
         try:
             yield
-        except TransformersChangedError:
+        except (TransformersChangedError, ConfigError):  # a ConfigError is about what was asked for
             raise
         except Exception as error:  # of whatever kind; a wrong number would have been the alternative
             why = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The releases of transformers that eas is tested with, and the error where another one computes something else."""
+"""The releases of transformers that eas is tested with, and the error if another release behaves differently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTALL = f"pip install 'transformers>={OLDEST},<{BEYOND}'"
 
 
 class TransformersChangedError(RuntimeError):
-    """The installed transformers does not do what eas relies on; the message says what, and how to get a tested one.
+    """The installed transformers does not behave as eas needs; the message names the difference and a tested release.
 
     Example:
         >>> print(TransformersChangedError("LlamaModel loses the cache"))  # doctest: +ELLIPSIS

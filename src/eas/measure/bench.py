@@ -1,4 +1,4 @@
-"""`eas bench`: what the variants of one model cost and how long they take, set against what the machine allows."""
+"""`eas bench`: costs and times of the variants of one model, compared with the limits of the machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 
+from eas.attachment.fast_decode import fast_decode
+from eas.attachment.state import skip_set
 from eas.config import Config, ConfigError, option
-from eas.decoding import fast_decode
-from eas.folder import model_config
 from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.hf.one_token import read_rows
@@ -29,12 +29,12 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.folder import model_config
 from eas.progress import Bar
-from eas.surgery import skip_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTIMED = 2  # decode steps of a request that are left out: with a new cache, a CUDA graph is recorded anew
-CACHE = 64  # the length of compiled caches is a multiple of it: what they hold beyond the context is read in vain
+CACHE = 64  # the length of compiled caches is a multiple of it: the part beyond the context is read for nothing
 PHASES = ("prefill", "decode")
 TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base was slow
 
@@ -43,18 +43,18 @@ TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base wa
 class BenchConfig(Config):
     """What is measured, and on what."""
 
-    model: str = option("llava-0.5b", f"a folder, a Hub id, or a shape with random weights: {', '.join(SHAPES)}")
+    model: str = option("llava-0.5b", f"folder, Hub id, or a shape with random weights: {', '.join(SHAPES)}")
     device: str = option("cpu", "'cpu' or 'cuda'")
-    dtype: str = option("bfloat16", f"of weights and activations: {', '.join(DTYPES)}")
-    prompt_tokens: int = option(700, "length of the prompts, all of them text")
-    new_tokens: int = option(64, "tokens decoded per request")
-    batch_sizes: list[int] = option(None, "requests at a time, [1] by default")
-    num_skip: int = option(None, "k: how many attentions are skipped, evenly spread; a third of the layers by default")
-    skip_set: list[int] = option(None, "which, instead of num_skip")
+    dtype: str = option("bfloat16", f"dtype of weights and activations: {', '.join(DTYPES)}")
+    prompt_tokens: int = option(700, "tokens of the prompts, which are text only")
+    new_tokens: int = option(64, "tokens that one request decodes")
+    batch_sizes: list[int] = option(None, "list of batch sizes; [1] by default")
+    num_skip: int = option(None, "k: number of skipped attentions, evenly spread; a third of the layers by default")
+    skip_set: list[int] = option(None, "attentions to skip, in place of num_skip")
     variants: list[str] = option(None, f"some of {', '.join(VARIANTS)}; all by default")
-    repeats: int = option(5, "how often each variant is timed")
-    decode: str = option("compiled", "'compiled' (eas.fast_decode) or 'eager' (generate as it is)")
-    quantise: str | None = option(None, "'int8': weights of the language model in int8, through torchao")
+    repeats: int = option(5, "number of times that each variant is timed")
+    decode: str = option("compiled", "'compiled' (eas.fast_decode) or 'eager' (plain generate)")
+    quantise: str | None = option(None, "'int8': int8 weights in the language model, through torchao")
 
     def __post_init__(self) -> None:
         self.batch_sizes = [1] if self.batch_sizes is None else self.batch_sizes
@@ -64,7 +64,7 @@ class BenchConfig(Config):
         self.skip_set = [] if self.skip_set is None else self.skip_set
         super().__post_init__()
         unknown = [name for name in self.variants if name not in VARIANTS]
-        self._require("variants", not unknown, f"{unknown} unknown; there is {', '.join(VARIANTS)}")
+        self._require("variants", not unknown, f"{unknown} unknown; use one of {', '.join(VARIANTS)}")
         self._require("variants", "base" in self.variants, "must name 'base', which the others are compared with")
         self._require("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}")
         self._require("device", self.device in ("cpu", "cuda"), "must be 'cpu' or 'cuda'")
@@ -98,7 +98,7 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
         title: of the progress bar; none without one.
 
     Returns:
-        ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and what it was.
+        ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and description.
 
     Raises:
         ConfigError: the model is unknown, or the skip set does not fit it.
@@ -168,7 +168,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
 
 
 class Stopwatch(StoppingCriteria):  # type: ignore[misc]
-    """Notes when each token of a request is there; stops nothing."""
+    """Records the time of each token of a request; never stops the request."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.marks = device, [now(device)]
@@ -225,7 +225,7 @@ def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, A
 
 
 class PeakMemory:
-    """The most memory that a piece of work takes on top of what was there; None where the system does not tell."""
+    """The most memory that some work takes in addition; None if the system does not say."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.system = device, Path("/proc/self/clear_refs").exists()

@@ -1,7 +1,7 @@
-"""What METER costs as it stands: both towers, the co-attention layers with what a method put there, poolers and head.
+"""The costs of METER in its present state: towers, co-attention layers with a method's modules, poolers and head.
 
 As everywhere, a linear map costs in x out per token, an attention 2 d times queries times keys on top of its maps, and
-norms, activations and embeddings are free. Every image of an example meets the text in a pass of its own; the text
+norms, activations and embeddings are free. Every image of an example meets the text in its own pass; the text
 tower runs once.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.checkpoint import adapter_state
+from eas.attachment.save import adapter_state
+from eas.attachment.state import attached
 from eas.measure.modules import Counts, block_macs, live, module_macs, unused_params
 from eas.methods.meter_prompts import DeepTokens, ShallowTokens
 from eas.models.anatomy import Anatomy
-from eas.surgery import attached
 
 
 def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> Counts:

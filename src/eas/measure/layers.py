@@ -1,4 +1,4 @@
-"""What each block costs: the terms of the sums that ``eas.count`` gives."""
+"""The costs of each block: the terms of the sums that ``eas.count`` gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block as it stands: selected, pruned or folded.
+    """One block in its present state: selected, pruned or folded.
 
     Args:
         mha: MACs of the attention for the prompt, projections and products; 0 if it is skipped. Of METER's two those

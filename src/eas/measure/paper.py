@@ -1,4 +1,4 @@
-"""How the paper counts, so that figures can be set beside its tables.
+"""The paper's counting convention, for comparisons with its tables.
 
 1 "FLOP" is one multiply-accumulate, with two exceptions: vision tower and projector count at 2 per MAC, and whatever
 can be folded or merged is free, the fold itself and the prompt's statistics too. So EAS_k is the base less k

@@ -1,4 +1,4 @@
-"""What a machine can do at most: the rate of a large matrix product, and of reading memory."""
+"""The two limits of a machine: the rate of a large matrix product, and the rate of reading memory."""
 
 from __future__ import annotations
 

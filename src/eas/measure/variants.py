@@ -1,4 +1,4 @@
-"""Variants of one model that `eas bench` sets side by side: the methods, and EAS in each of its folds.
+"""The variants of one model that `eas bench` compares: the methods, and EAS in each of its folds.
 
 They share the base's weights, have untrained modules in the base's dtype, and ranks that are those of the paper's LLaVA
 scaled by the width. What is measured depends on none of the trained values.
@@ -15,23 +15,23 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import attach, fold, prune, select
+from eas.attachment.quantised import torchao_int8
 from eas.config import SkipConfig
 from eas.measure.count import count
 from eas.methods import method_config
 from eas.methods.eas_fold import FoldedLinear
 from eas.models.anatomy import Anatomy
-from eas.quantised import torchao_int8
-from eas.surgery import attach, fold, prune, select
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a variant is made.
+    """The recipe of a variant.
 
     Args:
         method: the method's name and options; None for the base.
         ranks: rank options, as divisors of the width.
-        fold: fold mode, None: as it was trained.
+        fold: fold mode; None: not folded.
         skips: whether it skips the chosen set.
         equal_macs: whether it skips as many candidates as bring its MACs closest to those of EAS instead.
         compiles: whether its decoding can be compiled.
@@ -63,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], prompt_tokens: int) -> PreTrainedModel:
-    """A variant of a model, which is left as it is and whose weights it shares; pruned, not yet folded.
+    """A variant of a model, pruned, not yet folded. It shares the weights of the model, which does not change.
 
     Args:
         base: in evaluation mode; on the meta device too.
@@ -98,7 +98,7 @@ def fold_variant(model: PreTrainedModel, name: str) -> None:
 def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]) -> None:
     """Gives int8 weights, in place, to the linear maps of language model and head: the base's own, and those folded.
 
-    What a method adds (PIAs, LoRA, adapters) stays as it is, and what is shared stays shared.
+    Modules of a method (PIAs, LoRA, adapters) do not change, and shared weights stay shared.
 
     Args:
         base: what the variants were built from.

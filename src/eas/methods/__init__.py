@@ -1,8 +1,8 @@
 """The tuning methods, one file each: a configuration and an ``attach``, and what else the method can do.
 
-``attach`` adds modules to a frozen model in place and leaves exactly what is trained with ``requires_grad``; freezing,
-the projector, saving, loading and undoing are done for it (``eas.surgery``, ``eas.checkpoint``). A new method costs its
-file and its line in ``METHODS``; see docs/methods.md.
+``attach`` adds modules to a frozen model in place and leaves exactly what is trained with ``requires_grad``.
+``eas.attachment`` does the rest: freezing, the projector, saving, loading and undoing. A new method is one file and
+one line in ``METHODS``; see docs/methods.md.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from eas.methods import (
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of.
+    """The parts of a method.
 
     Args:
         config: its configuration's class.
         attach: adds its modules to a model whose parameters are frozen; refuses before it changes anything.
-        prune: drops what the chosen skip set leaves without use, besides the skipped modules themselves.
-        fold: re-parameterises for inference; gets the model and one of ``fold_modes``.
-        unfold: takes ``fold`` back.
-        fold_modes: what ``fold`` can do; empty where nothing can be folded.
-        best_fold: the mode for "auto", and why; None where there is but one.
+        prune: removes the modules that the chosen skip set does not use, besides the skipped modules.
+        fold: re-parameterises for inference; takes the model and one of ``fold_modes``.
+        unfold: undoes ``fold``.
+        fold_modes: the modes of ``fold``; empty if the method cannot fold.
+        best_fold: the mode for "auto", with the reason; None if there is only one mode.
     """
 
     config: type[MethodConfig]
@@ -154,5 +154,5 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """
     name = values.get("name", "eas")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method {shortened(name)} is unknown; there is {', '.join(METHODS)}")
+        raise ConfigError(f"method {shortened(name)} is unknown; use one of {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

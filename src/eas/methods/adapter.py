@@ -53,7 +53,7 @@ class AdaptedAttention(nn.Module):
 
 
 class ParallelAttention(nn.Module):
-    """An attention with an adapter beside it that reads what the queries are made of."""
+    """An attention with an adapter beside it; the adapter reads the input of the queries."""
 
     adapter: Bottleneck
 
@@ -107,11 +107,11 @@ class AdapterConfig(MethodConfig):
     """
 
     name: str = method_name("adapter")
-    rank: int = option(128, "r, the bottleneck")
+    rank: int = option(128, "r: size of the bottleneck")
     placement: Literal["ffn", "attention", "both"] = option(
-        "ffn", "after what an adapter stands: the 'ffn', the 'attention' or 'both' (Houlsby)"
+        "ffn", "place of the adapters: after the 'ffn', after the 'attention', or after 'both' (Houlsby)"
     )
-    dropout: float = option(0.0, "on the bottleneck while training")
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +120,7 @@ class AdapterConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig) -> None:
-    """An adapter after the FFN, the attention or both of every block; untrained they change nothing."""
+    """Adds an adapter after the FFN, the attention or both of every block; untrained they change nothing."""
     put_at(model, config.placement, AFTER, config.rank, dropout=config.dropout)
 
 
@@ -135,12 +135,12 @@ class ParallelAdapterConfig(MethodConfig):
     """
 
     name: str = method_name("parallel_adapter")
-    rank: int = option(512, "r, the bottleneck")
+    rank: int = option(512, "r: size of the bottleneck")
     placement: Literal["ffn", "attention", "both"] = option(
-        "ffn", "beside what an adapter stands: the 'ffn', the 'attention' or 'both'"
+        "ffn", "place of the adapters: beside the 'ffn', beside the 'attention', or beside 'both'"
     )
     scale: float = option(4.0, "factor on the adapter's output")
-    dropout: float = option(0.0, "on the bottleneck while training")
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +150,7 @@ class ParallelAdapterConfig(MethodConfig):
 
 
 def attach_parallel(model: PreTrainedModel, config: ParallelAdapterConfig) -> None:
-    """An adapter beside the FFN, the attention or both of every block; untrained they change nothing."""
+    """Adds an adapter beside the FFN, the attention or both of every block; untrained they change nothing."""
     put_at(model, config.placement, BESIDE, config.rank, scale=config.scale, dropout=config.dropout)
 
 

@@ -1,4 +1,4 @@
-"""Attention dropping without replacement (LLM-Drop, He et al. 2024, arXiv 2406.15786), LoRA tuning what is left.
+"""Attention dropping without replacement (LLM-Drop, He et al. 2024, arXiv 2406.15786), LoRA tunes the rest.
 
 Which attentions go is up to ``SearchConfig(rule=...)``: "similarity" is LLM-Drop's own (the cosine of a module's input
 and output on a few examples), "last" and "every_other" go by position.
@@ -21,7 +21,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class DropConfig(SkipConfig):
-    """k attentions go; LoRA at all maps of what stays.
+    """k attentions are dropped; LoRA tunes all maps of the rest.
 
     Example:
         >>> import eas
@@ -30,10 +30,10 @@ class DropConfig(SkipConfig):
     """
 
     name: str = method_name("drop")
-    candidates: Candidates = option("mha", "what may be dropped: 'mha', 'ffn', 'either' or 'layer'")
-    rank: int = option(16, "r of LoRA")
-    alpha: float | None = option(None, "LoRA counts alpha / r; null: 2 r")
-    dropout: float = option(0.0, "on LoRA's input while training")
+    candidates: Candidates = option("mha", "modules that may be dropped: 'mha', 'ffn', 'either' or 'layer'")
+    rank: int = option(16, "r: rank of LoRA")
+    alpha: float | None = option(None, "LoRA's update is scaled by alpha / r; null: 2 r")
+    dropout: float = option(0.0, "dropout on LoRA's input in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class DropAttention(SkippableBlock):
 
 
 def attach(model: PreTrainedModel, config: DropConfig) -> None:
-    """LoRA at every map, and blocks that can do without their parts; untrained and undropped nothing changes."""
+    """Adds LoRA to every map, and lets blocks drop parts; untrained and with nothing dropped, nothing changes."""
     anatomy = Anatomy.of(model)
     for index, block in enumerate(anatomy.blocks(config.candidates)):
         block.index, block.skip_mha, block.skip_ffn = index, False, False
@@ -76,7 +76,7 @@ def attach(model: PreTrainedModel, config: DropConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the norms of attentions that took them along."""
+    """Removes the norms of dropped attentions (METER)."""
     anatomy = Anatomy.of(model)
     for layer in anatomy.layers:
         for branch in anatomy.branches:

@@ -40,8 +40,8 @@ RANKS = ("skip_rank", "adapt_rank")
 class EASConfig(SkipConfig):
     """What to skip and with which PIAs (paper section 4).
 
-    A preset fills the fields that are not given; the others are then of the plain paper form. Its ranks are filled in
-    when the method is attached, in proportion to the model's width.
+    A preset fills the fields that are not given; without a preset they have the plain paper form. ``attach`` fills in
+    the ranks of a preset, in proportion to the model's width.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -56,24 +56,28 @@ class EASConfig(SkipConfig):
     skip_rank: int | None = option(None, "r: rank of the PIA that replaces a skipped attention (or FFN)")
     adapt_rank: int | None = option(None, "r': rank of the PIA before a kept attention")
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
-    hidden_scale: float = option(None, "factor on the PIA's hidden state h, 1 (0.5 in the released code)")
-    dropout: float = option(None, "dropout on h while training, 0 (0.1 in the released code)")
-    up_groups: int = option(None, "groups of the up-projections, 1 (2 in the released code)")
+    hidden_scale: float = option(None, "factor on the PIA's hidden state h; 1 by default (0.5 in the released code)")
+    dropout: float = option(None, "dropout on h in training; 0 by default (0.1 in the released code)")
+    up_groups: int = option(None, "groups of the up-projections; 1 by default (2 in the released code)")
     router: Literal["input", "constant"] = option(
-        "input", "what mixes the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)"
+        "input", "weights of the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)"
     )
     pooling: Literal["prompt", "causal", "none"] = option(
         "prompt",
-        "what a skipped attention's replacement knows of other tokens: 'prompt' (their mean), "
-        "'causal' (the mean of those before it) or 'none' (Table 6's base)",
+        "tokens that a skip PIA takes the mean of: 'prompt' (all prompt tokens), "
+        "'causal' (the token and those before it) or 'none' (no mean; Table 6's base)",
     )
     decode_pooling: Literal["frozen", "running"] = option(
         "frozen",
-        "with pooling 'causal', what the mean does when the answer begins: 'frozen' (stays the prompt's) or 'running' "
-        "(goes on over the answer's tokens)",
+        "with pooling 'causal', the mean while the answer is decoded: 'frozen' (stays the prompt's mean) or 'running' "
+        "(also takes in the answer's tokens)",
     )
-    preset: Literal["llava", "lavin", "meter", "released"] | None = option(None, f"one of {', '.join(PRESETS)}")
-    train_scale: bool = option(None, "train a scale beside the FFN norm's weight on skipped blocks (released code)")
+    preset: Literal["llava", "lavin", "meter", "released"] | None = option(
+        None, f"preset of published values: {', '.join(PRESETS)}"
+    )
+    train_scale: bool = option(
+        None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
+    )
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
@@ -109,7 +113,7 @@ class EASConfig(SkipConfig):
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """A skip PIA and an adapt PIA at every block, float32 whatever the base's dtype; untrained they change nothing."""
+    """Adds a skip PIA and an adapt PIA, always float32, to every block; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
         norm, training = layer.input_layernorm, layer.training
@@ -149,7 +153,7 @@ def make_pia(config: EASConfig, norm: Any, training: bool, *, exchange: bool) ->
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the PIAs that the skip set leaves without use."""
+    """Removes the PIAs that the skip set does not use."""
     for block in Anatomy.of(model).layers:
         if not (block.skip_mha and not block.skip_ffn):
             block.skip_pia = None
@@ -163,7 +167,7 @@ def best_fold(model: PreTrainedModel) -> tuple[str, str]:
     """The mode that leaves least to do per token, for batches of any size, and why."""
     pias = [pia for pia in (block.foldable_pia() for block in Anatomy.of(model).layers) if pia is not None]
     if any(pia.mix is None for pia in pias):
-        return "shared", "the router reads the input, so every sequence has mixing weights of its own"
+        return "shared", "the router reads the input, so every sequence has its own mixing weights"
     if (other := _unfoldable(model)) is not None:
         return "shared", f"nothing can be folded into {other.__name__}"
     if not any(pia.reads_prompt for pia in pias):

@@ -1,4 +1,15 @@
-"""The block of EAS: where PIAs stand in for what is skipped and adapt what is kept (paper Eq. 7, Fig. 2)."""
+"""The block of EAS: skip PIAs replace skipped attentions, adapt PIAs correct kept ones (paper Eq. 4-7, Fig. 2).
+
+The steps of a block, for hidden states x ``(batch, tokens, d)`` and the input n = Na(x) of the same shape:
+
+1. The prompt state ``[alpha, c]``, ``(batch, 1, 2 + r)``, from the prompt tokens of n (Eq. 6 and c of Eq. 4). Once per
+   request: ``EASBlock.prompt_state``.
+2. The PIA's output p, ``(batch, tokens, d)``, from n and the prompt state (Eq. 4 and 5): ``eas.pia.PIA``.
+3. Attention skipped: ``x += FFN(g * (n + p))`` (Eq. 7), with g the weight of the norm Nf. Attention kept:
+   ``x += MHA(n + p); x += FFN(Nf(x))``.
+
+Folded, steps 2 and 3 are one: the maps that read ``n + p`` read n (Eq. 8-13, ``eas.methods.eas_fold``).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +29,9 @@ from eas.pia import PIA, SharedFold
 class EASBlock(SkippableBlock):
     """A pre-norm decoder block whose attention, or FFN, may be skipped.
 
-    Kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped: ``x += FFN(g * (n + skip_pia(n)))``.
-    FFN skipped: ``x += ffn_pia(Nf(x))``; where both are skipped, it alone remains. A PIA is None where the candidates
-    or the pruned skip set have no use for it.
+    Attention kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped (Eq. 7):
+    ``x += FFN(g * (n + skip_pia(n)))``. FFN skipped: ``x += ffn_pia(Nf(x))``. If both are skipped, only the
+    FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it.
     """
 
     skip_pia: PIA | None
@@ -32,7 +43,7 @@ class EASBlock(SkippableBlock):
 
     def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
         request = given(request)
-        if not self.skip_mha:
+        if not self.skip_mha:  # x += MHA(n + p)
             z, attention = self._adapt(self.input_layernorm(hidden_states), request)
             attended, _ = attention(hidden_states=z, **kwargs)
             hidden_states = hidden_states + attended
@@ -40,17 +51,20 @@ class EASBlock(SkippableBlock):
             assert self.ffn_pia is not None
             n = self.post_attention_layernorm(hidden_states)
             hidden_states = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, request))
-        elif self.skip_mha:
+        elif self.skip_mha:  # Eq. 7: x += FFN(g * (n + p))
             z, ffn = self._adapt(self.input_layernorm(hidden_states), request)
             hidden_states = hidden_states + ffn(z)
-        else:
+        else:  # x += FFN(Nf(x))
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
 
     def _adapt(self, n: Tensor, request: Request) -> tuple[Tensor, Any]:
-        """What the FFN (skipped) or the attention (kept) reads, and that module; the PIA is in one or the other."""
+        """The input z, ``(batch, tokens, d)``, of the FFN (attention skipped) or the attention (kept), and that module.
+
+        Not folded, z holds the PIA's output (Eq. 4-7). Folded, z is n or the shared correction of n (Eq. 8-13).
+        """
         pia, body, states = self.foldable_pia(), self.reader()[0], request.states
-        assert pia is not None  # select and prune see to it
+        assert pia is not None  # select and prune leave a PIA in every block
         if self.constant_fold is not None:
             folded = self.constant_fold.body
             if not pia.reads_prompt:
@@ -65,13 +79,13 @@ class EASBlock(SkippableBlock):
                 if states is not None:
                     states.folded[self.index] = own
             return n, own
-        z = n + pia(n, self.prompt_state(pia, n, request))
+        z = n + pia(n, self.prompt_state(pia, n, request))  # n + p, Eq. 4 and 5
         if self.skip_mha:
-            z = pia.output_scale(self.post_attention_layernorm.weight) * z
+            z = pia.output_scale(self.post_attention_layernorm.weight) * z  # g * (n + p), Eq. 7
         return z, body
 
     def _kept(self, mode: str, n: Tensor, request: Request) -> Tensor:
-        """What a fold makes of the prompt state, once per request unless the state runs on."""
+        """The fold's form of the prompt state. It is computed once per request, unless the mean is a running one."""
         states = request.states
         kept = None if states is None else states.kept.get((self.index, mode))
         if kept is None:
@@ -85,17 +99,17 @@ class EASBlock(SkippableBlock):
                 assert self.constant_fold is not None
                 kept = self.constant_fold.body.keep(pia.c(state))
             if states is not None and not pia.running:
-                states.kept[self.index, mode] = kept[:, -1:].clone()  # a view would hold all tokens
+                states.kept[self.index, mode] = kept[:, -1:].clone()  # a view would keep all tokens in memory
         return kept
 
     def foldable_pia(self) -> PIA | None:
-        """The PIA before the FFN (attention skipped) or the attention; None where both parts are skipped."""
+        """The PIA before the FFN (attention skipped) or before the attention (kept); None if both parts are skipped."""
         if self.skip_mha:
             return None if self.skip_ffn else self.skip_pia
         return self.adapt_pia
 
     def pias(self) -> dict[int, PIA]:
-        """The PIAs that the skip set puts to use, by the key of their prompt state."""
+        """The PIAs that the skip set uses, by the key of their prompt state."""
         pias = {self.index: self.foldable_pia(), ffn_key(self.index): self.ffn_pia if self.skip_ffn else None}
         return {key: pia for key, pia in pias.items() if pia is not None}
 
@@ -103,10 +117,13 @@ class EASBlock(SkippableBlock):
         return list(self.pias().values())
 
     def prompt_state(self, pia: PIA, n: Tensor, request: Request) -> Tensor:
-        """The prompt state of a PIA in use: the request's, or computed from the prompt and left there as of its end.
+        """The prompt state of a PIA in use, ``(batch, 1 or tokens, 2 + r)`` (Eq. 6 and c of Eq. 4).
+
+        The first call computes the state from the prompt and stores it in the request. Later calls read it
+        there; a running mean updates it.
 
         Raises:
-            TransformersChangedError: the prompt was read in an earlier call, and its state is not there.
+            TransformersChangedError: an earlier call read the prompt, but the request has no state of this block.
         """
         states = request.states if pia.reads_prompt else None
         key = ffn_key(self.index) if pia is self.ffn_pia else self.index
@@ -127,14 +144,14 @@ class EASBlock(SkippableBlock):
         return state
 
     def reader(self) -> tuple[Any, tuple[str, ...]]:
-        """What reads the foldable PIA's output, FFN (skipped) or attention, and the names of its maps that do."""
+        """The module after the foldable PIA, FFN (skipped) or attention (kept), and the names of its input maps."""
         return (self.mlp, FFN_INPUTS) if self.skip_mha else (self.self_attn, ATTENTION_INPUTS)
 
     def fold_for(self, state: Tensor) -> nn.Module:
-        """The FFN (skipped) or attention (kept) with the PIA folded into its input maps for one sequence.
+        """The FFN (skipped) or attention (kept) with the PIA folded into its input maps for one sequence (Eq. 8-13).
 
-        It shares all other weights with the original and belongs to the request, so that two requests never see each
-        other. The arithmetic is in the base's dtype: in bfloat16 a third of the time of float32.
+        The folded module shares all other weights with the original. It belongs to one request, so requests do not
+        affect each other. The arithmetic is in the base's dtype: bfloat16 takes a third of the time of float32.
 
         Raises:
             ValueError: the batch holds several sequences.
@@ -154,7 +171,7 @@ class EASBlock(SkippableBlock):
 
     @torch.no_grad()
     def fold_constant(self) -> None:
-        """Folds the PIA, whose router is constant, once for all sequences."""
+        """Folds a PIA with a constant router once for all sequences (Eq. 8-13)."""
         pia = self.foldable_pia()
         assert pia is not None
         assert pia.mix is not None
@@ -165,7 +182,7 @@ class EASBlock(SkippableBlock):
             self.constant_fold = Aside(fold_attention(self.self_attn, pia, alpha))
 
     def prompt_state_bytes(self) -> int:
-        """Bytes that one sequence's decoding keeps of its prompt in this block."""
+        """Bytes that this block stores of the prompt while one sequence is decoded."""
         total, pia = sum(pia.prompt_state_bytes() for pia in self.stand_ins()), self.foldable_pia()
         if pia is None or pia.running:
             return total
@@ -182,11 +199,11 @@ def ffn_key(index: int) -> int:
 
 
 def given(request: Request | None) -> Request:
-    """The request, which the language model hands to every block.
+    """The request that the language model passes to every block.
 
     Raises:
-        TransformersChangedError: it did not arrive.
+        TransformersChangedError: the request did not arrive.
     """
     if request is None:
-        raise TransformersChangedError("the language model does not hand the keyword 'request' on to its blocks")
+        raise TransformersChangedError("the language model does not pass the keyword 'request' to its blocks")
     return request

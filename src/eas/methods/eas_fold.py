@@ -1,4 +1,7 @@
-"""What becomes of the modules that read a PIA's output, once it is folded into them."""
+"""The modules that read a PIA's output, with the PIA folded into them (paper Eq. 8-13).
+
+``eas.pia.fold_weights`` computes W' and b'. This file puts them into an FFN (skip PIA) or an attention (adapt PIA).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from eas.pia import PIA, fold_weights
 
 
 class FoldedLinear(Costed, nn.Linear):
-    """A linear map whose weights were computed: buffers, which no checkpoint and no optimizer sees."""
+    """A linear map with computed weights. They are buffers, so no checkpoint and no optimizer includes them."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -31,13 +34,13 @@ class FoldedLinear(Costed, nn.Linear):
 
 
 class FoldedFFN(nn.Module):
-    """A gated FFN that reads n where the original reads ``g * (n + p)``; gate and up are one map.
+    """A gated FFN that reads n; the original reads ``g * (n + p)``. Gate and up are one map.
 
     Args:
-        mlp: the original, whose down projection is shared.
-        gate_up: W' of both, with b' unless c is yet to be added to it.
-        offset: b' without c, ``(2 ff,)``, and
-        from_c: what each number of c adds to it, ``(2 ff, r)``, where every sequence has a c of its own.
+        mlp: the original; the fold shares its down projection.
+        gate_up: W' of gate and up, ``(2 ff, d)``; with b' if c is part of b'.
+        offset: b' without c, ``(2 ff,)``, if every sequence has its own c.
+        from_c: the change of b' for each number of c, ``(2 ff, r)``, if every sequence has its own c.
     """
 
     offset: Tensor | None
@@ -50,12 +53,12 @@ class FoldedFFN(nn.Module):
         self.register_buffer("from_c", from_c, persistent=False)
 
     def keep(self, c: Tensor) -> Tensor:
-        """The bias of gate and up: c ``(batch, 1 or tokens, r)`` to ``(batch, 1 or tokens, 2 ff)``."""
+        """b', the bias of gate and up, from c: ``(batch, 1 or tokens, r)`` to ``(batch, 1 or tokens, 2 ff)``."""
         assert self.from_c is not None
         return F.linear(c.to(self.from_c.dtype), self.from_c, self.offset)
 
     def forward(self, n: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``(batch, tokens, d)`` to the same; ``bias`` is what ``keep`` returned, where c was not folded in."""
+        """``(batch, tokens, d)`` to the same; ``bias`` is the result of ``keep``, if c was not folded in."""
         both = self.gate_up(n)
         if bias is not None:
             both.add_(bias)
@@ -65,7 +68,7 @@ class FoldedFFN(nn.Module):
 
 
 class Aside(nn.Module):
-    """Holds a module that was made of others, next to them; no checkpoint holds it."""
+    """Holds a module that a fold made from other modules; no checkpoint includes it."""
 
     body: Any
 
@@ -85,7 +88,7 @@ def fold_ffn(
     c: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> FoldedFFN:
-    """An FFN with the skip PIA before it folded into gate and up; arguments are those of ``fold_weights``."""
+    """An FFN whose gate and up have the skip PIA folded in (Eq. 8-13); arguments as in ``fold_weights``."""
     weight, bias, from_c = fold_weights([getattr(mlp, name) for name in FFN_INPUTS], pia, alpha, norm_weight, c, dtype)
     if c is None and pia.down2 is not None:
         return FoldedFFN(mlp, FoldedLinear(weight, None), bias, from_c)
@@ -93,12 +96,12 @@ def fold_ffn(
 
 
 def fold_attention(attention: Any, pia: PIA, alpha: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
-    """A shallow copy of an attention, with the adapt PIA before it folded into its q, k and v."""
+    """A shallow copy of an attention whose q, k and v have the adapt PIA folded in (Eq. 8-13 with g = 1 and c = 0)."""
     maps = [getattr(attention, name) for name in ATTENTION_INPUTS]
     weight, bias, _ = fold_weights(maps, pia, alpha, None, dtype=dtype)
     sizes = [linear.out_features for linear in maps]
     folded = [FoldedLinear(w, b) for w, b in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)]
     clone: nn.Module = copy.copy(attention)
     clone._modules = {**attention._modules, **dict(zip(ATTENTION_INPUTS, folded, strict=True))}
-    vars(clone).pop("forward", None)  # accelerate's, which goes on to the original
+    vars(clone).pop("forward", None)  # accelerate's forward, which would call the original
     return clone

@@ -1,4 +1,4 @@
-"""EAS on METER: what stands in for an attention of its post-norm co-attention layers.
+"""EAS on METER: the replacement of an attention in its post-norm co-attention layers.
 
 Candidates are 24 attentions: of each of 6 layers the text's self, then the text's cross, the image's self and the
 image's cross attentions. A PIA stands before a LayerNorm here, not before the FFN, so it does not fold. As in the
@@ -21,7 +21,7 @@ from eas.pia import PIA
 
 
 class EASAttention(SkippableBlock):
-    """An attention that may be skipped; its layer decides what to compute. A PIA is None where it has no use."""
+    """An attention that may be skipped; its layer decides what to compute. A PIA is None if it is not used."""
 
     skip_pia: PIA | None
     adapt_pia: PIA | None
@@ -80,7 +80,7 @@ def _adapted(pia: PIA, stream: Stream) -> Tensor:
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """A skip PIA and an adapt PIA at every attention, an adapt PIA at every FFN; untrained they change nothing."""
+    """Adds a skip and an adapt PIA to every attention, an adapt PIA to every FFN; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     for index, (attention, norm) in enumerate(attentions(anatomy.text_model)):
         attention.skip_pia = make_pia(config, norm, attention.training, exchange=True)
@@ -93,7 +93,7 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the PIAs that the skip set leaves without use."""
+    """Removes the PIAs that the skip set does not use."""
     for attention, _ in attentions(Anatomy.of(model).text_model):
         if attention.skip_mha:
             attention.adapt_pia = None

@@ -1,4 +1,4 @@
-"""Full tuning, and tuning the head alone: what is trained is the base's own."""
+"""Full tuning, and tuning the head alone: both train the base's own weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class FullConfig(MethodConfig):
-    """The whole language model with its head; the vision tower stays as it is, as in LLaVA. METER's towers are tuned
+    """The whole language model with its head; the vision tower is not trained, as in LLaVA. METER's towers are tuned
     too.
 
     Example:

@@ -27,7 +27,7 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own, but for the dropout, which is off.
+    """The values are LaVIN's own, except the dropout, which is off.
 
     Example:
         >>> import eas
@@ -36,10 +36,10 @@ class LavinAdapterConfig(MethodConfig):
     """
 
     name: str = method_name("lavin_adapter")
-    rank: int = option(8, "r of the down path")
+    rank: int = option(8, "r: rank of the down path")
     up_groups: int = option(2, "groups of the up paths")
-    temperature: float = option(10.0, "of the router's softmax")
-    dropout: float = option(0.0, "on the hidden state while training (0.1 in LaVIN)")
+    temperature: float = option(10.0, "temperature of the router's softmax")
+    dropout: float = option(0.0, "dropout on the hidden state in training (0.1 in LaVIN)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +107,7 @@ class ModalityRoutedTextModel(PromptedTextModel):
 
 
 def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
-    """A routed adapter before every attention; untrained they change nothing. On LaVIN, the modality token as well."""
+    """Adds a routed adapter before every attention, and on LaVIN the modality token; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     size = model.config.get_text_config().hidden_size
     if size % config.up_groups:

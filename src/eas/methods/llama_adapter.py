@@ -22,7 +22,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class LlamaAdapterConfig(MethodConfig):
-    """How many adaption prompts, and where.
+    """The number of adaption prompts, and their blocks.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -35,7 +35,7 @@ class LlamaAdapterConfig(MethodConfig):
 
     name: str = method_name("llama_adapter")
     num_tokens: int = option(10, "m: adaption prompts at each of the topmost blocks")
-    num_layers: int | None = option(None, "how many of the topmost blocks have them; not given: all but the first two")
+    num_layers: int | None = option(None, "number of topmost blocks with prompts; null: all but the first two")
 
     def __post_init__(self) -> None:
         super().__post_init__()

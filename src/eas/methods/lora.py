@@ -19,7 +19,7 @@ MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 @dataclass
 class LoRAConfig(MethodConfig):
-    """Which maps get an update, of which rank; the paper's LLaVA rows have rank 16 at all maps.
+    """The maps that get an update, and its rank; the paper's LLaVA rows have rank 16 at all maps.
 
     Example:
         >>> import eas
@@ -28,9 +28,9 @@ class LoRAConfig(MethodConfig):
     """
 
     name: str = method_name("lora")
-    rank: int = option(16, "r of the update")
-    alpha: float | None = option(None, "the update counts alpha / r; null: 2 r")
-    dropout: float = option(0.0, "on the update's input while training")
+    rank: int = option(16, "r: rank of the update")
+    alpha: float | None = option(None, "the update is scaled by alpha / r; null: 2 r")
+    dropout: float = option(0.0, "dropout on the update's input in training")
     targets: list[str] = option(None, f"maps of the language model's blocks, all by default: {', '.join(MAPS)}")
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class LoRAConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
-    """An update at every target map of the language model; untrained they change nothing."""
+    """Adds an update to every target map of the language model; untrained they change nothing."""
     inject(model, config.rank, config.alpha, config.dropout, config.targets)
 
 
@@ -73,6 +73,6 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 
 def unfold(model: PreTrainedModel) -> None:
-    """Takes the updates out again, up to rounding."""
+    """Removes the merged updates again, up to rounding."""
     for layer in lora_layers(model):
         layer.unmerge()

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class MAMConfig(MethodConfig):
-    """How long a prefix and how wide the adapters; a preset fills the fields that are not given, "paper" if none is.
+    """Length of the prefix and width of the adapters. A preset fills the fields that are not given; "paper" by default.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -37,11 +37,11 @@ class MAMConfig(MethodConfig):
     """
 
     name: str = method_name("mam")
-    num_tokens: int = option(None, "m: keys and values in front of every attention's own, 30; 0 for none")
-    rank: int = option(None, "r, the adapters' bottleneck, 512")
-    scale: float = option(None, "factor on the adapters' output, 4")
-    dropout: float = option(0.0, "on the bottleneck while training")
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    num_tokens: int = option(None, "m: keys and values in front of every attention's own; 30 by default, 0 for none")
+    rank: int = option(None, "r: bottleneck of the adapters; 512 by default")
+    scale: float = option(None, "factor on the adapters' output; 4 by default")
+    dropout: float = option(0.0, "dropout on the bottleneck in training")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
@@ -56,7 +56,7 @@ class MAMConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: MAMConfig) -> None:
-    """Untrained, the adapters change nothing, and the prefix does: its keys take part in the softmax."""
+    """Adds prefix and adapters. Untrained, only the prefix changes the model: its keys take part in the softmax."""
     if config.num_tokens > 0:
         add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, reparameterise=None))
     put_at(model, "ffn", BESIDE, config.rank, scale=config.scale, dropout=config.dropout)

@@ -21,7 +21,7 @@ from eas.models.anatomy import Anatomy, attentions
 
 @dataclass
 class PrefixConfig(MethodConfig):
-    """How many prefix tokens, and whether an MLP makes them.
+    """The number of prefix tokens, and whether an MLP makes them.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -35,7 +35,7 @@ class PrefixConfig(MethodConfig):
     name: str = method_name("prefix")
     num_tokens: int = option(30, "m: keys and values in front of every attention's own")
     reparameterise: int | None = option(
-        None, "hidden size of an MLP that makes all of them from one embedding per token; not given: trained directly"
+        None, "hidden size of an MLP that makes keys and values from one embedding per token; null: no MLP"
     )
 
     def __post_init__(self) -> None:
@@ -69,5 +69,5 @@ class Prefix(SoftPrompt):
 
 
 def attach(model: PreTrainedModel, config: PrefixConfig) -> None:
-    """Untrained it does change the model: a key of zeros takes part in the softmax too."""
+    """Adds the prefix. Untrained it changes the model: even a key of zeros takes part in the softmax."""
     add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, config.reparameterise))

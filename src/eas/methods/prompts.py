@@ -1,10 +1,10 @@
 """Prompt tuning: trained tokens in front of the sequence, at the input or at every block.
 
 ``shallow_prompt``: prompt tuning (Lester et al. 2021, arXiv 2104.08691), VPT-shallow. ``deep_prompt``: VPT-deep (Jia et
-al. 2022, arXiv 2203.12119), new tokens at every block, whose outputs are discarded. In a causal decoder nothing in
-front depends on what follows, so the prompt runs alone, at positions -m to -1, and only its keys and values meet the
-sequence, whose own positions stay as they are. The result is that of prepended embeddings, with two differences: the
-prompt has no logits, and a sliding window never leaves it behind.
+al. 2022, arXiv 2203.12119), new tokens at every block, whose outputs are discarded. In a causal decoder
+earlier tokens do not depend on later ones. So the prompt runs alone, at positions -m to -1, and only its keys and
+values reach the sequence. The positions of the sequence do not change. The result is that of prepended embeddings, with
+two differences: the prompt has no logits, and a sliding window never excludes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class ShallowPromptConfig(MethodConfig):
-    """How many prompt tokens, and what they start from.
+    """The number of prompt tokens and their start values.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -39,7 +39,7 @@ class ShallowPromptConfig(MethodConfig):
     name: str = method_name("shallow_prompt")
     num_tokens: int = option(20, "m: prompt tokens in front of the input")
     init: Literal["vocabulary", "normal"] = option(
-        "vocabulary", "what they start from: 'vocabulary' (embeddings of random tokens) or 'normal'"
+        "vocabulary", "start values: 'vocabulary' (embeddings of random tokens) or 'normal'"
     )
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class ShallowPromptConfig(MethodConfig):
 
 @dataclass
 class DeepPromptConfig(MethodConfig):
-    """How many prompt tokens.
+    """The number of prompt tokens.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -119,7 +119,7 @@ class DeepPrompt(SoftPrompt):
 
 
 def attach_shallow(model: PreTrainedModel, config: ShallowPromptConfig) -> None:
-    """Untrained it does change the model: the prompt is read from the start."""
+    """Adds the prompt. Untrained it changes the model: the model reads the prompt from the start."""
     anatomy = Anatomy.of(model)
     embeddings = anatomy.text_model.get_input_embeddings().weight
     if config.init == "vocabulary":
@@ -131,6 +131,6 @@ def attach_shallow(model: PreTrainedModel, config: ShallowPromptConfig) -> None:
 
 
 def attach_deep(model: PreTrainedModel, config: DeepPromptConfig) -> None:
-    """Untrained it does change the model: the prompt is read from the start."""
+    """Adds the prompt. Untrained it changes the model: the model reads the prompt from the start."""
     size = model.config.get_text_config().hidden_size
     add_prompt(model, config, DeepPrompt(list(Anatomy.of(model).layers), config.num_tokens, size))

@@ -1,4 +1,4 @@
-"""What all prompt methods share: a trained prompt beside the blocks, and its fold.
+"""The common part of all prompt methods: a trained prompt beside the blocks, and its fold.
 
 The attentions see it through ``eas.hf.prompt_attention``.
 """
@@ -34,7 +34,7 @@ class StoredStates(nn.Module):
 
 
 class SoftPrompt(Costed):
-    """What a prompt method trains; it lies beside the blocks, as ``prompt`` of the language model.
+    """The trained part of a prompt method; it is the language model's attribute ``prompt``, beside the blocks.
 
     Args:
         attentions: those that see the prompt.
@@ -55,7 +55,7 @@ class SoftPrompt(Costed):
         self.stored: nn.ModuleList | None = None
 
     def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
-        """The prompt at every attention of the language model, None where there is none."""
+        """The prompt at every attention of the language model, None for an attention without one."""
         raise NotImplementedError
 
     def states(self, text_model: Any) -> list[PromptKeyValues | None]:
@@ -100,5 +100,5 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 
 def unfold(model: PreTrainedModel) -> None:
-    """Drops what ``fold`` stored."""
+    """Removes the states that ``fold`` stored."""
     Anatomy.of(model).text_model.prompt.stored = None

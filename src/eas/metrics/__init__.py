@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.metrics.exact import choice, contains, exact_match
 from eas.metrics.vqa import vqa
 
@@ -15,4 +15,4 @@ METRICS: dict[str, Callable[[str, Example], float]] = {
     "vqa": vqa,
 }
 LOSS_ONLY = "none"
-"""The name for no metric: nothing is generated, and the target's probability is the score; see `eas.evaluation`."""
+"""The name for no metric: nothing is generated; the target's probability is the score (`eas.tasks.evaluation`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.metrics.report import Report
 from eas.metrics.vqa import normalise_word, percent
 

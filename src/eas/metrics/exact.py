@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from eas.data.example import DataError, Example
+from eas.example import DataError, Example
 
 
 def exact_match(prediction: str, target: str) -> float:

@@ -1,4 +1,4 @@
-"""What an official metric says of a set of predictions."""
+"""The report of an official metric on a set of predictions."""
 
 from __future__ import annotations
 

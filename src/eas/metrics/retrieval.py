@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eas.data.example import DataError
+from eas.example import DataError
 
 Matrix = NDArray[Any]
 Scores = Matrix | Callable[[slice, slice], Matrix]

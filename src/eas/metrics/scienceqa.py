@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.metrics.report import Report
 
 LETTERS = "ABCDE"

@@ -1,4 +1,4 @@
-"""Slake's accuracies, as the EAS authors compute them, with the recall of LLaVA-Med and plain equality besides.
+"""Slake's accuracies, as the EAS authors compute them, and in addition the recall of LLaVA-Med and plain equality.
 
 Sources: LLaVA-EAS (eval_kzx.py); microsoft/LLaVA-Med (evaluate_metrics.py).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from eas.data.example import Example
+from eas.example import Example
 from eas.metrics.report import Report
 from eas.metrics.vqa import normalise_word, percent
 
@@ -53,7 +53,7 @@ def score_slake(examples: Sequence[Example], predictions: Mapping[str, str]) -> 
 def recall(prediction: str, answer: str) -> float:
     """Words of the prediction that are the answer's, over them and the answer's words that are not in the prediction.
 
-    A word that the prediction repeats counts as often as it stands there, as in LLaVA-Med.
+    A word that the prediction repeats counts each time, as in LLaVA-Med.
     """
     given, wanted = Counter(prediction.split()), Counter(answer.split())
     hits = sum(count for word, count in given.items() if word in wanted)

@@ -1,1 +1,1 @@
-"""How Hugging Face models are taken apart: anatomy, the skippable block, and the prompt state in the cache."""
+"""The parts of Hugging Face models that eas names, and the models that this package defines: LaVIN and METER."""

@@ -1,4 +1,4 @@
-"""Where each supported family keeps its language model, its projector, and in a block its attention, FFN and norms.
+"""The places of language model, projector, and a block's attention, FFN and norms in each supported family.
 
 A new family costs one line in ``FAMILIES`` where its language model is one of ``TEXT_MODELS``.
 """
@@ -45,7 +45,7 @@ COATTENTION: dict[str, tuple[str, str | None]] = {head.__name__: ("meter", None)
 
 
 class Branch(NamedTuple):
-    """A part of a layer that a residual goes around.
+    """A part of a layer with a residual connection around it.
 
     Args:
         part: "mha" or "ffn".
@@ -61,14 +61,14 @@ class Branch(NamedTuple):
 
 
 class TextModel(NamedTuple):
-    """How a language model is built.
+    """The structure of a language model.
 
     Args:
         form: "decoder", or "coattention": two modalities, each with layers of its own, that read each other (METER).
         sides: names of the lists of its layers, the text's first.
         branches: of every layer, in order.
         post_norm: whether norms come after the residuals.
-        poolers: names of what it has for the head, which is new after pretraining.
+        poolers: names of the modules before the head; they are new after pretraining.
     """
 
     form: str
@@ -112,7 +112,7 @@ class Anatomy:
         text_model: the language model without its head; of METER all but the head.
         layers: its blocks, in order: the text's, then the image's where it has layers of its own.
         projector: the module between vision tower and language model, if the model has one.
-        head: what belongs to a task: the output head; of METER also what is new after pretraining.
+        head: the modules of a task: the output head; of METER also the modules that are new after pretraining.
         built: how the language model is built.
     """
 

@@ -1,4 +1,4 @@
-"""What a run is: model, data, method, training. Its fields are the keys of its YAML file and of ``-o key=value``."""
+"""The configuration of a run: model, data, method, training. Its fields are the keys of YAML files and of ``-o``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
-from eas.data.collate import CUTS
 from eas.methods import METHODS, method_config
 from eas.methods.eas import PLAIN
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.searching import SearchConfig
+from eas.tasks.collate import CUTS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 INTO_WEIGHTS = ("per_example", "constant", "merged")
@@ -25,22 +25,28 @@ class TrainConfig(Config):
     """How both phases train."""
 
     search_steps: int | None = option(
-        None, "optimizer steps of the search, its warm-up included; null: by the size of the data"
+        None, "optimizer steps of the search, with its warm-up; null: the size of the data decides"
     )
-    tune_steps: int | None = option(None, "optimizer steps under the found skip set; null: by the size of the data")
-    learning_rate: float = option(1e-3, "peak of a cosine schedule")
+    tune_steps: int | None = option(
+        None, "optimizer steps under the found skip set; null: the size of the data decides"
+    )
+    learning_rate: float = option(1e-3, "peak learning rate of a cosine schedule")
     warmup_ratio: float = option(0.03, "share of a phase over which the learning rate rises")
-    weight_decay: float = option(0.0, "of AdamW")
+    weight_decay: float = option(0.0, "weight decay of AdamW")
     batch_size: int = option(16, "examples per forward pass")
     accumulation: int = option(1, "forward passes per optimizer step")
-    max_length: int | None = option(None, "the most tokens of a training example, its answer included; null: any")
-    cut: str | None = option(None, f"what longer ones lose: {', '.join(CUTS)}; null: they are refused")
-    precision: str = option("float32", "of the computation: 'float32' or 'bfloat16' (weights are not converted)")
+    max_length: int | None = option(None, "maximum tokens of a training example, with its answer; null: no limit")
+    cut: str | None = option(
+        None, f"part that longer examples lose: {', '.join(CUTS)}; null: longer examples are refused"
+    )
+    precision: str = option(
+        "float32", "precision of the computation: 'float32' or 'bfloat16' (weights are not converted)"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
-    continue_pias: bool = option(True, "tune the PIAs of the search on; otherwise start from fresh ones")
+    continue_pias: bool = option(True, "true: continue with the PIAs of the search; false: start with fresh PIAs")
     save_steps: int = option(100, "optimizer steps between checkpoints")
     logging_steps: int = option(10, "optimizer steps between log entries")
-    report_to: str = option("none", "a tracker of transformers' Trainer: 'tensorboard', 'wandb', ... or 'none'")
+    report_to: str = option("none", "tracker of transformers' Trainer: 'tensorboard', 'wandb', ..., or 'none'")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,41 +69,42 @@ def _method(values: Mapping[str, Any]) -> MethodConfig:
 class RunConfig(Config):
     """A whole run."""
 
-    model: str = option("tiny", "a folder or Hub id of a supported model, or 'tiny', the model that ships with eas")
+    model: str = option("tiny", "folder or Hub id of a supported model, or 'tiny', the model that comes with eas")
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
-    dtype: str = option(
-        "auto", "how the base's weights are loaded: 'auto' (as saved), 'float32', 'bfloat16', 'float16'"
+    dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
+    bits: int | None = option(
+        None, "4 or 8: bits of the quantised blocks of LaVIN's language model; null: not quantised"
     )
-    bits: int | None = option(None, "4 or 8: the blocks of LaVIN's language model are quantised; null: they are not")
     data: str = option(
         "scenes:textures",
         "'scenes:TASK', 'nlvr:FOLDER', a benchmark's 'NAME:FOLDER' or 'NAME:hub:ID' "
-        f"({', '.join(BENCHMARKS)}), or a JSON(L) file or folder of your own",
+        f"({', '.join(BENCHMARKS)}), or your own JSON(L) file or folder",
     )
     data_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "how the data is read, presented and scored; see docs/data.md"}
+        default_factory=dict,
+        metadata={"help": "options for reading, presenting and scoring the data; see docs/data.md"},
     )
-    output_dir: str = option("runs/run", "the run folder; a run that was stopped goes on in it")
-    seed: int = option(0, "of everything random")
+    output_dir: str = option("runs/run", "run folder; a stopped run continues in this folder")
+    seed: int = option(0, "random seed of the whole run")
     metric: str | None = option(
         None,
-        f"how answers are scored: {', '.join(METRICS)}, '{LOSS_ONLY}' (by their loss); "
+        f"metric of the answers: {', '.join(METRICS)}, '{LOSS_ONLY}' (the loss of the answers); "
         "null: the benchmark's own, 'exact' for other data",
     )
     max_new_tokens: int = option(16, "length limit of an answer")
     eval_batch_size: int = option(16, "examples per generate call")
-    train_limit: int | None = option(None, "only the first so many training examples")
-    validation_limit: int | None = option(None, "only the first so many validation examples")
-    test_limit: int | None = option(None, "only the first so many test examples")
-    skip_set: list[int] | None = option(None, "skip these candidates instead of searching")
+    train_limit: int | None = option(None, "use only this number of training examples, the first ones")
+    validation_limit: int | None = option(None, "use only this number of validation examples, the first ones")
+    test_limit: int | None = option(None, "use only this number of test examples, the first ones")
+    skip_set: list[int] | None = option(None, "candidates to skip; then the run needs no search")
     fold_mode: str | None = option(
         None,
-        "'shared' serves any batch, 'per_example' (the paper's) one sequence at a time, 'constant' any batch where the "
-        "router is constant; 'auto' or null: the best that the method's configuration allows",
+        "'shared' serves any batch; 'per_example' (the paper's) serves one sequence at a time; 'constant' serves any "
+        "batch, but needs a constant router; 'auto' or null: the best mode that the method's configuration allows",
     )
-    benchmark_repeats: int = option(20, "timed repetitions of base and folded model, alternated")
-    benchmark_new_tokens: int = option(16, "decoded tokens of a repetition")
-    method: MethodConfig = section(_method, "the tuning method", train_projector=None)
+    benchmark_repeats: int = option(20, "timed repetitions of base and folded model, in turns")
+    benchmark_new_tokens: int = option(16, "tokens that one repetition decodes")
+    method: MethodConfig = section(_method, "tuning method", train_projector=None)
     search: SearchConfig = section(SearchConfig.from_dict, "the search")
     train: TrainConfig = section(TrainConfig.from_dict, "both training phases")
 

@@ -1,4 +1,4 @@
-"""Whether a run's model decodes what it computes in one pass, and its fold the same: eight tokens, three ways."""
+"""Checks that a run's model decodes the results of one whole pass, and its fold too: eight tokens, three ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eas.config import ConfigError
 
 NEW_TOKENS = 8
 ALLOWED = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Relative errors that are rounding, by the model's dtype."""
+"""Relative errors that count as rounding, by the model's dtype."""
 ALLOWED_HALF = 0.1
 """The same in bfloat16, float16 and on quantised weights."""
 
@@ -80,5 +80,5 @@ def require_small(errors: dict[str, float], dtype: torch.dtype, mode: str | None
     raise ConfigError(
         f"the model does not decode what it computes in one pass: relative errors of the logits are {shown}; "
         f"{allowed:.0e} is allowed in {str(dtype).removeprefix('torch.')} (fold mode {mode}). The adapter is intact. "
-        "`eas doctor` checks the installation; another fold mode is chosen by `-o fold_mode=shared`"
+        "`eas doctor` checks the installation; `-o fold_mode=shared` chooses another fold mode"
     )

@@ -1,4 +1,4 @@
-"""The search's second stage: which of a few skip sets is best once tuned is seen by tuning each of them a little."""
+"""The search's second stage: tunes each of a few skip sets a little, to see which one is best after tuning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eas.checkpoint import load_into, save
+from eas.attachment.attach import select
+from eas.attachment.load import load_into
+from eas.attachment.save import save
 from eas.config import ConfigError
 from eas.distributed import from_main, is_main
 from eas.files import write_text
@@ -18,7 +20,6 @@ from eas.pipeline.run import Run
 from eas.records import raised_as, read_record
 from eas.searching import Rule, successive_halving
 from eas.searching.base import SkipSet
-from eas.surgery import select
 from eas.training import last_checkpoint
 
 FOLDER = "finals"
@@ -31,7 +32,7 @@ def finals(run: Run, rule: Rule, first: SkipSet) -> dict[str, Any]:
     """Tunes finalists on from the search's adapter, by successive halving, and leaves the winner's adapter.
 
     The finalists are the search's own set and others that its rule proposes. All see the same batches, and the learning
-    rate falls to zero at the end of every rung. A run that was stopped goes on with the losses that it has.
+    rate falls to zero at the end of every rung. A stopped run continues with the losses that it has.
 
     Returns:
         The winner's ``skip_set``, the ``rungs``, and the ``finals_seconds`` they took, as JSON values.

@@ -1,4 +1,4 @@
-"""Whether a run can be done: found out before a model is loaded or anything computed."""
+"""Checks that a run is possible, before a model is loaded or anything is computed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from eas.attachment.attach import attach, select
 from eas.config import ConfigError, SkipConfig
 from eas.distributed import is_main
 from eas.files import WriteError
 from eas.hf.api import no_init_weights
+from eas.hf.trainer import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from eas.metrics import METRICS
 from eas.models.anatomy import auto_class
 from eas.pipeline.run import Run
 from eas.searching import RULES, SearchPhase
-from eas.surgery import attach, select
 
 SPLITS = ("train", "validation", "test")
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written
@@ -45,7 +44,7 @@ def check(run: Run) -> None:
         run.task.first(run, split)  # the processor takes the data's form
     if (metric := METRICS.get(run.config.metric or "")) is not None:
         for example in (*run.data("validation"), *run.data("test")):
-            metric("", example)  # a metric refuses examples that lack what it asks for
+            metric("", example)  # a metric refuses examples without the fields that it needs
 
 
 def check_tracker(name: str) -> None:
@@ -57,10 +56,10 @@ def check_tracker(name: str) -> None:
     if name in ("none", "all"):
         return
     if name not in INTEGRATION_TO_CALLBACK:
-        raise ConfigError(f"train.report_to = {name!r}: there is none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+        raise ConfigError(f"train.report_to = {name!r}: use one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
     if name not in get_available_reporting_integrations():
         raise ConfigError(
-            f"train.report_to = {name!r}: it is not installed; pip install {name}, or leave report_to out"
+            f"train.report_to = {name!r}: the tracker is not installed; pip install {name}, or leave report_to out"
         )
 
 

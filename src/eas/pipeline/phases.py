@@ -1,4 +1,4 @@
-"""The trained phases of a run: its model attached, its data collated, its trainer, and going on after a stop."""
+"""The training phases of a run: attach the model, collate the data, build the trainer, continue after a stop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
+from eas.attachment.attach import attach
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
-from eas.surgery import attach
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
 
@@ -24,7 +24,7 @@ console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several p
 
 
 def attached(run: Run) -> Any:
-    """The base with the run's method, its PIAs as they are drawn from the run's seed."""
+    """The base with the run's method; its start values come from the run's seed."""
     model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
     torch.manual_seed(run.config.seed)  # of the PIAs
     return attach(model, run.task.method(run))

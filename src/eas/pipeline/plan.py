@@ -1,4 +1,4 @@
-"""How long a phase trains: its steps by the size of the data, and what they come to in epochs and minutes."""
+"""The length of a phase: its steps from the size of the data, and the same in epochs and minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPOCHS, FEWEST, MOST = 3.0, 100, 6000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a phase does.
+    """The plan of a phase.
 
     Args:
         phase: "search" or "tune".

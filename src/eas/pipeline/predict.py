@@ -1,4 +1,4 @@
-"""`eas predict`: a run's answers to a file of questions, written as they come; what was stopped goes on."""
+"""`eas predict`: a run's answers to a file of questions, each written at once; a stopped command continues."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 
 from rich.progress import track
 
-from eas.checkpoint import WEIGHTS_FILE, load
+from eas.attachment.attach import fold
+from eas.attachment.load import load
+from eas.attachment.save import WEIGHTS_FILE
 from eas.config import ConfigError
-from eas.data.example import DataError, Example
 from eas.data.jsonl import from_rows, read_rows
-from eas.evaluation import answer
+from eas.example import DataError, Example
 from eas.files import locked, write_text, writing
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
-from eas.surgery import fold
+from eas.tasks.evaluation import answer
 from eas.terminal import console
 
 ABOUT = ".about.json"
@@ -74,7 +75,7 @@ def read_questions(path: Path) -> list[Example]:
         example = from_rows([(where, number, _with_answer(row))], path.parent)[-1]
         id = f"row-{number}" if row.get("id") is None else str(row["id"])
         if id in examples:
-            raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop them all")
+            raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop all ids")
         examples[id] = Example(id, example.messages, example.target, example.images)
     return list(examples.values())
 
@@ -105,7 +106,9 @@ def _done(output: Path, about: Mapping[str, Any], examples: Sequence[Example]) -
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f"{output} is there already, and no {beside.name} says whose; name another --output")
+        raise ConfigError(
+            f"{output} exists already, and there is no {beside.name} that names its run; name another --output"
+        )
     if changed := [key for key, value in about.items() if found.get(key) != value]:
         raise ConfigError(f"{output} holds answers with another {' and '.join(changed)}; name another --output")
     content = output.read_bytes()

@@ -1,4 +1,4 @@
-"""What the steps of a run, and of a comparison, read back of each other."""
+"""The records that the steps of a run, and of a comparison, read from each other."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class FinalsRecord(TypedDict):
 
 
 class TrialRun(TypedDict):
-    """result.json of a comparison's trial; one that diverged has no score."""
+    """result.json of a comparison's trial; a trial that diverged has no score."""
 
     seed: int
     score: dict[str, float | None]
@@ -102,7 +102,7 @@ class ComparedRun(TypedDict):
 
 
 class TimingRecord(TypedDict):
-    """What a comparison has timed."""
+    """The times of a comparison."""
 
     settings: dict[str, Any]
     skip_sets: dict[str, list[int]]
@@ -110,6 +110,6 @@ class TimingRecord(TypedDict):
 
 
 class ComparisonRecord(TypedDict):
-    """comparison.json, as far as a later comparison in its folder goes on from it."""
+    """The part of comparison.json that a later comparison in the same folder uses."""
 
     latency: NotRequired[TimingRecord | None]

@@ -1,4 +1,4 @@
-"""A run folder: its configuration, what it loads, and the JSON file that every finished step leaves in it."""
+"""A run folder: the configuration, the loading of model and data, and a JSON file for every finished step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from eas.checkpoint import CheckpointError, load_base
+from eas.attachment.load import load_base
+from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
 from eas.data import load_data
-from eas.data.example import Example
 from eas.distributed import is_main, join
+from eas.example import Example
 from eas.files import claimed, write_text
-from eas.folder import TINY_DIR, model_config
 from eas.models.anatomy import auto_class
+from eas.models.folder import TINY_DIR, model_config
 from eas.models.lavin import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
-from eas.pipeline.tasks import Task, task_of
 from eas.records import raised_as, read_record
+from eas.tasks.task import Task, task_of
 
 CONFIG_FILE = "run.yaml"
 COMPUTE = {"float32": torch.float32, "float16": torch.float16}
@@ -45,7 +46,7 @@ class Run:
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
-        """Starts a run, or goes on with the one in the folder.
+        """Starts a run, or continues the one in the folder.
 
         Raises:
             ConfigError: the folder holds a run with other settings; the message names them.

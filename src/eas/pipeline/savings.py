@@ -1,4 +1,4 @@
-"""Whether a run can save anything at all: counted before it trains, on the meta device."""
+"""Counts, before a run trains, whether the run can save anything; on the meta device."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
+from eas.attachment.state import attachment
 from eas.config import MethodConfig, SkipConfig
+from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
-from eas.surgery import attachment
 
 RANKS = ("skip_rank", "adapt_rank")
 

@@ -1,4 +1,4 @@
-"""The steps of a run, in order. Each loads what it needs from the run folder and leaves its record there when done."""
+"""The steps of a run, in order. Each step loads its inputs from the run folder and writes its record there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
-from eas.checkpoint import library_versions, load, load_into, save
+from eas.attachment.attach import fold, prune, select
+from eas.attachment.load import load, load_into
+from eas.attachment.save import library_versions, save
+from eas.attachment.standalone import save_standalone
+from eas.attachment.state import candidates, skip_set
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.distributed import from_main, is_main
-from eas.evaluation_forms import blind
 from eas.files import write_text, writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
@@ -39,8 +42,7 @@ from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.similarity import cosines
-from eas.standalone import save_standalone
-from eas.surgery import candidates, fold, prune, select, skip_set
+from eas.tasks.evaluation_forms import blind
 
 
 def alone(step: Callable[[Run], None]) -> Callable[[Run], None]:
@@ -57,7 +59,7 @@ def alone(step: Callable[[Run], None]) -> Callable[[Run], None]:
 def search(run: Run) -> None:
     """Finds the skip set.
 
-    The PIAs that were trained on the way are left for ``tune`` to go on with.
+    The search leaves its trained PIAs, and ``tune`` continues with them.
     """
     check(run)
     config = run.config
@@ -320,7 +322,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def run_steps(run: Run) -> None:
-    """Does what is not done yet, then reports; a step that fails does not take the report on those before it along.
+    """Runs the steps that are not done, then reports; if a step fails, the report still covers the steps before it.
 
     Raises:
         WriteError: another process does them in the same folder.

@@ -1,4 +1,4 @@
-"""The model card of a run's adapter: Hub metadata, and what its result.json says; nothing that is not there."""
+"""The model card of a run's adapter: Hub metadata, and the content of its result.json, nothing else."""
 
 from __future__ import annotations
 

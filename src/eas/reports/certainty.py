@@ -1,4 +1,4 @@
-"""How sure a number is: the interval of an accuracy, and the digits of a time that its spread supports."""
+"""The certainty of a number: the interval of an accuracy, and the digits of a time that its spread supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's costs, and what a method makes of them, for the terminal."""
+"""The costs of a model, without and with a method, for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curves of several runs beside each other, one small panel a row or a run, all with the same axes."""
+"""The curves of several runs: one small panel for each row or run, all with the same axes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ POINTS = 60
 
 
 class Curve(NamedTuple):
-    """What one run left of its training.
+    """The training curves of one run.
 
     Args:
         row: of the table.
         seed: of the run.
         losses: phase -> its log of "step" and "loss".
         rounds: of the search, each with "step" and "importances".
-        skip_set: what was skipped.
+        skip_set: the skipped attentions.
     """
 
     row: str

@@ -1,4 +1,4 @@
-"""The figures of a report, one function each; a figure whose numbers are absent is None.
+"""The figures of a report, one function each; a figure without its numbers is None.
 
 Drawn at the width of a phone, so that the type stays readable there; grey, blue and orange stay apart for colour-blind
 eyes. Ink is one colour, which the page replaces by its own text colour.
@@ -51,7 +51,7 @@ STYLE = {
 
 
 class Plot(NamedTuple):
-    """A figure with its title, what it shows for those who do not see it, and what all should read beside it."""
+    """A figure with its title, a description for readers who cannot see it, and a note for all readers."""
 
     title: str
     alt: str

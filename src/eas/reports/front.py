@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, with the rows that no other row beats in both."""
+"""Accuracy against cost, with the rows that no other row beats in both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages and cards name no place of the machine that made them."""
+"""Removes the machine's paths from pages and cards."""
 
 from __future__ import annotations
 

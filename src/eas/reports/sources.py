@@ -1,4 +1,4 @@
-"""What a report is made from: the result.json of runs, comparison.json of comparisons, frontier.json of searches."""
+"""The sources of a report: result.json of runs, comparison.json of comparisons, frontier.json of searches."""
 
 from __future__ import annotations
 

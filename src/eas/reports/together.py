@@ -1,4 +1,4 @@
-"""Runs set side by side: those of one task as a comparison, in the form of comparison.json."""
+"""Several runs together: runs of one task become a comparison, in the form of comparison.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def together(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         results: ``result.json`` by the folder of the run.
 
     Returns:
-        Mappings with what ``comparison.json`` has: task, rows and latency; "apart" says that each was timed by itself.
+        Mappings in the form of ``comparison.json``: task, rows and latency; "apart" says that each was timed by itself.
     """
     tasks: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for folder, result in results.items():

@@ -1,4 +1,4 @@
-"""Which attentions does the task not need? Rules that learn it from losses, and the phase that feeds them."""
+"""The search for attentions that a task does not need: rules that learn from losses, and the phase that runs them."""
 
 from eas.searching.fixed import FIXED, similarity_ranking
 from eas.searching.halving import Rung, successive_halving

@@ -1,4 +1,4 @@
-"""What every search rule does alike: distinct proposals, checked losses, a ranking, a stopping rule, a state."""
+"""The common part of all search rules: distinct proposals, checked losses, a ranking, a stopping rule, a state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from eas.searching.records import RuleState
 SkipSet = tuple[int, ...]
 Array = NDArray[np.floating[Any]]
 TRIES = 20  # draws per wanted set, before uniform ones fill the round
-PATIENCE = 30  # a search is settled if the skip set stayed as it was for so many rounds, and for half of all rounds
+PATIENCE = 30  # a search is settled if the skip set has not changed for so many rounds, and for half of all rounds
 
 
 class RuleBase:
-    """A rule without its two ideas: ``draw``, how a set is sampled, and ``update``, how losses become importances.
+    """A rule without its two ideas: ``draw`` samples a set, ``update`` turns losses into importances.
 
     Args:
         num_candidates: n.
@@ -42,11 +42,11 @@ class RuleBase:
         self.rng = np.random.default_rng(seed)
 
     def draw(self, taken: Sequence[SkipSet]) -> Array:
-        """A score for every candidate; the k lowest are proposed, beside the sets that the round has already."""
+        """A score for every candidate, ``(n,)``; the k lowest are proposed. ``taken``: the round's sets so far."""
         raise NotImplementedError
 
     def update(self, skipped: Array, losses: Array) -> None:
-        """Takes in one round: rows of zeros and ones, 1 where a set skips a candidate, and their losses."""
+        """Learns from one round: ``skipped`` ``(m, n)`` is 1 if a set skips a candidate, ``losses`` ``(m,)``."""
         raise NotImplementedError
 
     def propose(self, m: int, sizes: tuple[int, int] | None = None) -> list[SkipSet]:

@@ -1,4 +1,4 @@
-"""Rankings that need no losses: what a search has to beat."""
+"""Rankings that need no losses; a search must beat them."""
 
 from __future__ import annotations
 

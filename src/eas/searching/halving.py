@@ -1,4 +1,4 @@
-"""Successive halving of skip sets: all finalists are tuned a little, the better half on, until one is left."""
+"""Successive halving of skip sets: tune all finalists a little, keep the better half, repeat until one is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eas.searching.base import SkipSet
 
 @dataclass(frozen=True)
 class Rung:
-    """So many steps of tuning, the sets that were tuned so far, and their held-out losses."""
+    """The number of tuning steps so far, the sets with that many steps, and their held-out losses."""
 
     steps: int
     skip_sets: list[SkipSet]

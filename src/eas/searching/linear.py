@@ -1,4 +1,4 @@
-"""Search rules that fit a linear model: the loss of a round's sets on which candidates they skip."""
+"""Search rules that fit a linear model, which predicts a set's loss from the candidates that the set skips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The search phase: trains PIAs under sampled skip sets, scores sets on held-out batches, and feeds a rule."""
+"""The search phase: it trains PIAs under sampled skip sets, scores sets on held-out batches, and informs a rule.
+
+1. Warm-up: every training step skips a uniformly random set (``on_step_begin``).
+2. Afterwards every training step skips one set of the rule's policy, Eq. 14 (``on_step_begin``).
+3. Every T steps is a round (``round``): the rule proposes m sets (Eq. 14), all m are scored by their loss on one
+   held-out batch (Eq. 15), and the rule updates the importances of the candidates (Eq. 16).
+4. The k candidates of least importance are the skip set (``result``).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from eas.attachment.attach import select
+from eas.attachment.state import attachment, candidates
 from eas.config import Config, ConfigError, SkipConfig, option
 from eas.distributed import from_main, is_main
 from eas.files import write_text
@@ -19,7 +28,6 @@ from eas.records import RecordError, raised_as, read_record
 from eas.searching.fixed import FIXED
 from eas.searching.records import SearchState
 from eas.searching.rules import RULES, SkipSet, make_rule, random_skip_set
-from eas.surgery import attachment, candidates, select
 
 STATE_FILE = "search_state.json"
 WITHOUT_LOSSES = (*FIXED, "similarity")
@@ -27,7 +35,7 @@ WITHOUT_LOSSES = (*FIXED, "similarity")
 
 @dataclass
 class SearchConfig(Config):
-    """How the skip set is searched (paper section 4.3).
+    """Settings of the search for the skip set (paper section 4.3).
 
     Example:
         >>> import eas
@@ -36,24 +44,23 @@ class SearchConfig(Config):
     """
 
     rule: str = option(
-        "spread", f"how losses become importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}"
+        "spread",
+        f"rule that turns losses into importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}",
     )
     warmup_steps: int = option(100, "training steps under uniformly random skip sets before the first round")
     interval: int = option(10, "T: training steps between rounds")
     samples: int = option(3, "m: skip sets scored in a round, all on the same held-out batch")
-    batch_size: int = option(32, "examples of the held-out batch of a round")
+    batch_size: int = option(32, "examples in the held-out batch of a round")
     num_skip_range: list[int] | None = option(
-        None, "[low, high]: sets of so many candidates, drawn per set, so that the search informs every k; null: k"
+        None, "[low, high]: range of the set sizes; each set draws its size, so the search informs every k; null: k"
     )
-    train: bool = option(True, "false: the rounds alone, at the weights at the start; no warm-up, no training steps")
-    stop_when_settled: bool = option(False, "end the search once further rounds are unlikely to change the skip set")
-    finalists: int = option(
-        0, "after the rounds, so many sets are tuned a little, the better half on, till one is left"
-    )
+    train: bool = option(True, "false: only rounds, with the weights at the start; no warm-up, no training steps")
+    stop_when_settled: bool = option(False, "end the search when further rounds are unlikely to change the skip set")
+    finalists: int = option(0, "number of skip sets compared by successive halving after the search; 0 turns it off")
     finalist_steps: int = option(20, "training steps of a finalist before each halving")
-    finalist_batches: int = option(8, "held-out batches that a finalist is scored on")
-    score_dtype: str | None = option(None, "rounds' computation: 'bfloat16' (autocast); null: as the training computes")
-    seed: int = option(0, "of the random skip sets and of the rule")
+    finalist_batches: int = option(8, "held-out batches for the score of a finalist")
+    score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
+    seed: int = option(0, "random seed of the skip sets and of the rule")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +88,7 @@ class SearchConfig(Config):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: after which training step, which sets, their held-out losses, and the importances afterwards."""
+    """One round: its training step, the m skip sets, their m held-out losses, and the n importances afterwards."""
 
     step: int
     skip_sets: list[SkipSet]
@@ -91,15 +98,15 @@ class Round:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
-        skip_set: the k most redundant attentions, ascending.
+        skip_set: the k attentions of least importance, ascending.
         ranking: all attentions, the most redundant first.
         importances: by attention.
         rounds: the history.
-        round_seconds: time spent on scoring ...
-        seconds: ... of the whole search's, runs before a resumption included.
+        round_seconds: time of the rounds.
+        seconds: time of the whole search, with the runs before a resumption.
     """
 
     skip_set: SkipSet
@@ -120,8 +127,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     Args:
         model: an attached model with ``num_skip`` of at least 1.
         config: the search's own settings.
-        held_out: examples that are not trained on; round i scores its sets on the i-th batch of them, cyclically.
-        score: losses of skip sets, each the mean over the same list of held-out examples.
+        held_out: examples outside the training; round i scores its sets on their i-th batch, cyclically.
+        score: gives the losses of skip sets, each the mean over the same list of held-out examples.
 
     Raises:
         ConfigError: the model skips nothing or cannot skip as many, or there are no held-out examples.
@@ -172,14 +179,14 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.config.round_after(state.global_step):
             self.round(state.global_step)
-            if self._ends():  # no checkpoint here: a run that goes on from an earlier one ends here again
+            if self._ends():  # no checkpoint here: a run that resumes from an earlier one ends here again
                 control.should_training_stop, control.should_save = True, False
 
     def run(self, steps: int, folder: Path | None = None, title: str = "") -> None:
-        """The rounds that so many training steps would hold, back to back: the weights stay as they are.
+        """Only the rounds of a search of ``steps`` training steps; the weights do not change.
 
-        With a folder it goes on from what an earlier call left there, and leaves its state after every round.
-        With a title it shows how far it is.
+        With a folder it continues from the state that an earlier call wrote there, and writes its state after every
+        round. With a title it shows its progress.
         """
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
@@ -193,7 +200,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
                 self.save(folder)
 
     def round(self, step: int) -> None:
-        """Scores m sets on one held-out batch and updates the importances."""
+        """One round: m skip sets (Eq. 14), their losses on one held-out batch (Eq. 15), new importances (Eq. 16)."""
         start = time.perf_counter()
         size, at = self.config.batch_size, len(self.rounds) * self.config.batch_size
         batch = [self.held_out[i % len(self.held_out)] for i in range(at, at + min(size, len(self.held_out)))]
@@ -207,14 +214,14 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         return self.config.stop_when_settled and self.rule.settled()
 
     def result(self) -> SearchResult:
-        """What the search knows by now."""
+        """The result of the rounds so far."""
         ranking = self.rule.ranking()
         skip_set = tuple(sorted(ranking[: self.num_skip]))
         importances = self.rule.importances()
         return SearchResult(skip_set, ranking, importances, self.rounds, self.round_seconds, self.seconds())
 
     def seconds(self) -> float:
-        """Wall time of the search by now, of all its runs."""
+        """Wall time of the search so far, over all its runs."""
         return self.earlier + time.perf_counter() - self.start
 
     def save(self, folder: Path) -> None:
@@ -228,10 +235,10 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         write_text(folder / STATE_FILE, json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Goes on from what ``save`` wrote.
+        """Continues from the state that ``save`` wrote.
 
         Raises:
-            ConfigError: the file is missing, damaged, or of another search.
+            ConfigError: the file is missing, damaged, or belongs to another search.
         """
         path, remedy = folder / STATE_FILE, "name another checkpoint of this search or start over"
         with raised_as(ConfigError):
@@ -248,7 +255,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.round_seconds, self.earlier = state["round_seconds"], state["seconds"]
 
     def _misfit(self, state: SearchState) -> str | None:
-        """What in the history cannot be of this search."""
+        """The first entry of the history that does not fit this search, in words; None if all fit."""
         known = range(self.num_candidates)
         for i, r in enumerate(state["rounds"]):
             if len(r["losses"]) != len(r["skip_sets"]) or len(r["importances"]) != len(known):

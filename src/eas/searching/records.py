@@ -1,4 +1,4 @@
-"""What is read back of a search."""
+"""The stored records of a search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SearchState(TypedDict):
 
 
 class RuleState(TypedDict):
-    """What every rule remembers."""
+    """The state of every rule."""
 
     importance: list[float]
     rounds: int
@@ -33,7 +33,7 @@ class RuleState(TypedDict):
 
 
 class RegressionState(RuleState):
-    """What the rules that fit a linear model remember besides."""
+    """The additional state of the rules that fit a linear model."""
 
     gram: list[list[float]]
     moment: list[float]

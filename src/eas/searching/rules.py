@@ -1,4 +1,4 @@
-"""Search rules: from the losses of skip sets to an importance of every attention (paper Eq. 14-16). No model inside."""
+"""Search rules turn losses of skip sets into an importance of every attention (paper Eq. 14-16), without a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rule(Protocol):
         """
 
     def observe(self, skip_sets: Sequence[SkipSet], losses: Sequence[float]) -> None:
-        """Takes in one round: the losses of several skip sets on the same batch.
+        """Learns from one round: the losses of several skip sets on the same batch.
 
         Raises:
             ValueError: there is not one finite loss for each set.
@@ -38,19 +38,19 @@ class Rule(Protocol):
         """The importance of every candidate; the lowest are skipped."""
 
     def standard_errors(self) -> list[float | None]:
-        """Of every importance, in its unit; None where the rule knows none."""
+        """The standard error of every importance, in the unit of importances; None if the rule knows none."""
 
     def settled(self) -> bool:
         """Whether further rounds are unlikely to change the skip set."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what comes next, as JSON values."""
+        """Everything that decides the next proposals, as JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from ``state_dict``.
+        """Continues from a ``state_dict``.
 
         Raises:
-            RecordError: the state is not one of this rule with so many candidates.
+            RecordError: the state belongs to another rule or another number of candidates.
         """
 
 
@@ -60,9 +60,10 @@ class BanditRule(RuleBase):
     Eq. 14: a set skips k candidates drawn one after the other, without replacement, with probability proportional to
     ``exp(-sharpness * importance)``. Eq. 15: its reward is ``exp(-loss)``, of the mean loss on the held-out batch.
     Eq. 16: the importance of each candidate that it skipped falls by ``rate`` times how far its reward exceeds the
-    round's mean. Importances start at 0; they are sums of advantages, without a unit. What a set kept stays as it is:
-    raising it by the advantage would only double the rate, since softmax sees differences and advantages sum to 0.
-    The advantage is not divided by its spread, so that losses close to each other move little.
+    round's mean. Importances start at 0; they are sums of advantages, without a unit. Candidates
+    that a set kept do not change: raising them by the advantage would only double the rate, because the softmax depends
+    on differences and advantages sum to 0. The advantage is not divided by its spread, so losses that are close to each
+    other change little.
 
     Args:
         num_candidates: n.
@@ -81,14 +82,14 @@ class BanditRule(RuleBase):
         self.rate, self.sharpness = rate, sharpness
 
     def draw(self, taken: Sequence[SkipSet]) -> Array:
-        # the k lowest under Gumbel noise are a draw without replacement from the softmax
+        # Eq. 14: the k lowest scores under Gumbel noise are a draw without replacement from the softmax
         return self.sharpness * self.importance - self.rng.gumbel(size=self.num_candidates)
 
     def update(self, skipped: Array, losses: Array) -> None:
-        rewards = np.exp(-losses)
+        rewards = np.exp(-losses)  # Eq. 15, (m,)
         if not np.isfinite(rewards).all():
             raise ValueError(f"losses {losses.tolist()} are too low for exp(-loss); give mean cross-entropies")
-        self.importance = self.importance - self.rate * (rewards - rewards.mean()) @ skipped
+        self.importance = self.importance - self.rate * (rewards - rewards.mean()) @ skipped  # Eq. 16, (n,)
 
 
 class DASRule(BanditRule):
@@ -119,7 +120,7 @@ RULES: dict[str, Callable[[int, int, int], Rule]] = {
     "das": DASRule,
     "regression": RegressionRule,
     "thompson": ThompsonRule,
-    "spread": partial(ThompsonRule, spread=1.0),  # on a par with the better of the two above, everywhere
+    "spread": partial(ThompsonRule, spread=1.0),  # everywhere as good as the better of the two rules above
 }
 
 
@@ -146,7 +147,7 @@ def make_rule(name: str, num_candidates: int, num_skip: int, seed: int = 0) -> R
 def random_skip_set(
     num_candidates: int, num_skip: int, seed: int, step: int, sizes: tuple[int, int] | None = None
 ) -> SkipSet:
-    """The warm-up's skip set of one training step, uniform; the same whenever and wherever that step is run.
+    """The random skip set of one warm-up step. It depends on seed and step alone, so every process draws the same set.
 
     Its size is ``num_skip``, or drawn uniformly from the first to the second of ``sizes``.
     """

@@ -1,4 +1,4 @@
-"""Losses of several skip sets on one batch, at the price of what they do not share, as exact as one by one."""
+"""Losses of several skip sets on one batch: shared work runs once, and the losses are those of separate passes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import select
+from eas.attachment.state import candidates
 from eas.hf.api import cache_of
 from eas.models.anatomy import Anatomy
 from eas.searching.base import SkipSet
-from eas.surgery import candidates, select
 
 Plan = tuple[tuple[str, ...], ...]  # of every block, the parts that a set skips
 
@@ -85,7 +86,9 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         for hook in seen:
             hook.remove()
         if len(called) != len(blocks):
-            raise ValueError(f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score sets singly")
+            raise ValueError(
+                f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score one set at a time"
+            )
         vocabulary = model.config.get_text_config().vocab_size
         with torch.autocast(**autocast):
             for (plan, skip_set), start in zip(order[1:], starts[1:], strict=True):

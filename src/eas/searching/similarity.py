@@ -1,4 +1,4 @@
-"""How much a module changes what passes through it: the cosine of its input and output (LLM-Drop's redundancy)."""
+"""The similarity of a module's input and output, as their cosine (LLM-Drop's redundancy)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.attachment.attach import select
+from eas.attachment.state import candidates
 from eas.models.anatomy import Anatomy
-from eas.surgery import candidates, select
 
 
 @torch.no_grad()

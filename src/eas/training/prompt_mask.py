@@ -1,4 +1,4 @@
-"""For trainers that call the language model without its head: the prompt mask as part of the batch."""
+"""The prompt mask as part of the batch, for trainers that call the language model without its head."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from eas.hf.prompt import prompt_tokens, require_prompt
 
 @dataclass(frozen=True)
 class WithPromptMask:
-    """Adds ``prompt_mask`` to what a collator returns: the tokens before the first answer token, without padding.
+    """Adds ``prompt_mask`` to a collator's batch: True on the tokens before the first answer token, without padding.
 
     TRL's ``SFTTrainer`` fuses the head into the loss and keeps the labels from the model, which then could not tell the
-    prompt: ``trainer.data_collator = WithPromptMask(trainer.data_collator)``. Our own ``Collator`` does it by itself.
+    prompt: ``trainer.data_collator = WithPromptMask(trainer.data_collator)``. Our ``Collator`` adds the mask itself.
 
     Args:
         collator: returns a batch with ``labels`` and ``attention_mask``, each ``(batch, tokens)``.

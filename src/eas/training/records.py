@@ -1,4 +1,4 @@
-"""What the files of a checkpoint must hold, as far as training reads them."""
+"""The fields that training reads from the files of a checkpoint."""
 
 from __future__ import annotations
 

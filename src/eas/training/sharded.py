@@ -1,4 +1,4 @@
-"""FSDP2 (``fully_shard``): checkpoints are those of one process, so any number of processes goes on from them."""
+"""FSDP2 (``fully_shard``): checkpoints equal those of one process, so any number of processes can resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from eas.attachment.quantised import is_quantised
+from eas.attachment.state import attachment
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.models.lavin import LavinForConditionalGeneration
-from eas.quantised import is_quantised
-from eas.surgery import attachment
 
 # their prompt runs through weights of many blocks outside the blocks' forward, where FSDP2 has not gathered them
 WITH_PROMPT_PASS = ("shallow_prompt", "deep_prompt", "llama_adapter")

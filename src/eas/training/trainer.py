@@ -1,4 +1,4 @@
-"""``EASTrainer``: a ``transformers.Trainer`` that searches or tunes, and checkpoints the adapter, not the model."""
+"""``EASTrainer``: a ``transformers.Trainer`` that searches or tunes; its checkpoints hold only the adapter."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eas.checkpoint import CheckpointError, load_into, save
+from eas.attachment.load import load_into
+from eas.attachment.quantised import keep_gradients
+from eas.attachment.save import CheckpointError, save
+from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
 from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
-from eas.quantised import keep_gradients
 from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import answers, score_sets
-from eas.surgery import attachment
 from eas.training import sharded
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
@@ -34,7 +35,7 @@ class EASTrainer(OpenTrainer):
     In the search phase every step trains under a sampled skip set, and rounds score sets on held-out examples;
     afterwards ``search_result()`` holds the skip set. In the tune phase the selected set stays fixed. Checkpoints hold
     the adapter, the search's state, optimizer, scheduler and random states, so that
-    ``train(resume_from_checkpoint=...)`` goes on exactly.
+    ``train(resume_from_checkpoint=...)`` continues exactly.
 
     Args:
         model: an attached model.
@@ -74,7 +75,7 @@ class EASTrainer(OpenTrainer):
             raise ValueError("the model is folded; call unfold(model) before training")
         if args.load_best_model_at_end:
             raise ValueError(
-                "load_best_model_at_end is not supported; call eas.checkpoint.load_into(model, checkpoint)"
+                "load_best_model_at_end is not supported; call eas.attachment.load.load_into(model, checkpoint)"
             )
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images
@@ -84,7 +85,9 @@ class EASTrainer(OpenTrainer):
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
-                raise ValueError("search.train = False under FSDP, which shards what it trains; search with DDP")
+                raise ValueError(
+                    "search.train = False does not work under FSDP, which shards trained weights; search with DDP"
+                )
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO 3 is not supported, it hides the weights; use FSDP2, or ZeRO 2")
         self.search_phase: SearchPhase | None = None

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
+from eas.attachment.attach import select
 from eas.config import ConfigError
 from eas.searching import SearchConfig, SearchResult
-from eas.surgery import select
 from eas.training.trainer import EASTrainer
 
 EPOCHS, FEWEST_ROUNDS, MOST_STEPS = 1.5, 30, 2000
@@ -59,8 +59,8 @@ def search(
 
     Example:
         >>> import eas
-        >>> from eas.data.collate import Collator
-        >>> from eas.data.example import Example
+        >>> from eas.tasks.collate import Collator
+        >>> from eas.example import Example
         >>> from eas.demo.tiny import load_tiny
         >>> model, processor = load_tiny()
         >>> model = eas.attach(model, eas.EASConfig(num_skip=4, skip_rank=8, adapt_rank=4))

@@ -1,4 +1,4 @@
-"""LaVIN's configuration: CLIP's, Llama's, and what lies between the two."""
+"""LaVIN's configuration: CLIP's, Llama's, and that of the parts between both."""
 
 from __future__ import annotations
 

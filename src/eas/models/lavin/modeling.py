@@ -1,4 +1,4 @@
-"""LaVIN's model on transformers' CLIP and Llama: what a ViT's class tokens become, and where they go.
+"""LaVIN's model from transformers' CLIP and Llama: class tokens of the ViT become tokens of the language model.
 
 A row reads ``[modality] <s> Image: v1 ... v6 question``, or ``[modality] <s> Image: N/A question`` where there is no
 image. The modality token, one of two embeddings, is hidden from all others; it is there for the routers of the adapters

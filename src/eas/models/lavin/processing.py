@@ -1,4 +1,4 @@
-"""LaVIN's inputs: an image at 224 pixels, and the words that stand before the question."""
+"""LaVIN's inputs: an image at 224 pixels, and the words before the question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LaVIN-lite: the blocks of the language model in 4 or 8 bits, everything else as it is."""
+"""LaVIN-lite: the blocks of the language model in 4 or 8 bits, everything else unchanged."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Stream:
 
 @dataclass
 class MeterOutput(ModelOutput):  # type: ignore[misc]
-    """What the co-attention layers give.
+    """The outputs of the co-attention layers.
 
     Args:
         text_states: ``(batch, text tokens, d)``.

@@ -1,4 +1,4 @@
-"""What METER makes of an image and a text."""
+"""METER's inputs from an image and a text."""
 
 from __future__ import annotations
 

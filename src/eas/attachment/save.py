@@ -1,0 +1,180 @@
+"""Writes adapters to disk: ``save``, and ``save_pretrained`` of an attached model.
+
+A folder holds ``adapter.safetensors``: the trained weights and a fingerprint of the base. Its metadata hold the
+record (configuration, skip set, base). ``eas_config.json`` repeats the record for people; both must agree. Keys are
+relative to the language model and the projector, so they survive renames of the modules around these.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from eas.attachment.state import attachment, base_fingerprint, skip_set
+from eas.card import adapter_card, write
+from eas.distributed import full, is_main
+from eas.files import WriteError, writing
+from eas.models.anatomy import paths
+from eas.weights import is_finite
+
+CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
+FINGERPRINT, RECORD = "base_fingerprint", "eas"
+REMEDY = "copy or save it again"
+
+
+class CheckpointError(ValueError):
+    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> try:
+        ...     eas.load(load_tiny()[0], "/nowhere")
+        ... except eas.CheckpointError as error:
+        ...     print(error)
+        /nowhere has no adapter.safetensors; name a folder written by eas.save (or `eas run`)
+    """
+
+
+def save(model: PreTrainedModel, folder: str | Path) -> None:
+    """Writes the adapter of an attached model, complete or not at all, and a model card (``README.md``) beside it.
+
+    Of several processes all must call it, as FSDP2 may have sharded the model; the main one writes.
+
+    Args:
+        model: an attached model, searched or not, pruned or not.
+        folder: is created; an adapter in it is replaced, and its card, if it is not one of your own.
+
+    Raises:
+        ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
+        WriteError: the folder cannot be written; an adapter in it is intact.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> folder = mkdtemp()
+        >>> eas.save(model, folder)
+        >>> eas.attached(eas.load(load_tiny()[0], folder))
+        True
+    """
+    state, folder = attachment(model), Path(folder)
+    text_config = model.config.get_text_config()
+    record = {
+        "config": state.config.to_dict(),
+        "skip_set": list(skip_set(model)),
+        "pruned": state.pruned,
+        "base": {
+            "id": model.config.name_or_path,
+            "revision": vars(model.config).get("_commit_hash"),
+            "class": type(model).__name__,
+            "hidden_size": text_config.hidden_size,
+            "num_hidden_layers": text_config.num_hidden_layers,
+        },
+        "versions": library_versions(),
+    }
+    tensors = {key: full(tensor.detach()).contiguous() for key, tensor in adapter_state(model).items()}
+    tensors[FINGERPRINT] = base_fingerprint(model) if state.fingerprint is None else state.fingerprint
+    refuse_non_finite(tensors, folder)
+    if not is_main():
+        return
+    text, new = json.dumps(record, indent=2) + "\n", not folder.exists()
+    # both written aside, then renamed, each with the record: a killed process leaves the old adapter or the new one
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={RECORD: text})
+            (folder / f"{CONFIG_FILE}.partial").write_text(text)
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(folder / f"{name}.partial", folder / name)
+            write(folder, adapter_card(record))
+    except WriteError:
+        if (folder / f"{WEIGHTS_FILE}.partial").exists():  # nothing was renamed; later the record aside is needed
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                (folder / f"{name}.partial").unlink(missing_ok=True)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuses to write NaN or infinite numbers.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
+    if wrong := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(
+            f"{folder} is not written: {len(wrong)} of {len(tensors)} tensors hold NaN or infinite numbers "
+            f"({', '.join(wrong[:3])}); lower the learning rate or train in float32, and check the data"
+        )
+
+
+def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The trained tensors by stable keys: ``layers.I.skip_pia...`` (the language model's), ``projector...``, others."""
+    text_path, projector_path = paths(model)
+    trained = attachment(model).trained
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            key = name.removeprefix(f"{text_path}.")
+            if projector_path is not None and name.startswith(f"{projector_path}."):
+                key = "projector" + name.removeprefix(projector_path)
+            tensors[key] = parameter
+    return tensors
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that made a result."""
+    return {"eas": metadata.version("eas"), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+class AttachedModel(nn.Module):
+    """A model with its head and an attached method.
+
+    ``from_pretrained`` of the stock class would drop the method, give random weights to removed attentions, and only
+    warn. So its folder has no ``config.json``, and the adapter lies beside the weights.
+    """
+
+    config: Any
+    generation_config: Any
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes what ``transformers.Trainer`` resumes from (``model.safetensors``), and the adapter (``eas.load``).
+
+        Args:
+            save_directory: is created.
+            kwargs: of ``PreTrainedModel.save_pretrained``; ``state_dict`` and ``is_main_process`` are used.
+
+        Raises:
+            ValueError: the model is sharded, or is to be pushed to the Hub.
+        """
+        if self.config.model_type.startswith("eas_"):  # a standalone folder's class knows how
+            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+            return
+        if isinstance(self, FSDPModule):
+            raise ValueError("save_pretrained cannot gather a sharded model; train it with EASTrainer, or use eas.save")
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True): call model.push_to_hub(...) instead")
+        if not kwargs.get("is_main_process", True):
+            return
+        folder = Path(save_directory)
+        save(self, folder)
+        (folder / "config.json").unlink(missing_ok=True)  # of a base that lay there
+        state = kwargs.get("state_dict") or self.state_dict()
+        save_torch_state_dict(state, folder, max_shard_size=kwargs.get("max_shard_size", "50GB"))
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)

@@ -1,0 +1,113 @@
+"""The state of an attached model, and questions about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from eas.config import MethodConfig, SkipConfig
+from eas.hf.changes import Change
+from eas.hf.skipping import SkippableBlock
+from eas.methods import Method, method_of
+from eas.models.anatomy import Anatomy
+
+# which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
+PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
+
+
+@dataclass
+class Attachment:
+    """State of an attached model, ``model.eas``; it never holds data of a single request.
+
+    Args:
+        config: the method's configuration.
+        trained: names of the parameters that the method trains.
+        overwrites: whether the method trains some of the base's own weights, so that the base changes.
+        fingerprint: ``base_fingerprint`` before the method; None if the weights were not loaded yet.
+        pruned: whether the skipped modules and the unused PIAs are removed for good.
+        fold_mode: the present fold mode; None if not folded.
+        anatomy: the model's parts.
+        changes: what ``attach`` changed in the model's structure.
+        trained_before: names of the parameters that were trained before.
+    """
+
+    config: MethodConfig
+    trained: frozenset[str]
+    overwrites: bool
+    fingerprint: Tensor | None = field(compare=False)
+    anatomy: Anatomy = field(compare=False, repr=False)
+    changes: list[Change] = field(compare=False, repr=False)
+    trained_before: frozenset[str] = field(compare=False, repr=False)
+    pruned: bool = False
+    fold_mode: str | None = None
+
+    @property
+    def form(self) -> str:
+        """Which form of the methods fits the model: "decoder", or "coattention" (METER)."""
+        return self.anatomy.form
+
+    @property
+    def method(self) -> Method:
+        return method_of(self.form, self.config.name)
+
+
+def attached(model: PreTrainedModel) -> bool:
+    """Whether the model went through ``attach``.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> eas.attached(load_tiny()[0])
+        False
+    """
+    return "eas" in vars(model)
+
+
+def attachment(model: PreTrainedModel) -> Attachment:
+    """The model's ``Attachment``.
+
+    Raises:
+        ValueError: the model is not attached.
+    """
+    if not attached(model):
+        raise ValueError(f"this {type(model).__name__} is not attached; call eas.attach(model, config) first")
+    state: Attachment = model.eas
+    return state
+
+
+def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
+    """What an attached model may skip: each candidate's block, and its parts ("mha", "ffn"); none for most methods."""
+    config = attachment(model).config
+    if not isinstance(config, SkipConfig):
+        return []
+    blocks = model.eas.anatomy.blocks(config.candidates)
+    return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
+
+
+def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
+    """The candidates that are skipped at present, ascending.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.skip_set(model)
+        ()
+    """
+    return tuple(i for i, (block, parts) in enumerate(candidates(model)) if set(parts) <= block.skipped_parts())
+
+
+def base_fingerprint(model: PreTrainedModel) -> Tensor:
+    """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
+    loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
+    weights = [
+        layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16)
+        for layer in Anatomy.of(model).layers
+    ]
+    # torchao's are tensors that say they were floating
+    if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
+        return torch.empty(0, dtype=torch.bfloat16)
+    return torch.stack([w[0, :16].detach().to("cpu", torch.bfloat16) for w in weights])

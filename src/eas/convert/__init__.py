@@ -1,0 +1,1 @@
+"""Converts original checkpoints to Hugging Face folders."""

@@ -1,0 +1,87 @@
+"""The timing of a comparison: one model of every row and the base take turns in one benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eas.attachment.attach import fold
+from eas.attachment.load import load
+from eas.demo.larger import larger_base, larger_tuned
+from eas.measure.latency import benchmark, hardware
+from eas.methods import method_config
+from eas.paper.compare_config import CompareConfig, Job
+from eas.pipeline.run import Run
+from eas.pipeline.savings import fold_mode
+
+BASE = "base"
+RANKS = ("skip_rank", "adapt_rank", "rank")  # what grows with the width
+
+
+def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Times the model of every row's first run, folded where the method folds, and the base.
+
+    Args:
+        config: of the comparison.
+        jobs: the runs that have results.
+        before: an earlier call's return value, which is kept if it timed the same.
+    """
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if not job.evaluate_only:
+            first.setdefault(job.row, job)
+    skip_sets = {row: Run(job.config).require("result")["skip_set"] for row, job in first.items()}
+    timed = {"settings": asdict(config.benchmark), "skip_sets": skip_sets}
+    if config.benchmark.repeats == 0 or not first:
+        return None
+    if before is not None and all(before[key] == value for key, value in timed.items()):
+        return dict(before)
+    run = Run(jobs[0].config)
+    inputs, (tokens, _, _) = run.task.first(run, "test")
+    models = {BASE: run.load_base().eval(), **{row: _folded(job) for row, job in first.items()}}
+    return {
+        **timed,
+        "hardware": hardware(),
+        "prompt_tokens": tokens,
+        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows"),
+        "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets),
+    }
+
+
+def _time_wide(
+    config: CompareConfig, jobs: Mapping[str, Job], skip_sets: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """At the tiny model's width overhead rules: the same methods and skip sets, untrained, where matrices do.
+
+    What cannot be attached to a text-only model is left out, with the reason.
+    """
+    base, inputs, name = larger_base(config.benchmark.hidden_size or 0, config.benchmark.prompt_tokens)
+    models, left_out = {BASE: base}, {}
+    for row, job in jobs.items():
+        values = job.config.method.to_dict()
+        scale = base.config.hidden_size // Run(job.config).load_config().get_text_config().hidden_size
+        ranks = {key: values[key] * scale for key in RANKS if values.get(key) is not None}
+        try:
+            method = method_config({**values, **ranks, "train_projector": False})
+            models[row] = larger_tuned(base, skip_sets[row], method, fold_mode(Run(job.config)))
+        except ValueError as error:
+            left_out[row] = str(error)
+    return {"name": name, "left_out": left_out, "variants": _variants(config, models, inputs, True, "the wide rows")}
+
+
+def _variants(
+    config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any], decodes: bool, what: str
+) -> dict[str, Any]:
+    settings = config.benchmark
+    new_tokens = settings.new_tokens if decodes else 0
+    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=settings.repeats, title=f"timing {what}")
+    return {row: asdict(latency) for row, latency in timed.items()}
+
+
+def _folded(job: Job) -> Any:
+    run = Run(job.config)
+    model = load(run.load_base(), run.folder / "adapter").eval()
+    if (mode := fold_mode(run)) is not None:
+        fold(model, mode)
+    return model

@@ -1,0 +1,1 @@
+"""The use of examples: batches, answers and their scores."""

@@ -1,0 +1,164 @@
+"""Comparisons for an accuracy: blind answers, and the meaning of zero-shot answers, whatever their words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eas.data import BENCHMARKS
+from eas.example import Example
+from eas.metrics import LOSS_ONLY
+from eas.metrics.exact import normalise
+from eas.metrics.scienceqa import LETTERS
+from eas.tasks.evaluation import Evaluation, score_answers, target_losses
+
+CLOSED = 50
+"""A split with at most so many different answers, each given twice on average, has a closed answer set."""
+ALREADY = ("contains", "slake", LOSS_ONLY)
+"""Metrics that forgive the form by themselves, or look at no answer."""
+
+
+@dataclass(frozen=True)
+class Blind:
+    """Shares of examples that blind answers get right; None if the data do not say.
+
+    Args:
+        chance: guessing among an example's choices.
+        majority: always giving one answer, the one that scores most.
+        majority_answer: that answer.
+    """
+
+    chance: float | None = None
+    majority: float | None = None
+    majority_answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Meant:
+    """A zero-shot evaluation by the answers that were meant.
+
+    Args:
+        evaluation: with these answers; they are the model's own words where those say it already.
+        as_written: the score of the literal words.
+        comparable: False where most of the answers are none of the split's, in any reading.
+    """
+
+    evaluation: Evaluation
+    as_written: float
+    comparable: bool = True
+
+
+def choices_of(example: Example, metric: str) -> Sequence[str]:
+    """The choices of an example's answer; empty if the answer is free."""
+    if metric == "scienceqa" and not example.choices:
+        return [f"The answer is {letter}." for letter in LETTERS[: len(example.metadata["choices"])]]
+    return example.choices
+
+
+def blind(metric: str, examples: Sequence[Example], options: Mapping[str, Any] | None = None) -> Blind:
+    """What guessing and one answer to all would score; see `eas.tasks.evaluation.evaluate` for the arguments."""
+    if metric == LOSS_ONLY or (metric in BENCHMARKS and BENCHMARKS[metric].score_file is not None):
+        return Blind()
+    choices = [choices_of(example, metric) for example in examples]
+    chance = sum(1 / len(each) for each in choices) / len(choices) if all(choices) else None
+    common = Counter(example.target for example in examples).most_common(1)
+    constant = [answer for answer, times in common if times > 1]
+    if metric == "scienceqa":
+        constant += [f"The answer is {letter}." for letter in LETTERS]
+    scores = {
+        answer: score_answers(metric, examples, {example.id: answer for example in examples}, options).score
+        for answer in constant
+    }
+    best = max(scores, key=scores.__getitem__, default=None)
+    return Blind(chance, None if best is None else scores[best], best)
+
+
+def meant(
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    found: Evaluation,
+    *,
+    metric: str,
+    batch_size: int,
+    title: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Meant:
+    """Scores a zero-shot model's answers anew, its form forgiven.
+
+    An answer counts as the one choice that it names. Where it names none or several, it counts as the choice whose
+    tokens have the highest mean log-probability. Where examples have no choices of their own but the split has a closed
+    set of answers, these are what an answer may name; an answer that names none of them does not change.
+
+    Args:
+        model: the base.
+        processor: its processor.
+        examples: the answered examples.
+        found: what `evaluate` said.
+        metric: by which the answers are scored.
+        batch_size: choices at a time.
+        title: the progress bar's; none without one.
+        options: the benchmark's ``data_options``.
+    """
+    if metric in ALREADY or not found.answers:
+        return Meant(found, found.score)
+    counts = Counter(normalise(example.target) for example in examples)
+    closed = {normalise(example.target): example.target for example in examples}
+    shared = tuple(closed.values()) if len(counts) <= CLOSED and 2 * len(counts) <= len(examples) else ()
+    answers, open_ones = dict(found.answers), list[Example]()
+    for example in examples:
+        own = choices_of(example, metric)
+        said = named(answers[example.id], own or shared)
+        if said is not None:
+            answers[example.id] = said
+        elif own:
+            open_ones.append(example)
+    answers |= _likeliest(model, processor, open_ones, metric, batch_size, title)
+    known = counts.keys() | {normalise(choice) for example in examples for choice in choices_of(example, metric)}
+    report = score_answers(metric, examples, answers, options)
+    in_form = sum(normalise(answer) in known for answer in answers.values())
+    return Meant(Evaluation(report.score, answers, report), found.score, 2 * in_form >= len(examples))
+
+
+def named(text: str, options: Sequence[str]) -> str | None:
+    """The one option that a text names as whole words; None where it names none or several.
+
+    The longest are looked for first, so that "red square" does not name "red". An option of one letter must begin the
+    text and be followed by a sign or nothing: "a" is also a word.
+    """
+    rest, found = normalise(text), []
+    for option in sorted(options, key=len, reverse=True):
+        words = normalise(option)
+        if not words:
+            continue
+        if len(words) == 1 and words.isalpha():
+            if re.match(rf"\(?{re.escape(option)}\)?(?:[.:),]|$)", text.strip()):
+                found.append(option)
+            continue
+        pattern = rf"(?<!\w){re.escape(words)}(?!\w)"
+        if re.search(pattern, rest):
+            found.append(option)
+            rest = re.sub(pattern, " ", rest)
+    return found[0] if len(found) == 1 else None
+
+
+def _likeliest(
+    model: Any, processor: Any, examples: Sequence[Example], metric: str, batch_size: int, title: str
+) -> dict[str, str]:
+    """The choice of each example with the highest mean log-probability, the first of equals."""
+    asked = [
+        (example.id, choice, replace(example, target=choice))
+        for example in examples
+        for choice in choices_of(example, metric)
+    ]
+    if not asked:
+        return {}
+    losses = target_losses(model, processor, [row for _, _, row in asked], batch_size, title)
+    best: dict[str, tuple[float, str]] = {}
+    for (id, choice, _), loss in zip(asked, losses, strict=True):
+        if id not in best or loss < best[id][0]:
+            best[id] = loss, choice
+    return {id: choice for id, (_, choice) in best.items()}
