@@ -84,8 +84,9 @@ def method(label):
     return label.split(",")[0]
 
 
-def config_of(label):
-    return METHODS[method(label)].config(**(CONFIGS | METER_CONFIGS)[label])
+def config_of(label, family=""):
+    configs = METER_CONFIGS if family == METER else CONFIGS  # METER's skip sets have other sizes
+    return METHODS[method(label)].config(**configs[label])
 
 
 def base_of(family, **options):
@@ -94,7 +95,7 @@ def base_of(family, **options):
 
 def tuned(family, label, pruned=False, **build_options):
     """An attached tiny model under its skip set, with trained weights that show in the logits."""
-    return with_weights(base_of(family, **build_options), config_of(label), pruned)
+    return with_weights(base_of(family, **build_options), config_of(label, family), pruned)
 
 
 def with_weights(base, config, pruned=False):
@@ -160,7 +161,7 @@ def are_the_slope(gradients, loss):
 @pytest.mark.parametrize(("family", "label"), PAIRS)
 class TestContract:
     def test_untrained_it_changes_nothing_or_says_so(self, family, label):
-        model, inputs = eas.attach(base_of(family), config_of(label)), inputs_of(family, (8, 8))
+        model, inputs = eas.attach(base_of(family), config_of(label, family)), inputs_of(family, (8, 8))
         got, expected = logits(model, inputs), logits(base_of(family), inputs)
         if method(label) in CHANGES_UNTRAINED:
             assert not torch.allclose(got, expected, atol=1e-4)
@@ -170,7 +171,7 @@ class TestContract:
     def test_exactly_what_it_declares_is_trained(self, family, label):
         model = base_of(family)
         base = {id(parameter) for parameter in model.parameters()}
-        eas.attach(model, config_of(label))
+        eas.attach(model, config_of(label, family))
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         own = {id(parameter) for module in trains_of_the_base(model, label) for parameter in module.parameters()}
         assert trained == own | {id(parameter) for parameter in model.parameters()} - base
@@ -197,7 +198,7 @@ class TestContract:
                 if not parameter.requires_grad:
                     close(parameter, old, **{"rtol": 0, "atol": 0} | tolerance)
 
-        eas.attach(model, config_of(label))
+        eas.attach(model, config_of(label, family))
         select_as(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, weight_decay=0.1)
         for _ in range(2):

@@ -56,7 +56,7 @@ def test_detached_it_is_the_base(family, label):
     model = base_of(family)
     next(model.parameters()).requires_grad_(False)  # the others are trained before
     expected, before = logits(model, inputs_of(family)), of(model)  # a first forward leaves marks of transformers
-    with_weights(model, config_of(label))
+    with_weights(model, config_of(label, family))
     if model.eas.method.fold is not None and method(label) not in ("lora", "drop"):  # whose merge rounds the base
         eas.fold(model)
         with pytest.raises(ValueError, match="it was folded"):
@@ -134,14 +134,16 @@ def test_an_attach_that_fails_leaves_the_model_as_it_was(family, label, kind, mo
     def stop(*_):
         raise kind("stopped")
 
-    monkeypatch.setattr("eas.attachment.attach.read_rows" if family == LLAVA else "eas.surgery.Attachment", stop)
+    monkeypatch.setattr(
+        "eas.attachment.attach.read_rows" if family == LLAVA else "eas.attachment.attach.Attachment", stop
+    )
     monkeypatch.setattr("eas.attachment.attach.require_decoding", lambda *_: None)
     with pytest.raises(kind, match="stopped"):
-        eas.attach(model, config_of(label))
+        eas.attach(model, config_of(label, family))
     same(model, before)
     monkeypatch.undo()
     assert torch.equal(logits(model, inputs_of(family)), expected)
-    eas.attach(model, config_of(label))
+    eas.attach(model, config_of(label, family))
 
 
 def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
