@@ -193,8 +193,9 @@ def attached(
     family: str, skip: tuple[int, ...] = (0, 2), config: dict[str, Any] | None = None, **build_args: Any
 ) -> Any:
     """A tiny model with random PIAs under a skip set."""
-    options = {"num_skip": 2, "skip_rank": 4, "adapt_rank": 2, **(config or {})}
-    model = attach(build(family, **build_args), EASConfig(**options))
+    base = build(family, **build_args)
+    number = min(len(skip), len(Anatomy.of(base).layers) - 1)
+    model = attach(base, EASConfig(**{"num_skip": number, "skip_rank": 4, "adapt_rank": 2, **(config or {})}))
     randomise(model)
     select(model, skip)
     return model

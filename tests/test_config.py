@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 from families import build
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 import eas
 from eas import ConfigError, EASConfig
 from eas.config import Config, option, section
+from eas.methods import das
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
+from eas.records import misfit
 
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 
@@ -67,7 +70,7 @@ def test_unknown_keys_suggest_the_closest():
         ({"router": "gate"}, "router = 'gate': must be 'input' or 'constant'"),
         ({"pooling": "max"}, "pooling = 'max': must be 'prompt', 'causal' or 'none'"),
         ({"candidates": "layer"}, "candidates = 'layer': must be 'mha', 'ffn' or 'either'"),
-        ({"candidates": "norm"}, "candidates = 'norm': must be one of mha, ffn, either, layer"),
+        ({"candidates": "norm"}, "candidates = 'norm': must be 'mha', 'ffn', 'either' or 'layer'"),
         ({"name": "lora"}, "name = 'lora': must be 'eas'"),
         ({"preset": "paper"}, "preset = 'paper': must be one of llava, lavin, meter, released"),
         ({"preset": ["llava"]}, r"preset = \['llava'\]: must be one of"),
@@ -182,3 +185,24 @@ def test_file_errors_name_the_file(tmp_path):
 def test_every_field_has_help():
     assert all(f.metadata["help"] for f in dataclasses.fields(EASConfig))
     assert json.loads(json.dumps(EASConfig(**RANKS).to_dict())) == EASConfig(**RANKS).to_dict()
+
+
+def test_presets_are_those_that_the_types_name():
+    for config, presets in ((EASConfig, PRESETS), (das.DASConfig, das.PRESETS)):
+        literal, _ = get_args(get_type_hints(config)["preset"])
+        assert get_args(literal) == tuple(presets)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wrong"),
+    [
+        ("a", Literal["a", "b"], None),
+        (None, Literal["a"] | None, None),
+        ("c", Literal["a", "b", "d"], "x = 'c' must be 'a', 'b' or 'd'"),
+        (1, Literal["a"], "x = 1 must be 'a'"),
+        (True, Literal[1], "x = True must be 1"),
+        (["a"], Literal["a"], "x = ['a'] must be 'a'"),
+    ],
+)
+def test_choices_are_types(value, kind, wrong):
+    assert misfit(value, kind, "x") == wrong

@@ -165,7 +165,7 @@ def test_folders(tmp_path: Any) -> None:
     eas.select(model, [0, 2])
     eas.prune(model)
     eas.save(model, tmp_path / "adapter")
-    eas.merge_and_save(model, tmp_path / "standalone")
+    eas.save_standalone(model, tmp_path / "standalone")
     unfolded = count(model, 20, 1)
     eas.fold(model)
     for name in ("adapter", "standalone"):

@@ -48,7 +48,7 @@ class TestContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_standalone_folder_opens_without_the_base(self, label, dtype, tmp_path):
         model = tuned(label, pruned=True, dtype=dtype, task="nlvr2")
-        eas.merge_and_save(model, tmp_path)
+        eas.save_standalone(model, tmp_path)
         again = eas.load(tmp_path)
         assert again.eas.config == model.eas.config
         opened, saved = dict(again.named_parameters()), dict(model.named_parameters())

@@ -9,7 +9,7 @@ from test_meter_contract import batch, build, exactly, logits, tuned
 
 import eas
 from eas import METHODS
-from eas.attachment.attach import disabled
+from eas.attachment.undo import disabled
 from eas.measure.latency import benchmark
 from eas.measure.layers import block_costs
 from eas.models.meter import TASKS, MeterConfig

@@ -11,9 +11,9 @@ from test_generation import alone, answered, answers, decode, teacher_forced
 
 import eas
 from eas import METHODS, ConfigError
-from eas.attachment.attach import disabled
 from eas.attachment.save import adapter_state
 from eas.attachment.state import candidates
+from eas.attachment.undo import disabled
 from eas.hf.trainer import checkpoint_activations
 from eas.methods import REFUSED
 from eas.models.anatomy import Anatomy
@@ -55,8 +55,10 @@ CONFIGS = {
     "mam": {"num_tokens": 3, "rank": 8},
 }
 SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt")
-METER_CONFIGS = {label: CONFIGS[label] for label in SHARED} | {
-    "eas, grouped": {"num_skip": 3, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
+METER_CONFIGS = {
+    label: {key: 4 if key == "num_skip" else value for key, value in CONFIGS[label].items()} for label in SHARED
+} | {
+    "eas, grouped": {"num_skip": 4, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
     "das, wide": {"num_skip": 2, "skip_rank": 8, "adapt_rank": 16},  # a narrow ReLU may be zero for all tokens
     "drop, layers": {"num_skip": 2, "rank": 2, "candidates": "layer"},
     "adapter, wide": {"rank": 16, "placement": "both"},
@@ -82,8 +84,9 @@ def method(label):
     return label.split(",")[0]
 
 
-def config_of(label):
-    return METHODS[method(label)].config(**(CONFIGS | METER_CONFIGS)[label])
+def config_of(label, family=""):
+    configs = METER_CONFIGS if family == METER else CONFIGS  # METER's skip sets have other sizes
+    return METHODS[method(label)].config(**configs[label])
 
 
 def base_of(family, **options):
@@ -92,7 +95,7 @@ def base_of(family, **options):
 
 def tuned(family, label, pruned=False, **build_options):
     """An attached tiny model under its skip set, with trained weights that show in the logits."""
-    return with_weights(base_of(family, **build_options), config_of(label), pruned)
+    return with_weights(base_of(family, **build_options), config_of(label, family), pruned)
 
 
 def with_weights(base, config, pruned=False):
@@ -158,7 +161,7 @@ def are_the_slope(gradients, loss):
 @pytest.mark.parametrize(("family", "label"), PAIRS)
 class TestContract:
     def test_untrained_it_changes_nothing_or_says_so(self, family, label):
-        model, inputs = eas.attach(base_of(family), config_of(label)), inputs_of(family, (8, 8))
+        model, inputs = eas.attach(base_of(family), config_of(label, family)), inputs_of(family, (8, 8))
         got, expected = logits(model, inputs), logits(base_of(family), inputs)
         if method(label) in CHANGES_UNTRAINED:
             assert not torch.allclose(got, expected, atol=1e-4)
@@ -168,7 +171,7 @@ class TestContract:
     def test_exactly_what_it_declares_is_trained(self, family, label):
         model = base_of(family)
         base = {id(parameter) for parameter in model.parameters()}
-        eas.attach(model, config_of(label))
+        eas.attach(model, config_of(label, family))
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         own = {id(parameter) for module in trains_of_the_base(model, label) for parameter in module.parameters()}
         assert trained == own | {id(parameter) for parameter in model.parameters()} - base
@@ -195,7 +198,7 @@ class TestContract:
                 if not parameter.requires_grad:
                     close(parameter, old, **{"rtol": 0, "atol": 0} | tolerance)
 
-        eas.attach(model, config_of(label))
+        eas.attach(model, config_of(label, family))
         select_as(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, weight_decay=0.1)
         for _ in range(2):
@@ -316,7 +319,7 @@ class TestContract:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_standalone_folder_opens_without_the_base(family, label, dtype, tmp_path):
     model, inputs = tuned(family, label, pruned=True, dtype=dtype), prompts(family)
-    eas.merge_and_save(model, tmp_path)
+    eas.save_standalone(model, tmp_path)
     again = eas.load(tmp_path)
     assert again.eas.config == model.eas.config
     opened, saved = dict(again.named_parameters()), dict(model.named_parameters())

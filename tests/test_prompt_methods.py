@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, rotate_half
 
 import eas
-from eas.attachment.attach import disabled
 from eas.attachment.save import adapter_state
+from eas.attachment.undo import disabled
 from eas.config import ConfigError
 from eas.hf.api import cached
 from eas.measure.count import count

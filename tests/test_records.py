@@ -12,7 +12,7 @@ from test_training import searcher
 from typer.testing import CliRunner
 
 import eas
-from eas import CheckpointError, cli, merge_and_save, prune, save
+from eas import CheckpointError, cli, prune, save, save_standalone
 from eas.config import ConfigError
 from eas.files import WriteError
 from eas.pipeline import Run, RunConfig
@@ -54,7 +54,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     prune(model)
     blocks(model)[1].mlp.gate_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"is not written: 2 of \d+ tensors .*layers\.1\.mlp\.gate_proj"):
-        merge_and_save(model, tmp_path / "merged")
+        save_standalone(model, tmp_path / "merged")
     assert not [*tmp_path.iterdir()]
 
 

@@ -69,7 +69,7 @@ def test_it_becomes_the_mean_over_the_prompts(family, skip, config, tmp_path):
     expected = logits(model, inputs)
     eas.save(model, tmp_path / "adapter")
     assert torch.equal(logits(eas.load(build(family), tmp_path / "adapter").eval(), inputs), expected)
-    eas.merge_and_save(model, tmp_path / "model")
+    eas.save_standalone(model, tmp_path / "model")
     opened = eas.load(tmp_path / "model")
     torch.testing.assert_close(logits(opened, inputs), expected)
     assert eas.fold(opened).mode == "constant"

@@ -44,7 +44,7 @@ def test_a_folded_pruned_or_standalone_model_can_be_pickled(mode, tmp_path):
     else:
         prune(model)
     if mode == "standalone":
-        eas.merge_and_save(model, tmp_path / "standalone")
+        eas.save_standalone(model, tmp_path / "standalone")
         model = eas.load(tmp_path / "standalone")
     again = pickle.loads(pickle.dumps(model))  # whose tensors may be aligned otherwise than those of a mapped file
     torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)

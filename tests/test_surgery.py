@@ -140,7 +140,7 @@ def test_refusals():
     inner = tf.LlavaConfig(
         text_config=tf.Qwen3Config(**TEXT, head_dim=8), vision_config=build(LLAVA).config.vision_config
     )
-    with pytest.raises(UnsupportedModelError, match=r"with a Qwen3Model is not supported; .* one of LlamaModel"):
+    with pytest.raises(UnsupportedModelError, match=r"with a Qwen3Model is not supported; supported are Llama.* Qwen2"):
         attach(tf.LlavaForConditionalGeneration(inner), EASConfig(**PLAIN))
     for bad, words in (({"num_skip": 4}, "num_skip = 4: the model has 4"), ({"up_groups": 3}, "up_groups = 3: must")):
         model = build(LLAMA)
@@ -310,3 +310,14 @@ def test_only_plain_maps_are_folded_per_example():
         fold(model, "per_example")
     fold(model, "shared")
     torch.testing.assert_close(logits(model, prompts(LLAMA)), expected)
+
+
+@pytest.mark.parametrize("skip", [(), (1,), (0, 1, 3)])
+def test_a_final_skip_set_has_num_skip_members(skip):
+    model = attached(LLAMA, skip, {"num_skip": 2})  # select takes any size, as a search draws them
+    words = rf"skip set \[.*\] has {len(skip)} members, but EASConfig.num_skip = 2; select 2 candidates, or attach with"
+    with pytest.raises(ValueError, match=words):
+        prune(model)
+    assert not attachment(model).pruned
+    select(model, [0, 2])
+    prune(model)

@@ -6,27 +6,42 @@ The names below are imported when they are first used: torch and transformers ta
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from eas.hf.versions import check as _check
 
 if TYPE_CHECKING:
-    from eas.attachment.attach import attach, disabled, fold, prune, select, unfold
+    from eas.attachment.attach import attach, fold, prune, select, unfold
+    from eas.attachment.families import register_family
     from eas.attachment.fast_decode import fast_decode
     from eas.attachment.freeze_router import FrozenRouter, freeze_router
+    from eas.attachment.hub import push_to_hub
     from eas.attachment.likelihood import log_likelihood
     from eas.attachment.load import load
+    from eas.attachment.parameters import ParameterCounts, parameter_counts, print_trainable_parameters
     from eas.attachment.quantised import QuantisedFold, fold_quantised
     from eas.attachment.save import CheckpointError, save
-    from eas.attachment.standalone import merge_and_save
+    from eas.attachment.standalone import save_standalone
     from eas.attachment.state import attached, skip_set
+    from eas.attachment.undo import detach, disabled
     from eas.config import ConfigError
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
+    from eas.methods.adapter import AdapterConfig, ParallelAdapterConfig
+    from eas.methods.das import DASConfig
+    from eas.methods.drop import DropConfig
     from eas.methods.eas import EASConfig
+    from eas.methods.full import FullConfig, HeadConfig
+    from eas.methods.lavin_adapter import LavinAdapterConfig
+    from eas.methods.llama_adapter import LlamaAdapterConfig
+    from eas.methods.lora import LoRAConfig
+    from eas.methods.mam import MAMConfig
+    from eas.methods.prefix import PrefixConfig
+    from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
     from eas.models.anatomy import UnsupportedModelError
     from eas.searching import SearchConfig, SearchResult, make_rule
-    from eas.training import EASTrainer, WithPromptMask
+    from eas.training import EASTrainer, WithPromptMask, search
 
 _check()
 
@@ -34,22 +49,37 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "AdapterConfig",
     "CheckpointError",
     "ConfigError",
     "Counts",
+    "DASConfig",
+    "DeepPromptConfig",
+    "DropConfig",
     "EASConfig",
     "EASTrainer",
     "FrozenRouter",
+    "FullConfig",
+    "HeadConfig",
     "Latency",
+    "LavinAdapterConfig",
+    "LlamaAdapterConfig",
+    "LoRAConfig",
+    "MAMConfig",
+    "ParallelAdapterConfig",
+    "ParameterCounts",
+    "PrefixConfig",
     "QuantisedFold",
     "SearchConfig",
     "SearchResult",
+    "ShallowPromptConfig",
     "UnsupportedModelError",
     "WithPromptMask",
     "attach",
     "attached",
     "benchmark",
     "count",
+    "detach",
     "disabled",
     "fast_decode",
     "fold",
@@ -58,40 +88,65 @@ __all__ = [
     "load",
     "log_likelihood",
     "make_rule",
-    "merge_and_save",
     "method_config",
+    "parameter_counts",
+    "print_trainable_parameters",
     "prune",
+    "push_to_hub",
+    "register_family",
     "save",
+    "save_standalone",
+    "search",
     "select",
     "skip_set",
     "unfold",
 ]
 
 _NAMES = {
-    "attachment.attach": "attach disabled fold prune select unfold",
+    "attachment.attach": "attach fold prune select unfold",
+    "attachment.families": "register_family",
     "attachment.fast_decode": "fast_decode",
     "attachment.freeze_router": "FrozenRouter freeze_router",
+    "attachment.hub": "push_to_hub",
     "attachment.likelihood": "log_likelihood",
     "attachment.load": "load",
+    "attachment.parameters": "ParameterCounts parameter_counts print_trainable_parameters",
     "attachment.quantised": "QuantisedFold fold_quantised",
     "attachment.save": "CheckpointError save",
-    "attachment.standalone": "merge_and_save",
+    "attachment.standalone": "save_standalone",
     "attachment.state": "attached skip_set",
+    "attachment.undo": "detach disabled",
     "config": "ConfigError",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",
+    "methods.adapter": "AdapterConfig ParallelAdapterConfig",
+    "methods.das": "DASConfig",
+    "methods.drop": "DropConfig",
     "methods.eas": "EASConfig",
+    "methods.full": "FullConfig HeadConfig",
+    "methods.lavin_adapter": "LavinAdapterConfig",
+    "methods.llama_adapter": "LlamaAdapterConfig",
+    "methods.lora": "LoRAConfig",
+    "methods.mam": "MAMConfig",
+    "methods.prefix": "PrefixConfig",
+    "methods.prompts": "DeepPromptConfig ShallowPromptConfig",
     "models.anatomy": "UnsupportedModelError",
     "searching": "SearchConfig SearchResult make_rule",
-    "training": "EASTrainer WithPromptMask",
+    "training": "EASTrainer WithPromptMask search",
 }
 """The imports above once more, for Python: module of eas -> its public names."""
+
+_RENAMED = {"merge_and_save": "save_standalone"}
+"""Former names, which work until 0.3."""
 
 _HOME = {name: f"eas.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warn(f"eas.{name} is called eas.{_RENAMED[name]}; the former name goes in 0.3", DeprecationWarning, 2)
+        return __getattr__(_RENAMED[name])
     if name not in _HOME:
         raise AttributeError(f"module 'eas' has no attribute {name!r}")
     import_module("eas.attachment.standalone")  # the Auto classes of transformers know our model types from here on

@@ -89,7 +89,7 @@ def use(base: str | None) -> str:
     """How the adapter is opened."""
     return (
         f'## Use\n\n```python\nimport eas\n\nbase = "{base or "BASE"}"  # folder or Hub id\n'
-        'model = eas.load(base, "FOLDER")  # this folder\n```'
+        'model = eas.load(base, "FOLDER")  # this folder, or its id on the Hub\n```'
     )
 
 
@@ -108,7 +108,12 @@ def write(folder: Path, card: ModelCard) -> Path | None:
         WriteError: the folder cannot be written.
     """
     path = folder / CARD_FILE
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.is_file() and not is_ours(path):
         return None
     write_text(path, str(card))
     return path
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a card was written here, and not by somebody else."""
+    return MARK in path.read_text(encoding="utf-8", errors="replace")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
@@ -20,7 +20,16 @@ from eas.records import kind_name, misfit
 
 
 class ConfigError(ValueError):
-    """An unknown key or an impossible value; the message names the field and what is allowed."""
+    """An unknown key or an impossible value; the message names the field and what is allowed.
+
+    Example:
+        >>> import eas
+        >>> try:
+        ...     eas.LoRAConfig(rank=0)
+        ... except eas.ConfigError as error:
+        ...     print(error)
+        LoRAConfig.rank = 0: must be at least 1
+    """
 
 
 def option(default: Any, help: str) -> Any:
@@ -312,7 +321,8 @@ class MethodConfig(Config):
         return self
 
 
-CANDIDATES = ("mha", "ffn", "either", "layer")
+Candidates = Literal["mha", "ffn", "either", "layer"]
+CANDIDATES = get_args(Candidates)
 
 
 @dataclass
@@ -320,11 +330,10 @@ class SkipConfig(MethodConfig):
     """A method that skips k of its candidates."""
 
     num_skip: int = option(0, "k: number of candidates that are skipped")
-    candidates: str = field(
+    candidates: Candidates = field(
         default="mha", kw_only=True, metadata={"help": f"modules that may be skipped: {CANDIDATES}"}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("num_skip", self.num_skip >= 0, "must be at least 0")
-        self._require("candidates", self.candidates in CANDIDATES, f"must be one of {', '.join(CANDIDATES)}")

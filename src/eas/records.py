@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NotRequired, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 Record = TypeVar("Record")
 Base = TypedDict(
@@ -122,6 +133,8 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
 
     if kind is Any:
         return None
+    if origin is Literal:
+        return None if any(value == part and type(value) is type(part) for part in parts) else must(kind_name(kind))
     if origin in (UnionType, Union):
         found = [misfit(value, part, where) for part in parts if part is not NoneType or value is None]
         return None if None in found else found[0] if len(found) == 1 else must(kind_name(kind))
@@ -155,4 +168,7 @@ def kind_name(kind: Any) -> str:
     """An annotated type in words."""
     if get_origin(kind) in (UnionType, Union):
         return " or ".join(kind_name(part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        *others, last = map(repr, get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
     return "None" if kind is NoneType else kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

@@ -13,7 +13,7 @@ from families import attached, build
 from safetensors.torch import save_file
 from test_training import searcher
 
-from eas import load, merge_and_save, prune, save
+from eas import load, prune, save, save_standalone
 from eas.attachment.save import CheckpointError
 from eas.attachment.state import attached as attached_already
 from eas.paper.compare import _read as read_comparison
@@ -56,7 +56,7 @@ def written(kind):
         save(model, folder)
     else:
         prune(model)
-        merge_and_save(model, folder)
+        save_standalone(model, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The verbs that change a model in place: attach, select, prune, fold, unfold, and disabled.
+"""The verbs that change a model in place: attach, select, prune, fold and unfold.
 
 The model keeps its class (a ``LlavaForConditionalGeneration`` remains one), so Trainer, TRL, accelerate, ``generate``
 and pipelines keep working.
@@ -6,21 +6,20 @@ and pipelines keep working.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.attachment.save import AttachedModel
-from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates
+from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates, skip_set
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
-from eas.hf.classes import become, become_again, has_device_hook, is_mixed, revert
+from eas.hf.changes import Structure
+from eas.hf.classes import become, has_device_hook
 from eas.hf.one_token import read_rows
 from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
@@ -49,8 +48,16 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
 
     Raises:
         UnsupportedModelError: the family is not supported; the message lists those that are.
-        ConfigError: the configuration does not fit the model, which is left as it was.
+        ConfigError: the configuration does not fit the model.
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
+        After any error the model is as it was.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=4, skip_rank=8, adapt_rank=4))
+        >>> model.eas.config.num_skip
+        4
     """
     if not isinstance(config, MethodConfig):
         named = config if isinstance(config, str) else "eas"
@@ -89,27 +96,25 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         require_cache_argument(anatomy.text_model, *layers)
         if not tried:
             require_decoding(model, config)
-    own = list(model.parameters())
+    own, before = list(model.parameters()), Structure(model)
     fingerprint = None if norms[0].weight.is_meta else base_fingerprint(model)
-    required = [parameter for parameter in own if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
+    with ExitStack() as on_failure:  # of whatever kind, Ctrl-C among them
+        on_failure.callback(before.restore, model)
+        model.requires_grad_(False)
         method.attach(model, config)
-    except ConfigError:
-        for parameter in required:
-            parameter.requires_grad_(True)
-        raise
-    if config.train_projector and anatomy.projector is not None:
-        anatomy.projector.requires_grad_(True)
-    for module in anatomy.head if config.train_head else ():
-        module.requires_grad_(True)
-    if (head := model.get_output_embeddings()) is not None:  # METER has none
-        read_rows(head)
-    added = {*map(id, model.parameters())} != {*map(id, own)}
-    if added or isinstance(config, SkipConfig):
-        become(model, AttachedModel)
-    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.eas = Attachment(config, trained, any(p.requires_grad for p in own), fingerprint, anatomy)
+        if config.train_projector and anatomy.projector is not None:
+            anatomy.projector.requires_grad_(True)
+        for module in anatomy.head if config.train_head else ():
+            module.requires_grad_(True)
+        if (head := model.get_output_embeddings()) is not None:  # METER has none
+            read_rows(head)
+        added = {*map(id, model.parameters())} != {*map(id, own)}
+        if added or isinstance(config, SkipConfig):
+            become(model, AttachedModel)
+        trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        overwrites = any(p.requires_grad for p in own)
+        model.eas = Attachment(config, trained, overwrites, fingerprint, anatomy, before.changes(), before.trained)
+        on_failure.pop_all()
 
 
 def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
@@ -138,15 +143,20 @@ def twin_deviation(cls: Any, config: Any, method: MethodConfig) -> float:
     """``eas.hf.twin.deviation`` of a class under a method, with block 0 skipped where the method skips."""
 
     def prepare(twin: PreTrainedModel) -> None:
-        own = {f.name for f in fields(method)}
-        ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
-        small: dict[str, Any] = dict.fromkeys(ranks, 64)
-        small |= {name: value for name, value in TWIN.items() if name in own}
-        _attach(twin, replace(method, **small), tried=True)
+        attach_to_twin(twin, method)
         if isinstance(method, SkipConfig):
             select(twin, [0])
 
     return deviation(cls, config, FAMILIES[cls.__name__][0], prepare)
+
+
+def attach_to_twin(twin: PreTrainedModel, method: MethodConfig) -> None:
+    """``attach`` of the method at a twin's size; the installation is not tried."""
+    own = {f.name for f in fields(method)}
+    ranks = {name for name in own if isinstance(value := getattr(method, name), int) and value > 64}
+    small: dict[str, Any] = dict.fromkeys(ranks, 64)
+    small |= {name: value for name, value in TWIN.items() if name in own}
+    _attach(twin, replace(method, **small), tried=True)
 
 
 def select(model: PreTrainedModel, skip_set: Iterable[int]) -> None:
@@ -159,6 +169,14 @@ def select(model: PreTrainedModel, skip_set: Iterable[int]) -> None:
 
     Raises:
         ValueError: an index is outside the model or repeated, nothing would be kept, or the model is folded or pruned.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> eas.skip_set(model)
+        (2, 5)
     """
     state = attachment(model)
     chosen, known = list(skip_set), candidates(model)
@@ -184,13 +202,30 @@ def prune(model: PreTrainedModel) -> None:
     """Frees what the skip set makes dead: the skipped modules with their weights, and PIAs without use.
 
     Raises:
-        ValueError: the model is folded, or pruned already.
+        ValueError: the model is folded, or pruned already, or the skip set, which becomes final, has not ``num_skip``
+            members. (``select`` takes sets of other sizes, as a search draws them.)
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> before = model.num_parameters()
+        >>> eas.prune(model)
+        >>> model.num_parameters() < before
+        True
     """
     state = attachment(model)
     if state.fold_mode is not None:
         raise ValueError("the model is folded; call unfold(model) before prune")
     if state.pruned:
         raise ValueError("the model is pruned already")
+    chosen, config = skip_set(model), state.config
+    if isinstance(config, SkipConfig) and len(chosen) != config.num_skip:
+        raise ValueError(
+            f"skip set {list(chosen)} has {len(chosen)} members, but {type(config).__name__}.num_skip = "
+            f"{config.num_skip}; select {config.num_skip} candidates, or attach with num_skip={len(chosen)}"
+        )
     for block, _ in candidates(model):
         for name in [name for part in block.skipped_parts() for name in MODULES[part]]:
             if name in block._modules:  # 'either' names a block twice
@@ -229,6 +264,14 @@ def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
     Raises:
         ValueError: the method has no fold or not this mode, the configuration does not allow it, the model is folded
             already, or what reads the method's output cannot be folded into.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> config = eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4, router="constant")
+        >>> model = eas.attach(load_tiny()[0], config)
+        >>> eas.fold(model).mode
+        'constant'
     """
     state = attachment(model)
     method, name = state.method, state.config.name
@@ -252,35 +295,18 @@ def unfold(model: PreTrainedModel) -> None:
 
     Raises:
         ValueError: the model is not folded.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> mode, reason = eas.fold(model)
+        >>> eas.unfold(model)
+        >>> model.eas.fold_mode is None
+        True
     """
     state = attachment(model)
     if state.fold_mode is None or state.method.unfold is None:
         raise ValueError("the model is not folded")
     state.method.unfold(model)
     state.fold_mode = None
-
-
-@contextmanager
-def disabled(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model computes what its base computes, bit for bit (as a reference policy needs, say).
-
-    Raises:
-        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained.
-    """
-    state = attachment(model)
-    if isinstance(model, FSDPModule):
-        raise ValueError("the base cannot be given back, FSDP2 has sharded the model; load it a second time")
-    if state.pruned or state.fold_mode is not None or state.overwrites:
-        why = "pruned" if state.pruned else "folded" if state.fold_mode is not None else "trained itself"
-        raise ValueError(f"the base cannot be given back, it was {why}; load it a second time")
-    mixed = [(module, revert(module)) for module in model.modules() if is_mixed(module)]
-    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for tuner in tuners:
-        tuner.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for module, cls in mixed:
-            become_again(module, cls)
-        for tuner in tuners:
-            tuner.enable_adapters(True)

@@ -61,6 +61,14 @@ def fast_decode(
         UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
             every prompt would be compiled), or, when called on a CPU, attends within a window.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model, processor = load_tiny()
+        >>> inputs = processor(text="question : what is this ? answer :", return_tensors="pt")
+        >>> generate = eas.fast_decode(model)
+        >>> tokens = generate(**inputs, max_new_tokens=4)  # doctest: +SKIP
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")

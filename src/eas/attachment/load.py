@@ -30,18 +30,28 @@ from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
 from eas.methods import method_config
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.folder import TINY_DIR, model_config
+from eas.models.folder import TINY_DIR, adapter_folder, model_config
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
 
 
-def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, **from_pretrained: Any) -> Any:
+def load(
+    model_or_id: nn.Module | str | Path,
+    folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    **from_pretrained: Any,
+) -> Any:
     """Attaches a saved adapter to its base, in place, with its skip set; pruned if it was saved pruned.
 
     Args:
-        model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``merge_and_save``
+        model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``save_standalone``
             wrote.
-        folder: what ``save`` wrote; None for a standalone folder.
+        folder: what ``save`` wrote, or the Hub id of what ``push_to_hub`` uploaded, of which no code is run; None for a
+            standalone folder.
+        revision: commit, branch or tag, on the Hub, of the adapter or the standalone folder.
+        base_revision: of the base, where it is loaded here.
         from_pretrained: passed on where the base is loaded here (``dtype``, ``device_map``, ...).
 
     Returns:
@@ -49,18 +59,32 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
 
     Raises:
         CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> folder = mkdtemp()
+        >>> eas.save(model, folder)
+        >>> eas.load("tiny", folder).eas.config.num_skip
+        2
     """
     if folder is None:
         if (Path(str(model_or_id)) / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
-        model = load_base(str(model_or_id), **from_pretrained)
-        if not attached(model):
-            raise CheckpointError(f"{model_or_id} was not written by eas.merge_and_save; pass an adapter too")
-        return model
-    folder = Path(folder)
+        if base_revision is not None:
+            raise CheckpointError(f"base_revision = {base_revision!r}: {model_or_id} has no base; use revision")
+        opened = load_base(str(model_or_id), revision=revision, **from_pretrained)
+        if not attached(opened):
+            raise CheckpointError(f"{model_or_id} was not written by eas.save_standalone; pass an adapter too")
+        return opened
     with raised_as(CheckpointError):
+        folder = adapter_folder(folder, revision, (WEIGHTS_FILE, CONFIG_FILE))
         record, file = _read(folder)
-    model = model_or_id if isinstance(model_or_id, nn.Module) else load_base(str(model_or_id), **from_pretrained)
+    model: Any = model_or_id
+    if not isinstance(model, nn.Module):
+        model = load_base(str(model), revision=base_revision, **from_pretrained)
     if attached(model):
         raise CheckpointError("the base given to load is attached already; pass a freshly loaded model")
     _check_base(model, record, folder)

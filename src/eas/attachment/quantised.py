@@ -60,6 +60,10 @@ def fold_quantised(
         ConfigError: the name is unknown.
         ValueError: nothing is quantised, the copy cannot be folded in this mode, or the batch does not fit the mode.
         ImportError: the library that quantises is missing.
+
+    Example:
+        >>> import eas
+        >>> copied, done = eas.fold_quantised(model, inputs, quantise="torchao-int8")  # doctest: +SKIP
     """
     attachment(model)
     if isinstance(quantise, str):

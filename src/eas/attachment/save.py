@@ -35,7 +35,17 @@ REMEDY = "copy or save it again"
 
 
 class CheckpointError(ValueError):
-    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy."""
+    """A folder that is damaged, incomplete or made for another base; the message names the file and the remedy.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> try:
+        ...     eas.load(load_tiny()[0], "/nowhere")
+        ... except eas.CheckpointError as error:
+        ...     print(error)
+        /nowhere has no adapter.safetensors; name a folder written by eas.save (or `eas run`)
+    """
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:
@@ -50,6 +60,16 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
         WriteError: the folder cannot be written; an adapter in it is intact.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> folder = mkdtemp()
+        >>> eas.save(model, folder)
+        >>> eas.attached(eas.load(load_tiny()[0], folder))
+        True
     """
     state, folder = attachment(model), Path(folder)
     text_config = model.config.get_text_config()

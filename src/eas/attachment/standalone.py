@@ -1,6 +1,6 @@
 """Standalone folders: a pruned, tuned model that opens without its base.
 
-``merge_and_save`` writes them; ``eas.load(folder)`` or, after ``import eas.attachment.standalone``,
+``save_standalone`` writes them; ``eas.load(folder)`` or, after ``import eas.attachment.standalone``,
 ``AutoModel....from_pretrained(folder)`` opens them. Their model type (``eas_llava``, ...) and their weight files
 (``model.eas.safetensors``) have names of their own: the stock class would fill the skipped attentions with random
 weights and only warn, so it must find neither.
@@ -34,12 +34,24 @@ FLOAT32 += ["modality_token", "prefix"]
 """Modules that methods add, which stay float32 whatever dtype the folder is opened in."""
 
 
-def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
+def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes the pruned model with its PIAs as one self-describing folder; the model itself is left as it is.
 
     Raises:
         ValueError: the model is not attached, not pruned (``prune`` it first), folded (``unfold`` it first), or holds
             NaN or infinite numbers.
+
+    Example:
+        >>> import eas
+        >>> from tempfile import mkdtemp
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.select(model, [2, 5])
+        >>> eas.prune(model)
+        >>> folder = mkdtemp()
+        >>> eas.save_standalone(model, folder)
+        >>> eas.skip_set(eas.load(folder))
+        (2, 5)
     """
     state = attachment(model)
     if candidates(model) and not state.pruned:
@@ -151,10 +163,17 @@ def _config_class(base: Any) -> Any:
     return type(f"EAS{base.__name__}", (base,), {"model_type": f"eas_{base.model_type}", "__module__": __name__})
 
 
-STANDALONE: dict[str, Any] = {name: _standalone_class(name) for name in (*FAMILIES, *COATTENTION)}
+STANDALONE: dict[str, Any] = {}
 
-for _class in STANDALONE.values():
-    globals()[_class.__name__] = _class
-    globals()[_class.config_class.__name__] = _class.config_class
-    AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
-    auto_class(_class.config_class.model_type).register(_class.config_class, _class)
+
+def add_family(name: str) -> None:
+    """Makes the standalone form of a family known to the Auto classes of transformers."""
+    cls = STANDALONE[name] = _standalone_class(name)
+    config = cls.config_class
+    globals().update({cls.__name__: cls, config.__name__: config})
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    auto_class(config.model_type).register(config, cls)
+
+
+for _name in (*FAMILIES, *COATTENTION):
+    add_family(_name)

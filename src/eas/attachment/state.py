@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, SkipConfig
+from eas.hf.changes import Change
 from eas.hf.skipping import SkippableBlock
 from eas.methods import Method, method_of
 from eas.models.anatomy import Anatomy
@@ -29,6 +30,8 @@ class Attachment:
         pruned: whether the skipped modules and the unused PIAs are removed for good.
         fold_mode: the present fold mode; None if not folded.
         anatomy: the model's parts.
+        changes: what ``attach`` changed in the model's structure.
+        trained_before: names of the parameters that were trained before.
     """
 
     config: MethodConfig
@@ -36,6 +39,8 @@ class Attachment:
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
     anatomy: Anatomy = field(compare=False, repr=False)
+    changes: list[Change] = field(compare=False, repr=False)
+    trained_before: frozenset[str] = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
 
@@ -50,7 +55,14 @@ class Attachment:
 
 
 def attached(model: PreTrainedModel) -> bool:
-    """Whether the model went through ``attach``."""
+    """Whether the model went through ``attach``.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> eas.attached(load_tiny()[0])
+        False
+    """
     return "eas" in vars(model)
 
 
@@ -76,7 +88,15 @@ def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, 
 
 
 def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
-    """The candidates that are skipped at present, ascending."""
+    """The candidates that are skipped at present, ascending.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> eas.skip_set(model)
+        ()
+    """
     return tuple(i for i, (block, parts) in enumerate(candidates(model)) if set(parts) <= block.skipped_parts())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eas.attachment.attach import attach, fold, prune, select
-from eas.config import MethodConfig
+from eas.config import MethodConfig, SkipConfig
 from eas.methods.eas import EASConfig
 
 
@@ -40,7 +41,7 @@ def larger_tuned(
     It shares the base's weights, so that many of them fit into memory.
     """
     tuned = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-    attach(tuned, config)
+    attach(tuned, replace(config, num_skip=len(skip_set)) if isinstance(config, SkipConfig) else config)
     select(tuned, skip_set)
     if skip_set:
         prune(tuned)

@@ -7,7 +7,8 @@ whose adapters are zero it cannot be seen, so all weights of the twin are random
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,14 +49,40 @@ def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], N
         TransformersChangedError: the twin cannot be built, or does not run.
         ConfigError: the method refuses the model.
     """
+    with _trying(cls):
+        model = _twin(cls, config, text_path)
+        prepare(model)
+        _randomise(model)
+        return _decoding_error(model.eval())
+
+
+def unlike_base(cls: type, config: Any, text_path: str, prepare: Callable[[Any], None]) -> float:
+    """How far a method takes the logits of a twin from those of before, relative to their norm.
+
+    Args:
+        cls, config, text_path: as for ``deviation``.
+        prepare: attaches the method to the twin, untrained.
+
+    Raises:
+        TransformersChangedError: the twin cannot be built, or does not run.
+    """
+    with _trying(cls):
+        model = _twin(cls, config, text_path)
+        _randomise(model)
+        ids = torch.arange(1, 15).reshape(2, 7)
+        before = model.eval()(input_ids=ids).logits
+        prepare(model)
+        return float((model(input_ids=ids).logits - before).norm() / before.norm())
+
+
+@contextmanager
+def _trying(cls: type) -> Iterator[None]:
+    """Within it random numbers, devices and precision are the twin's own, and an error names the class."""
     no_autocast = torch.autocast("cpu", enabled=False)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), no_autocast:
         torch.manual_seed(0)
         try:
-            model = _twin(cls, config, text_path)
-            prepare(model)
-            _randomise(model)
-            return _decoding_error(model.eval())
+            yield
         except (TransformersChangedError, ConfigError):  # a ConfigError is about what was asked for
             raise
         except Exception as error:  # of whatever kind; a wrong number would have been the alternative

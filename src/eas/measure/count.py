@@ -68,6 +68,12 @@ def count(
         ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
         ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
             sees none, or whose tower is not known; or ``patch_grid`` is missing.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> eas.count(load_tiny()[0], 32, method={"name": "lora", "rank": 8}).params_trained
+        282624
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention {convention!r} is unknown; use one of {', '.join(CONVENTIONS)}")
@@ -124,8 +130,11 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
     record = read_adapter_record(folder)
     base = _from_config(_config(record["base"]["id"]), dtype)
     with fitting(folder):
-        built = attach(base, method_config(record["config"]))
-        select(built, record["skip_set"])
+        config, skipped = method_config(record["config"]), record["skip_set"]
+        if isinstance(config, SkipConfig):  # a search that goes on draws sets of other sizes
+            config = dataclasses.replace(config, num_skip=len(skipped))
+        built = attach(base, config)
+        select(built, skipped)
         if candidates(built):
             prune(built)
     return built

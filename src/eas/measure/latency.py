@@ -66,6 +66,13 @@ def benchmark(
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> model, processor = load_tiny()
+        >>> inputs = processor(text="question : what is this ? answer :", return_tensors="pt")
+        >>> timed = eas.benchmark({"base": model}, inputs, new_tokens=2, repeats=2)  # doctest: +SKIP
     """
     if new_tokens < 0 or repeats < 1:
         raise ValueError(f"repeats = {repeats} must be at least 1, and new_tokens = {new_tokens} at least 0")

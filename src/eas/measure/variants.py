@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from eas.attachment.attach import attach, fold, prune, select
 from eas.attachment.quantised import torchao_int8
+from eas.config import SkipConfig
 from eas.measure.count import count
 from eas.methods import method_config
 from eas.methods.eas_fold import FoldedLinear
@@ -76,8 +77,8 @@ def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], pro
     chosen: Sequence[int] = skip_set if variant.skips else ()
     if variant.equal_macs:
         fold_variant(eas := build_variant(base, "eas_shared", skip_set, prompt_tokens), "eas_shared")
-        chosen = _nearest(_attached(base, variant), count(eas, prompt_tokens).macs, prompt_tokens)
-    model = _attached(base, variant)
+        chosen = _nearest(_attached(base, variant, 0), count(eas, prompt_tokens).macs, prompt_tokens)
+    model = _attached(base, variant, len(chosen))
     select(model, chosen)
     if chosen:
         prune(model)
@@ -120,12 +121,13 @@ def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]
                 model.set_submodule(path, done[key])
 
 
-def _attached(base: PreTrainedModel, variant: Variant) -> PreTrainedModel:
+def _attached(base: PreTrainedModel, variant: Variant, num_skip: int) -> PreTrainedModel:
     own = {id(parameter): parameter for parameter in base.parameters()}
     model = copy.deepcopy(base, own)
     width = base.config.get_text_config().hidden_size
     ranks = {option: max(1, width // divisor) for option, divisor in variant.ranks.items()}
-    attach(model, method_config({**(variant.method or {}), **ranks}))
+    config = method_config({**(variant.method or {}), **ranks})
+    attach(model, replace(config, num_skip=num_skip) if isinstance(config, SkipConfig) else config)
     for parameter in model.parameters():
         if id(parameter) not in own:
             parameter.data = parameter.data.to(base.dtype)

@@ -146,6 +146,11 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
 
     Raises:
         ConfigError: the name is unknown, or a key or value is refused.
+
+    Example:
+        >>> import eas
+        >>> eas.method_config({"name": "lora", "rank": 8}).rank
+        8
     """
     name = values.get("name", "eas")
     if not isinstance(name, str) or name not in METHODS:

@@ -12,7 +12,7 @@ skipped layer reads the stream, and kept layers have adapters beside attentions 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,15 +37,23 @@ GROUPS = 2  # of the routed adapters' up paths
 
 @dataclass
 class DASConfig(SkipConfig):
-    """A preset fills the fields that are not given; "llava" by default."""
+    """A preset fills the fields that are not given; "llava" by default.
+
+    Example:
+        >>> import eas
+        >>> eas.DASConfig(num_skip=4).candidates
+        'layer'
+    """
 
     name: str = method_name("das")
-    candidates: str = option("layer", "modules that may be skipped: 'layer'")
+    candidates: Literal["layer"] = option("layer", "modules that may be skipped: 'layer'")
     skip_rank: int = option(None, "bottleneck of the adapter that replaces a skipped layer; 256 by default")
     adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention; 128 by default")
     dropout: float = option(0.0, "dropout on the bottlenecks in training")
     routed: bool = option(None, "true: LaVIN's routed adapters; false: plain adapters")
-    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
+    preset: Literal["llava", "lavin", "meter"] | None = option(
+        None, f"preset of published values: {', '.join(PRESETS)}"
+    )
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
@@ -53,7 +61,6 @@ class DASConfig(SkipConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
-        self._require("candidates", self.candidates == "layer", "must be 'layer'")
         for name in ("skip_rank", "adapt_rank"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
             even = not self.routed or getattr(self, name) % GROUPS == 0

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from eas.config import SkipConfig, method_name, option
+from eas.config import Candidates, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.skipping import SkippableBlock, SkippingTextModel
 from eas.methods.lora import MAPS, inject
@@ -21,10 +21,16 @@ from eas.models.anatomy import Anatomy
 
 @dataclass
 class DropConfig(SkipConfig):
-    """k attentions are dropped; LoRA tunes all maps of the rest."""
+    """k attentions are dropped; LoRA tunes all maps of the rest.
+
+    Example:
+        >>> import eas
+        >>> eas.DropConfig(num_skip=4, rank=8).candidates
+        'mha'
+    """
 
     name: str = method_name("drop")
-    candidates: str = option("mha", "modules that may be dropped: 'mha', 'ffn', 'either' or 'layer'")
+    candidates: Candidates = option("mha", "modules that may be dropped: 'mha', 'ffn', 'either' or 'layer'")
     rank: int = option(16, "r: rank of LoRA")
     alpha: float | None = option(None, "LoRA's update is scaled by alpha / r; null: 2 r")
     dropout: float = option(0.0, "dropout on LoRA's input in training")

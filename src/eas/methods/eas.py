@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,6 +45,11 @@ class EASConfig(SkipConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.EASConfig(num_skip=12, preset="released").up_groups
+        2
     """
 
     name: str = method_name("eas")
@@ -54,18 +59,22 @@ class EASConfig(SkipConfig):
     hidden_scale: float = option(None, "factor on the PIA's hidden state h; 1 by default (0.5 in the released code)")
     dropout: float = option(None, "dropout on h in training; 0 by default (0.1 in the released code)")
     up_groups: int = option(None, "groups of the up-projections; 1 by default (2 in the released code)")
-    router: str = option("input", "weights of the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)")
-    pooling: str = option(
+    router: Literal["input", "constant"] = option(
+        "input", "weights of the two up paths: 'input' (Eq. 6) or 'constant' (two trained numbers)"
+    )
+    pooling: Literal["prompt", "causal", "none"] = option(
         "prompt",
         "tokens that a skip PIA takes the mean of: 'prompt' (all prompt tokens), "
         "'causal' (the token and those before it) or 'none' (no mean; Table 6's base)",
     )
-    decode_pooling: str = option(
+    decode_pooling: Literal["frozen", "running"] = option(
         "frozen",
         "with pooling 'causal', the mean while the answer is decoded: 'frozen' (stays the prompt's mean) or 'running' "
         "(also takes in the answer's tokens)",
     )
-    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
+    preset: Literal["llava", "lavin", "meter", "released"] | None = option(
+        None, f"preset of published values: {', '.join(PRESETS)}"
+    )
     train_scale: bool = option(
         None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
     )
@@ -88,9 +97,6 @@ class EASConfig(SkipConfig):
         for name, rank in ranks.items():
             ok = rank is None or rank % self.up_groups == 0
             self._require(name, ok, f"must be a multiple of up_groups = {self.up_groups}")
-        self._require("router", self.router in ("input", "constant"), "must be 'input' or 'constant'")
-        self._require("pooling", self.pooling in ("prompt", "causal", "none"), "must be 'prompt', 'causal' or 'none'")
-        self._require("decode_pooling", self.decode_pooling in ("frozen", "running"), "must be 'frozen' or 'running'")
         ok = self.decode_pooling == "frozen" or self.pooling == "causal"
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 

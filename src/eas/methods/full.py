@@ -13,7 +13,13 @@ from eas.models.anatomy import Anatomy
 @dataclass
 class FullConfig(MethodConfig):
     """The whole language model with its head; the vision tower is not trained, as in LLaVA. METER's towers are tuned
-    too."""
+    too.
+
+    Example:
+        >>> import eas
+        >>> eas.FullConfig().name
+        'full'
+    """
 
     name: str = method_name("full")
 
@@ -27,7 +33,13 @@ def attach(model: PreTrainedModel, config: FullConfig) -> None:
 
 @dataclass
 class HeadConfig(MethodConfig):
-    """The output head alone; of METER the task's head, the poolers and the token types."""
+    """The output head alone; of METER the task's head, the poolers and the token types.
+
+    Example:
+        >>> import eas
+        >>> eas.HeadConfig().name
+        'head'
+    """
 
     name: str = method_name("head")
 

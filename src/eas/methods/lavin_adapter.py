@@ -27,7 +27,13 @@ from eas.pia import PIA
 
 @dataclass
 class LavinAdapterConfig(MethodConfig):
-    """The values are LaVIN's own, except the dropout, which is off."""
+    """The values are LaVIN's own, except the dropout, which is off.
+
+    Example:
+        >>> import eas
+        >>> eas.LavinAdapterConfig(rank=8).name
+        'lavin_adapter'
+    """
 
     name: str = method_name("lavin_adapter")
     rank: int = option(8, "r: rank of the down path")

@@ -26,6 +26,11 @@ class LlamaAdapterConfig(MethodConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.LlamaAdapterConfig(num_tokens=10).num_tokens
+        10
     """
 
     name: str = method_name("llama_adapter")

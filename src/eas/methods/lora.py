@@ -19,7 +19,13 @@ MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 @dataclass
 class LoRAConfig(MethodConfig):
-    """The maps that get an update, and its rank; the paper's LLaVA rows have rank 16 at all maps."""
+    """The maps that get an update, and its rank; the paper's LLaVA rows have rank 16 at all maps.
+
+    Example:
+        >>> import eas
+        >>> eas.LoRAConfig(rank=8, targets=["q_proj", "v_proj"]).rank
+        8
+    """
 
     name: str = method_name("lora")
     rank: int = option(16, "r: rank of the update")

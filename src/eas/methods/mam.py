@@ -29,6 +29,11 @@ class MAMConfig(MethodConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.MAMConfig(num_tokens=20, rank=64).rank
+        64
     """
 
     name: str = method_name("mam")

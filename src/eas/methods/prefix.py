@@ -25,6 +25,11 @@ class PrefixConfig(MethodConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.PrefixConfig(num_tokens=20).num_tokens
+        20
     """
 
     name: str = method_name("prefix")

@@ -10,7 +10,7 @@ two differences: the prompt has no logits, and a sliding window never excludes i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,22 @@ class ShallowPromptConfig(MethodConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.ShallowPromptConfig(num_tokens=20).init
+        'vocabulary'
     """
 
     name: str = method_name("shallow_prompt")
     num_tokens: int = option(20, "m: prompt tokens in front of the input")
-    init: str = option("vocabulary", "start values: 'vocabulary' (embeddings of random tokens) or 'normal'")
+    init: Literal["vocabulary", "normal"] = option(
+        "vocabulary", "start values: 'vocabulary' (embeddings of random tokens) or 'normal'"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("num_tokens", self.num_tokens >= 1, "must be at least 1")
-        self._require("init", self.init in ("vocabulary", "normal"), "must be 'vocabulary' or 'normal'")
 
 
 @dataclass
@@ -47,6 +53,11 @@ class DeepPromptConfig(MethodConfig):
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
+
+    Example:
+        >>> import eas
+        >>> eas.DeepPromptConfig(num_tokens=20).num_tokens
+        20
     """
 
     name: str = method_name("deep_prompt")

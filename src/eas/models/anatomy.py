@@ -5,6 +5,7 @@ A new family costs one line in ``FAMILIES`` where its language model is one of `
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 
 OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGeneration}
 OWN |= {head.__name__: head for head in METER.values()}
-"""Families that transformers does not have."""
+"""Families that transformers does not have, and those of ``eas.register_family``."""
 
 # the same for families that generate nothing
 COATTENTION: dict[str, tuple[str, str | None]] = {head.__name__: ("meter", None) for head in METER.values()}
@@ -140,16 +141,13 @@ class Anatomy:
         """
         family = type(model).__name__
         if family not in FAMILIES | COATTENTION:
-            known = ", ".join((*FAMILIES, *COATTENTION))
-            raise UnsupportedModelError(f"{family} is not supported; supported are {known}")
+            raise UnsupportedModelError(f"{family} is not supported; {_remedy(family, [*FAMILIES, *COATTENTION])}")
         text_path, projector_path = paths(model)
         text_model: Any = model.get_submodule(text_path)
         if type(text_model).__name__ not in TEXT_MODELS:
-            known = ", ".join(name for name, built in TEXT_MODELS.items() if built is DECODER)
-            raise UnsupportedModelError(
-                f"{family} with a {type(text_model).__name__} is not supported; its language model must be one of "
-                f"{known}"
-            )
+            name = type(text_model).__name__
+            known = [name for name, built in TEXT_MODELS.items() if built is DECODER]
+            raise UnsupportedModelError(f"{family} with a {name} is not supported; {_remedy(name, known)}")
         built = TEXT_MODELS[type(text_model).__name__]
         sides = [text_model.get_submodule(name) for name in built.sides]
         layers = sides[0] if len(sides) == 1 else [layer for side in sides for layer in side]
@@ -171,6 +169,16 @@ class Anatomy:
         if several and candidates == "mha":
             return [attention for attention, _ in attentions(self.text_model)]
         return list(self.layers)
+
+
+def _remedy(name: str, known: list[str]) -> str:
+    """What is supported, and which of it is nearest by its name."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    nearest = f"{' and '.join(near)} {'is' if len(near) == 1 else 'are'} nearest by name. " if near else ""
+    return (
+        f"supported are {', '.join(known)}. {nearest}If its blocks are built like Llama's, make the class known with "
+        "eas.register_family"
+    )
 
 
 def attentions(text_model: Any) -> list[tuple[Any, Any]]:
@@ -202,5 +210,6 @@ def auto_class(model_type: str) -> Any:
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
     if kind == "meter":
         return AutoMeter
-    sees = {*IMAGE_TEXT_TYPES, *(cls.config_class.model_type for cls in OWN.values())}
+    seeing = [cls for name, cls in OWN.items() if name in FAMILIES and FAMILIES[name][1] is not None]
+    sees = {*IMAGE_TEXT_TYPES, *(cls.config_class.model_type for cls in seeing)}
     return AutoModelForImageTextToText if kind in sees else AutoModelForCausalLM

@@ -1,16 +1,21 @@
-"""A model's folder: its config.json and the headers of its weights are checked before anything is built."""
+"""A model's folder: its config.json and the headers of its weights are checked before anything is built.
+
+An adapter's folder: here, or downloaded from the Hub.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
+from eas.card import on_hub
 from eas.records import ModelRecord, RecordError, read_record
 from eas.weights import Safetensors
 
@@ -67,6 +72,39 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
         raise RecordError(
             f"{path} is no configuration of a model ({' '.join(str(error).split())}); {REMEDY}"
         ) from error
+
+
+def adapter_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:
+    """The folder of an adapter; one that lies on the Hub is downloaded, its own files alone.
+
+    Args:
+        name: a folder, or an id on the Hub ("user/adapter"). A folder of that name comes first.
+        revision: commit, branch or tag on the Hub.
+        files: that an adapter consists of.
+
+    Raises:
+        RecordError: there is no such adapter, a file of it is missing, or a folder is given with a revision.
+    """
+    if isinstance(name, Path) or on_hub(name) is None:
+        if revision is not None:
+            raise RecordError(
+                f"{name} is a folder and has no revision {revision!r}; base_revision is the base's, leave revision out"
+            )
+        return Path(name)
+    where = f"{name} (revision {revision or 'main'})"
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # of the Hub's many kinds, and of the network's
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecordError(
+            f"{name} is no folder here, and {where} cannot be read from the Hub ({why}); check the name, the network "
+            "and, for a private one, `hf auth login`"
+        ) from error
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise RecordError(
+            f"{where} on the Hub has no {' and no '.join(missing)}; name an adapter that eas.push_to_hub uploaded"
+        )
+    return folder
 
 
 def _numbers(values: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -139,12 +139,13 @@ def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTr
     """The base with a method's untrained modules in its dtype, pruned and folded; it shares the base's weights."""
     own = {id(parameter): parameter for parameter in base.parameters()}
     model = copy.deepcopy(base, own)
-    attach(model, method)
+    chosen = skipped(row, method, model.config.get_text_config().num_hidden_layers) or ()
+    attach(model, replace(method, num_skip=len(chosen)) if isinstance(method, SkipConfig) else method)
     for parameter in model.parameters():
         if id(parameter) not in own:
             parameter.data = parameter.data.to(base.dtype)
     if candidates(model):
-        select(model, skipped(row, method, model.config.get_text_config().num_hidden_layers) or ())
+        select(model, chosen)
         prune(model)
     if model.eas.method.fold is not None and row.fold_mode != "none":
         fold(model)

@@ -10,11 +10,10 @@ import torch
 import torch.distributed as dist
 
 from eas.pipeline.run import Run
-from eas.training import EASTrainer, Phase
+from eas.training import EASTrainer, Phase, search_steps
 
-EPOCHS = {"search": 1.5, "tune": 3.0}
-FEWEST_ROUNDS, FEWEST_TUNE = 30, 100
-MOST_STEPS = {"search": 2000, "tune": 6000}
+EPOCHS, FEWEST, MOST = 3.0, 100, 6000
+"""Of a tune phase."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ def plan(run: Run, phase: Phase) -> Plan:
     given = train.search_steps if phase == "search" else train.tune_steps
     if given is not None:
         return Plan(phase, given, batch, examples)
-    fewest = search.warmup_steps + FEWEST_ROUNDS * search.interval if phase == "search" else FEWEST_TUNE
-    wanted = math.ceil(EPOCHS[phase] * examples / batch)
-    return Plan(phase, max(fewest, min(wanted, MOST_STEPS[phase])), batch, examples)
+    if phase == "search":
+        return Plan(phase, search_steps(search, examples, batch), batch, examples)
+    return Plan(phase, max(FEWEST, min(math.ceil(EPOCHS * examples / batch), MOST)), batch, examples)
 
 
 def estimate(run: Run, trainer: EASTrainer, planned: Plan) -> str:

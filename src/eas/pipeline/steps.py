@@ -17,7 +17,7 @@ import torch
 from eas.attachment.attach import fold, prune, select
 from eas.attachment.load import load, load_into
 from eas.attachment.save import library_versions, save
-from eas.attachment.standalone import merge_and_save
+from eas.attachment.standalone import save_standalone
 from eas.attachment.state import candidates, skip_set
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
@@ -141,7 +141,7 @@ def fold_step(run: Run) -> None:
         console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
     elif run.config.num_skip:
         with writing(run.folder / "model"):
-            merge_and_save(model, run.folder / "model")
+            save_standalone(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
         console.print(f"standalone model in {run.folder / 'model'}")
     examples = run.data("validation")

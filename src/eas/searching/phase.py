@@ -35,7 +35,13 @@ WITHOUT_LOSSES = (*FIXED, "similarity")
 
 @dataclass
 class SearchConfig(Config):
-    """Settings of the search for the skip set (paper section 4.3)."""
+    """Settings of the search for the skip set (paper section 4.3).
+
+    Example:
+        >>> import eas
+        >>> eas.SearchConfig(rule="spread", warmup_steps=50).samples
+        3
+    """
 
     rule: str = option(
         "spread",

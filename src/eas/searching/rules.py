@@ -129,6 +129,14 @@ def make_rule(name: str, num_candidates: int, num_skip: int, seed: int = 0) -> R
 
     Raises:
         ValueError: the name is unknown, or k does not fit n.
+
+    Example:
+        >>> import eas
+        >>> rule = eas.make_rule("spread", num_candidates=12, num_skip=4)
+        >>> sets = rule.propose(3)
+        >>> rule.observe(sets, [0.5, 0.4, 0.6])
+        >>> len(rule.ranking())
+        12
     """
     if name not in RULES:
         known = f"use one of {', '.join(RULES)}"

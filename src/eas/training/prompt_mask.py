@@ -21,6 +21,13 @@ class WithPromptMask:
 
     Raises:
         ValueError: when called, a row of the batch has no prompt token; the message says which rows TRL masks.
+
+    Example:
+        >>> import eas
+        >>> import torch
+        >>> row = {"labels": torch.tensor([[-100, -100, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+        >>> eas.WithPromptMask(lambda rows: dict(row))([])["prompt_mask"].tolist()
+        [[True, True, False]]
     """
 
     collator: Callable[[list[Any]], dict[str, Any]]

@@ -48,6 +48,14 @@ class EASTrainer(OpenTrainer):
     Raises:
         ValueError: the model is not attached, or is folded; or rounds cannot be scored in ``search.score_dtype``; or
             the method cannot be trained under the given parallelism.
+
+    Example:
+        >>> import eas
+        >>> from transformers import TrainingArguments
+        >>> from eas.demo.tiny import load_tiny
+        >>> model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+        >>> args = TrainingArguments("runs/tune", report_to="none")
+        >>> trainer = eas.EASTrainer(model, args, train_dataset=[])  # then trainer.train()
     """
 
     def __init__(

@@ -1,0 +1,112 @@
+"""The search phase in one call, for those who write no trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+
+from eas.attachment.attach import select
+from eas.config import ConfigError
+from eas.searching import SearchConfig, SearchResult
+from eas.training.trainer import EASTrainer
+
+EPOCHS, FEWEST_ROUNDS, MOST_STEPS = 1.5, 30, 2000
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def search(
+    model: PreTrainedModel,
+    train: Sequence[Any],
+    held_out: Sequence[Any],
+    collator: Callable[[list[Any]], Any],
+    config: SearchConfig | None = None,
+    **arguments: Any,
+) -> SearchResult:
+    """Finds the skip set: trains the attached model under sampled sets, scores sets on held-out examples in between.
+
+    The model is left under the skip set that was found, with the weights that were trained on the way; tune it further,
+    or start over from the base. Nothing is kept on disk: ``EASTrainer(phase="search")`` is a search that can go on
+    after a stop.
+
+    Args:
+        model: attached, with ``num_skip`` of at least 1.
+        train: examples that are trained on.
+        held_out: examples that sets are scored on.
+        collator: makes a batch of a list of examples, with ``labels`` that are -100 on the prompt.
+        config: settings of the search.
+        arguments: of ``transformers.TrainingArguments`` (``max_steps``, ``learning_rate``, ``bf16``, ...). Without
+            ``max_steps`` the search takes ``search_steps``.
+
+    Returns:
+        The skip set, the ranking of all candidates, and the history.
+
+    Raises:
+        ConfigError: the model skips nothing, a split is empty, or ``config.finalists`` is not 0.
+        ValueError: the model is not attached, or is folded or pruned.
+
+    Example:
+        >>> import eas
+        >>> from eas.tasks.collate import Collator
+        >>> from eas.example import Example
+        >>> from eas.demo.tiny import load_tiny
+        >>> model, processor = load_tiny()
+        >>> model = eas.attach(model, eas.EASConfig(num_skip=4, skip_rank=8, adapt_rank=4))
+        >>> examples = [Example.ask(str(i), "which is larger ?", "one") for i in range(8)]
+        >>> settings = eas.SearchConfig(warmup_steps=2, interval=2, batch_size=4)
+        >>> found = eas.search(model, examples[:4], examples[4:], Collator(processor, True), settings, max_steps=6)
+        >>> len(found.skip_set), len(found.rounds), found.skip_set == eas.skip_set(model)
+        (4, 3, True)
+    """
+    config = SearchConfig() if config is None else config
+    if config.finalists:
+        raise ConfigError(f"SearchConfig.finalists = {config.finalists}: only `eas run` tunes finalists; leave it 0")
+    if len(train) == 0:
+        raise ConfigError("the search needs examples to train on; the training split is empty")
+    with TemporaryDirectory() as folder:
+        given = {"seed": config.seed, "dataloader_pin_memory": torch.cuda.is_available(), **DEFAULTS, **arguments}
+        args = TrainingArguments(output_dir=folder, **given)
+        if "max_steps" not in arguments:
+            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            args.max_steps = search_steps(config, len(train), batch)
+        trainer = EASTrainer(
+            model,
+            args,
+            phase="search",
+            search=config,
+            held_out=held_out,
+            train_dataset=train,
+            data_collator=collator,
+        )
+        trainer.remove_callback(PrinterCallback)
+        assert trainer.search_phase is not None
+        if config.train:
+            trainer.train()
+        else:
+            trainer.search_phase.run(args.max_steps)
+        result = trainer.search_result()
+    select(model, result.skip_set)
+    return result
+
+
+def search_steps(config: SearchConfig, examples: int, batch: int) -> int:
+    """Training steps of a search: 1.5 epochs, but at least its warm-up and 30 rounds, else at most 2000.
+
+    Example:
+        >>> search_steps(SearchConfig(warmup_steps=100, interval=10), examples=16000, batch=16)
+        1500
+    """
+    fewest = config.warmup_steps + FEWEST_ROUNDS * config.interval
+    return max(fewest, min(math.ceil(EPOCHS * examples / batch), MOST_STEPS))
