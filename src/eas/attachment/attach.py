@@ -53,9 +53,9 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
     """
     if not isinstance(config, MethodConfig):
-        named = config if isinstance(config, str) else "eas"
+        values = config if isinstance(config, dict) else {"name": config if isinstance(config, str) else "eas"}
         raise ConfigError(
-            f"attach(model, {config!r}): give a configuration, as eas.method_config({{'name': {named!r}}}) makes one"
+            f"attach(model, {config!r}): give a configuration, as eas.method_config({values!r}) makes one"
         )
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")

@@ -51,6 +51,10 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
         CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on.
     """
     if folder is None:
+        if not isinstance(model_or_id, str | Path):
+            raise CheckpointError(
+                f"eas.load of a {type(model_or_id).__name__} needs an adapter's folder too: eas.load(base, folder)"
+            )
         if (Path(str(model_or_id)) / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
         model = load_base(str(model_or_id), **from_pretrained)
