@@ -1,12 +1,12 @@
-# Two commands need nothing but Python 3.11 to 3.13 and pip: `make demo` and `make test`.
+# Two commands need only Python 3.11 to 3.13 and pip: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
 OLDEST := requirements/oldest.txt
-# The newest torch whose CPU build the tests have run on; `make lock` keeps to it.
+# The newest torch whose CPU build passed the tests; `make lock` keeps this version.
 TORCH := 2.13.0
-# What is tested on the oldest and the newest versions too: generation, folds, decoding, training, two processes, a run.
+# The tests that also run on the oldest and the newest versions: generation, folds, decoding, training, two processes, a run.
 SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
 	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
 
@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev lint docs
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest -n 2 $(SUBSET)
 
-# Newest means of today, so the environment is made anew. What fails on a version that eas does not declare is only told.
+# Newest means today's newest, so the environment is made again. A failure on a version outside eas's declared range is only printed.
 test-newest:
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
@@ -30,7 +30,7 @@ test-newest:
 	.venv-newest/bin/pip install -qq --upgrade --no-deps transformers
 	.venv-newest/bin/pip list --format=freeze | grep -E "^(torch|transformers|accelerate|peft|trl)=="
 	.venv-newest/bin/pytest -n 2 $(SUBSET) || \
-		if .venv-newest/bin/pip check | grep "^eas "; then echo "Outside of the declared versions: told, not failed"; \
+		if .venv-newest/bin/pip check | grep "^eas "; then echo "Outside of the declared versions: printed, not failed"; \
 		else exit 1; fi
 
 lint: $(VENV)/.installed-dev

@@ -94,7 +94,7 @@ def test_accuracy_is_equality_after_normalisation(folder, tmp_path):
 
 
 def test_bad_folders_are_named(folder, tmp_path):
-    with pytest.raises(DataError, match="aid has no split 'test'; there are train20, test20"):
+    with pytest.raises(DataError, match="aid has no split 'test'; use one of train20, test20"):
         AID.load(None, "test", AID.options())
     (folder / "Airport" / "bareland_1.jpg").touch()
     with pytest.raises(DataError, match=r"Airport/bareland_1.jpg is not named after its folder"):

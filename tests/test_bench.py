@@ -218,7 +218,7 @@ def test_the_command_ends_with_json(tmp_path: Path) -> None:
     [
         ({"model": "llava-9b"}, "no shape; those are .*llava-0.5b"),
         ({"dtype": "int3"}, "bfloat16"),
-        ({"variants": ["base", "mamba"]}, "'mamba'.* unknown; there is base, lora"),
+        ({"variants": ["base", "mamba"]}, "'mamba'.* unknown; use one of base, lora"),
         ({"variants": ["drop"]}, "must name 'base'"),
         ({"decode": "magic"}, "compiled"),
         ({"quantise": "int3"}, "must be 'int8'"),

@@ -160,11 +160,11 @@ def test_wrong_bases(tmp_path):
     model = tuned(LLAMA)
     save(model, tmp_path)
     wrong = [
-        (build(LLAMA, seed=1), r"not those the adapter was trained on: .* load it onto that base"),
+        (build(LLAMA, seed=1), r"not those that the adapter was trained on: .* load the adapter onto that base"),
         (build("MistralForCausalLM"), "class = LlamaForCausalLM, this model has MistralForCausalLM"),
         (build(LLAMA, hidden_size=16), "hidden_size = 32, this model has 16"),
         (build(LLAMA, num_hidden_layers=3), "num_hidden_layers = 4, this model has 3"),
-        (build(LLAMA, intermediate_size=96), "not those the adapter was trained on"),
+        (build(LLAMA, intermediate_size=96), "not those that the adapter was trained on"),
         (model, "attached already"),
     ]
     for base, words in wrong:
@@ -243,7 +243,7 @@ def test_an_interrupted_save_leaves_one_whole_adapter_and_a_changed_record_is_re
     config = (tmp_path / "eas_config.json").read_text()
     for damaged in (config.replace("[\n", "[\n 0,\n"), config[:50], ""):
         (tmp_path / "eas_config.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"eas_config.json is missing or not the one that belongs"):
+        with pytest.raises(CheckpointError, match=r"eas_config.json is missing or does not belong to"):
             load(build(LLAMA), tmp_path)
     (tmp_path / "eas_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"eas_config.json is missing"):
@@ -260,7 +260,7 @@ def test_resuming_into_an_attached_model(tmp_path):
     pruned = tuned(LLAVA)
     prune(pruned)
     for wrong in (other, pruned):
-        with pytest.raises(CheckpointError, match=r"saved under another configuration; resume with that one"):
+        with pytest.raises(CheckpointError, match=r"saved with another configuration; resume with that configuration"):
             load_into(wrong, tmp_path)
     with pytest.raises(ValueError, match="not attached"):
         save(build(LLAVA), tmp_path)

@@ -224,7 +224,7 @@ def test_what_is_cut_is_never_an_image(processor, cut):
 
 
 def test_an_unknown_cut_is_refused():
-    with pytest.raises(ValueError, match=r"cut = 'middle': there are question_start"):
+    with pytest.raises(ValueError, match=r"cut = 'middle': use one of question_start"):
         Collator(llava(), training=True, cut="middle")
 
 

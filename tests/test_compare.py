@@ -269,7 +269,7 @@ def test_damaged_files_are_named(done, tmp_path):
         (
             one / "result.json",
             "{}",
-            r"result\.json is not what a comparison leaves there \(it has no 'seed'\); remove ",
+            r"result\.json is no record of a comparison \(it has no 'seed'\); remove ",
         ),
         (folder / "comparison.json", '{"latency": {}}', r"comparison\.json: latency has no 'settings'; remove it"),
         (one / "run.yaml", None, r"'EAS': .*EAS-k3-s1 holds results but no run\.yaml; remove it"),

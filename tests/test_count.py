@@ -185,7 +185,7 @@ def test_a_skip_set_costs_what_its_number_costs() -> None:
 @pytest.mark.parametrize(
     ("error", "match", "arguments"),
     [
-        (ValueError, "neither a folder nor a shape; there is llava-7b", {"model": "llava-8b"}),
+        (ValueError, "neither a folder nor a shape; use one of llava-7b", {"model": "llava-8b"}),
         (ValueError, "convention 'fair'", {"convention": "fair"}),
         (ValueError, "prompt_tokens = 0", {"prompt_tokens": 0}),
         (ConfigError, "k = 2 and a skip_set of 1", {"k": 2, "skip_set": [1]}),
@@ -196,7 +196,11 @@ def test_a_skip_set_costs_what_its_number_costs() -> None:
         (ConfigError, "no key 'rang'", {"method": {"name": "lora", "rang": 2}}),
         (ValueError, "fold mode 'twice' is unknown", {"k": 2, "fold_mode": "twice"}),
         (ValueError, "nothing to fold", {"fold_mode": "shared"}),
-        (ValueError, "as it stands", {"model": llama(hidden_size=64, num_attention_heads=4), "dtype": torch.float16}),
+        (
+            ValueError,
+            "a given model is counted unchanged",
+            {"model": llama(hidden_size=64, num_attention_heads=4), "dtype": torch.float16},
+        ),
     ],
 )
 def test_what_is_refused(error: type[Exception], match: str, arguments: dict[str, Any]) -> None:

@@ -208,9 +208,9 @@ def test_generated_pictures_are_data_too():
     ("spec", "split", "words"),
     [
         ("no/such.jsonl", "train", r"unknown data 'no/such.jsonl'.*scenes:\.\.\., nlvr:"),
-        ("{file}", "val", "has no split 'val'; there are train, validation, test"),
-        ("nlvr:{folder}", "val", "no split 'val'; there are train, validation, dev"),
-        ("scenes:codes", "dev", "no split 'dev'; there are train"),
+        ("{file}", "val", "has no split 'val'; use one of train, validation, test"),
+        ("nlvr:{folder}", "val", "no split 'val'; use one of train, validation, dev"),
+        ("scenes:codes", "dev", "no split 'dev'; use one of train"),
         ("{file}", "test", "the split 'test' is empty"),
     ],
 )
@@ -436,7 +436,7 @@ def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
         assert [part["type"] for part in first.messages[0]["content"]] == ["text", "image", "text", "image", "text"]
         assert plain.images == ()
     assert len(load_data(str(tmp_path / "saved"), "test")) == 1
-    with pytest.raises(DataError, match="has no split 'validation'; there are train, test"):
+    with pytest.raises(DataError, match="has no split 'validation'; use one of train, test"):
         load_data(str(tmp_path / "saved"), "validation")
     spec, parts = f"hub:{tmp_path / 'parquet'}", {"validation": "train[1:]"}
     assert [example.id for example in load_data(spec, "validation", options={"splits": parts})] == ["row-0"]
@@ -483,7 +483,7 @@ def test_answers_and_losses_are_scored():
     assert losses.answers == {}
     assert 0 < losses.score < 1
     assert losses.report.scores == pytest.approx(singly.report.scores, rel=1e-4)
-    with pytest.raises(DataError, match=r"metric 'bleu' is unknown; there is exact, .*scienceqa"):
+    with pytest.raises(DataError, match=r"metric 'bleu' is unknown; use one of exact, .*scienceqa"):
         evaluate(model, processor, examples, metric="bleu", **ask)
 
 

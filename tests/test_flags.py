@@ -98,8 +98,11 @@ def test_the_folder_is_named_once(tmp_path):
         ("--skip 2 -o skip_set=[1,1]", "skip_set = [1, 1]: skip set [1, 1] names a candidate twice"),
         ("--skip 3 -o skip_set=[1,2]", "skip_set = [1, 2] does not hold method.num_skip = 3 candidates"),
         ("--method nothing", "method 'nothing' is unknown"),
-        ("-o train.report_to=wandb --skip 2", "train.report_to = 'wandb': it is not installed; pip install wandb"),
-        ("-o train.report_to=wand --skip 2", "train.report_to = 'wand': there is none, all,"),
+        (
+            "-o train.report_to=wandb --skip 2",
+            "train.report_to = 'wandb': the tracker is not installed; pip install wandb",
+        ),
+        ("-o train.report_to=wand --skip 2", "train.report_to = 'wand': use one of none, all,"),
         ("-o metric=choice --skip 2 --data own.json", "has no choices; use the metric `exact`"),
         ("--data own.json --skip 0", "method.num_skip (--skip) = 0: there is nothing to search"),
         ("--data alone.jsonl --skip 2", "alone.jsonl: the split 'train' is empty"),

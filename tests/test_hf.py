@@ -182,7 +182,7 @@ def test_a_cache_that_does_not_come_back_is_refused(monkeypatch):
     forward = LlamaModel.forward
     lost = lambda self, *a, **k: forward(self, *a, **{**k, CACHE_NAME: None})  # noqa: E731
     monkeypatch.setattr(LlamaModel, "forward", lost)
-    with pytest.raises(TransformersChangedError, match="returned another cache than the one that was prepared"):
+    with pytest.raises(TransformersChangedError, match="did not return the cache that was prepared"):
         model(**inputs, use_cache=True)
 
 
@@ -221,7 +221,7 @@ def test_a_block_in_decoding_wants_its_state():
 
 
 def test_a_request_that_does_not_reach_the_blocks_is_refused():
-    with pytest.raises(TransformersChangedError, match="does not hand the keyword 'request' on to its blocks"):
+    with pytest.raises(TransformersChangedError, match="does not pass the keyword 'request' to its blocks"):
         attached(LLAMA).model.layers[0](torch.zeros(1, 2, 32))
 
 

@@ -269,7 +269,7 @@ def test_eas_convert_meter(tmp_path, monkeypatch):
     with torch.no_grad():
         assert opened(**processor(Image.new("RGB", (70, 60)), "is this a cat")).logits.shape == (1, 1)
     refused = CliRunner().invoke(app, [*map(str, args), "--task", "snli"])
-    assert "--task snli: there is pretraining, vqa, nlvr2, retrieval" in str(refused.exception)
+    assert "--task snli: use one of pretraining, vqa, nlvr2, retrieval" in str(refused.exception)
 
 
 def test_the_processor(tmp_path):

@@ -167,10 +167,10 @@ def test_what_does_not_fit_a_task_is_refused(tmp_path):
         MeterCollator(processor(), "vqa", vocabulary={"yes": 0})(examples)
     with pytest.raises(ValueError, match="vqa needs its vocabulary"):
         MeterCollator(processor(), "vqa")
-    with pytest.raises(ValueError, match="task 'snli': there is vqa, nlvr2, retrieval"):
+    with pytest.raises(ValueError, match="task 'snli': use one of vqa, nlvr2, retrieval"):
         MeterCollator(processor(), "snli")
     captions = flickr30k(tmp_path)
     with pytest.raises(DataError, match="no captions of other images"):
         MeterCollator(processor(), "retrieval", captions=captions[:2])(captions[:1])
-    with pytest.raises(ValueError, match="there is vqa2 and nlvr2"):
+    with pytest.raises(ValueError, match="use vqa2 or nlvr2"):
         evaluate_meter(tuned("eas"), processor(), examples, "flickr30k")

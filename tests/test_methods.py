@@ -346,5 +346,5 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
     tied = build(FAMILIES[0], tie_word_embeddings=True)
     with pytest.raises(ConfigError, match="tied to its input embeddings"):
         eas.attach(tied, config_of("head"))
-    with pytest.raises(ConfigError, match="method 'lorra' is unknown; there is eas"):
+    with pytest.raises(ConfigError, match="method 'lorra' is unknown; use one of eas"):
         eas.method_config({"name": "lorra"})

@@ -86,7 +86,7 @@ def test_bad_files_are_named(nlvr2, change, words):
 
 
 def test_unknown_split(nlvr2):
-    with pytest.raises(DataError, match="nlvr2 has no split 'nope'; there are train, dev, test1"):
+    with pytest.raises(DataError, match="nlvr2 has no split 'nope'; use one of train, dev, test1"):
         load_data(f"nlvr2:{nlvr2}", "nope")
 
 

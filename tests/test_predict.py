@@ -92,7 +92,9 @@ def test_an_output_of_something_else_is_never_written_over(tuned, questions, tmp
     Path(other).write_text(questions.read_text() + '{"prompt": "more ?"}\n')
     with pytest.raises(ConfigError, match="holds answers with another questions; name another --output"):
         predict(run, Path(other), output, max_new_tokens=2)
-    with pytest.raises(ConfigError, match=r"is there already, and no questions\.jsonl\.about\.json says whose"):
+    with pytest.raises(
+        ConfigError, match=r"exists already, and there is no questions\.jsonl\.about\.json that names its run"
+    ):
         predict(run, questions, questions, max_new_tokens=2)
     assert output.read_bytes() == before
     output.write_text(output.read_text().replace("q1", "q9"))

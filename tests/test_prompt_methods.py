@@ -43,6 +43,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 every_method = pytest.mark.parametrize("method", CONFIGS)
 every_folding_method = pytest.mark.parametrize("method", [name for name in CONFIGS if name != "mam"])
 some_families = pytest.mark.parametrize("family", [LLAMA, QWEN, LLAVA, QWEN_VL])
+# PEFT names arguments of transformers as they were called before
+peft_calls = pytest.mark.filterwarnings("default::FutureWarning")
 
 
 def tuned(family, method, seed=0, trained=True, **options):
@@ -147,6 +149,7 @@ def test_adaption_prompts_are_attended_to_separately(family):
         close(got, text.norm(hidden))
 
 
+@peft_calls
 @torch.no_grad()
 def test_peft_prompt_tuning_is_the_shallow_prompt():
     model, inputs = tuned(LLAMA, "shallow"), prompts(LLAMA, (8,))
@@ -156,6 +159,7 @@ def test_peft_prompt_tuning_is_the_shallow_prompt():
     close(logits(model, inputs), logits(theirs, inputs)[:, M:])
 
 
+@peft_calls
 @pytest.mark.parametrize("family", [LLAMA, QWEN])
 @torch.no_grad()
 def test_peft_prefix_tuning_turns_the_keys(family):
@@ -170,6 +174,7 @@ def test_peft_prefix_tuning_turns_the_keys(family):
     close(logits(model, inputs), logits(theirs, inputs))
 
 
+@peft_calls
 @torch.no_grad()
 def test_peft_adaption_prompts_have_one_gate_per_block():
     model, inputs = tuned(LLAMA, "llama_adapter"), prompts(LLAMA, (8,))

@@ -12,8 +12,6 @@ import eas
 from eas import EASTrainer, WithPromptMask, log_likelihood
 
 LLAMA = "LlamaForCausalLM"
-# SFTConfig's own default names an argument by its former name
-trl_config = pytest.mark.filterwarnings("default:`gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def rows(count=4, tokens=12):
@@ -157,7 +155,6 @@ MESSAGES = [
 COMPLETION = [{"prompt": f"{i} {i + 1}", "completion": f" 7 {i}"} for i in range(8)]
 
 
-@trl_config
 @pytest.mark.parametrize(
     ("data", "more"), [(TEXT, {}), (MESSAGES, {}), (COMPLETION, {"completion_only_loss": False})], ids=str
 )
@@ -169,7 +166,6 @@ def test_rows_of_which_trl_masks_nothing_are_refused_before_a_step(data, more, t
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
 
-@trl_config
 @pytest.mark.parametrize(("data", "more"), [(COMPLETION, {}), (MESSAGES, {"assistant_only_loss": True})], ids=str)
 def test_rows_of_which_trl_masks_the_prompt_train(data, more, tmp_path):
     trainer = sft(tmp_path, data, **more)

@@ -120,7 +120,7 @@ def test_torchs_advice_to_load_unsafely_is_never_quoted(tmp_path):
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__  # nor by its traceback
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "y.pt")
-    with pytest.raises(RecordError, match=r"y: a \(1000000, 1000000\) is larger than what is stored of it"):
+    with pytest.raises(RecordError, match=r"y: a \(1000000, 1000000\) is larger than its stored data"):
         require_state(read_torch(tmp_path / "y.pt", ""), "y", "")
 
 
@@ -135,7 +135,7 @@ def test_a_broken_last_checkpoint_falls_back_to_the_one_before_with_a_note(tmp_p
     assert found == str(tmp_path / "broken" / "checkpoint-4")
     assert f"passing over {path.parent}: {path}" in capsys.readouterr().out
     again = searcher(tmp_path / "broken", max_steps=8, save_steps=4)
-    with pytest.raises(CheckpointError, match=f"{path}.*(go on from the checkpoint before it|save it again)"):
+    with pytest.raises(CheckpointError, match=f"{path}.*(resume from the checkpoint before it|save it again)"):
         again.train(resume_from_checkpoint=str(path.parent))
     again.train(resume_from_checkpoint=True)
     assert again.search_result().rounds == whole.search_result().rounds

@@ -23,7 +23,7 @@ from eas.tasks.collate_meter import MeterCollator
 PICTURE = Image.new("RGB", (32, 32))
 GOOD = Example.ask("good", "what ?", "red", PICTURE)
 STRINGS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
-AS_IT_STANDS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+PRINTED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 NO_SYSTEM = "{{ raise_exception('System role not supported') }}"
 
 
@@ -44,7 +44,7 @@ def test_the_processor(training):
     [
         (NO_SYSTEM, r"the chat template refuses it \(TemplateError: System role not supported\)"),
         (STRINGS, r"the chat template refuses it \(TypeError: .*concatenate str"),
-        (AS_IT_STANDS, "the chat template writes the list of a turn's parts as it stands"),
+        (PRINTED, "the chat template prints the list of a turn's parts"),
         ("{{ messages[0].content[0].nothing.below }}", r"the chat template refuses it \(UndefinedError"),
     ],
 )

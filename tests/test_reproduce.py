@@ -171,7 +171,7 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["table9"], "no table of the paper; there is table1"),
+        (["table9"], "no table of the paper; use one of table1"),
         (["table1", "--model", "tiny"], "add --train"),
         (["table1", "--seed", "1"], "add --train"),
         (["table4", "--shape", "llava-7b"], "METER"),
@@ -179,7 +179,7 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
         (["table1", "--share-blocks"], "add --measure"),
         (["table4", "--train"], r"data data/VQA is not there\. v2_OpenEnded_mscoco"),
         (["table4", "--train", "--model", "tiny"], "METER, which has another form than the embedded model"),
-        (["table2", "--shape", "llava-8b"], "there is llava-7b"),
+        (["table2", "--shape", "llava-8b"], "use one of llava-7b"),
         (["table4", "--row", "EAS_9"], "no row 'EAS_9'; its rows are Full"),
     ],
 )
@@ -226,7 +226,7 @@ def test_latency_is_refused_where_memory_does_not_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"small needs about .* add --share-blocks .* or name a smaller model"):
         runs.add_latency(result, None, 1, 1)
-    with pytest.raises(ConfigError, match=r"run it where there is more, name a smaller model"):
+    with pytest.raises(ConfigError, match=r"use a machine with more memory, name a smaller model"):
         runs.add_latency(result, None, 1, 1, share_blocks=True)
 
 

@@ -91,7 +91,7 @@ def test_refusals():
         (attached(LLAMA), batches(), r"call prune\(model\) first"),
         (folded, batches(), r"call unfold\(model\) first"),
         (tuned(router="constant"), batches(), "eas has no input router here"),
-        (tuned(), iter(batches()), "gone through twice: pass a DataLoader or a list"),
+        (tuned(), iter(batches()), "freeze_router reads the loader twice: pass a DataLoader or a list"),
         (tuned(), [], "the loader has no batches"),
         (tuned(), [prompts(LLAMA)], "a batch has no labels"),
     ):

@@ -256,7 +256,7 @@ def test_bad_problems_are_named_or_left_out(folder, change, words):
 
 
 def test_bad_folders_are_named(folder):
-    with pytest.raises(DataError, match=r"pid_splits.json has no split 'dev'; there are test, minitest"):
+    with pytest.raises(DataError, match=r"pid_splits.json has no split 'dev'; use one of test, minitest"):
         load_data(f"scienceqa:{folder}", "dev")
     (folder / "pid_splits.json").write_text(json.dumps({"test": ["7", "8", "9", "10"]}))
     with pytest.raises(DataError, match=r"problems.json lacks 1 of the 4 problems .*\(10, \.\.\.\)"):
@@ -311,7 +311,7 @@ def test_hub_columns(folder, tmp_path, monkeypatch):
     assert load_data(spec, "test", options={"stream": 2})[1].load_images()[0].size == (4, 3)
     with pytest.raises(DataError, match=r"has 1 ids for minitest, but .* has 3 rows"):
         load_data(spec, "minitest", options=pids | {"splits": {"minitest": "test"}})
-    with pytest.raises(DataError, match="has no split 'validation'; there are test"):
+    with pytest.raises(DataError, match="has no split 'validation'; use one of test"):
         load_data(spec, "val")
     with pytest.raises(DataError, match=r"has no column 'ask' but .*question.*columns=\{question: COLUMN\}"):
         load_data(spec, "test", options={"columns": {"question": "ask"}})

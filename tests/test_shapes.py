@@ -56,5 +56,5 @@ def test_blocks_that_share_weights_compute_as_copies_of_the_first(monkeypatch: p
 
 
 def test_unknown_shape() -> None:
-    with pytest.raises(ValueError, match=r"'llava-9b' is unknown; there is llava-7b, .*llava-0\.5b"):
+    with pytest.raises(ValueError, match=r"'llava-9b' is unknown; use one of llava-7b, .*llava-0\.5b"):
         build("llava-9b")

@@ -115,7 +115,7 @@ def test_bad_files_are_named(folder):
     (folder / "test.json").unlink()
     with pytest.raises(DataError, match=r"test.json does not exist"):
         load_data(f"slake:{folder}", "test")
-    with pytest.raises(DataError, match=r"slake has no split 'dev'; there are train, val, test, val\+test"):
+    with pytest.raises(DataError, match=r"slake has no split 'dev'; use one of train, val, test, val\+test"):
         load_data(f"slake:{folder}", "dev")
     with pytest.raises(ConfigError, match=r"language = 'fr': must be one of en, zh, all"):
         load_data(f"slake:{folder}", "test", options={"language": "fr"})

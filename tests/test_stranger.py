@@ -96,7 +96,7 @@ def test_a_model_without_an_adapter_is_no_name():
 
 
 def test_values_of_a_configuration_are_none():
-    with pytest.raises(ConfigError, match=r"eas\.method_config\(\{'name': 'lora', 'rank': 2\}\) makes one"):
+    with pytest.raises(ConfigError, match=r"for example eas\.method_config\(\{'name': 'lora', 'rank': 2\}\)$"):
         eas.attach(build("LlamaForCausalLM"), {"name": "lora", "rank": 2})
 
 

@@ -302,7 +302,7 @@ def test_bad_files_are_named(vqa2, questions, annotations, words):
 
 def test_missing_splits_are_named(vqa2):
     folder, _ = vqa2
-    with pytest.raises(DataError, match="has no split 'train2014_sub4'; there are train2014_sub3"):
+    with pytest.raises(DataError, match="has no split 'train2014_sub4'; use one of train2014_sub3"):
         load_data(f"vqa2:{folder}", "train2014_sub4")
     with pytest.raises(DataError, match=r"v2_OpenEnded_mscoco_val2014_questions.json does not exist, nor .*gz"):
         load_data(f"vqa2:{folder}", "val2014")
@@ -332,7 +332,7 @@ def test_result_files(vqa2, tmp_path):
     file.write_text('[{"question_id": 1000}]')
     with pytest.raises(DataError, match=r"results.json\[0\]: expected"):
         score_file("vqa2", str(folder), "train2014_sub3", file, {})
-    with pytest.raises(DataError, match="there is no benchmark 'vqa'; there are"):
+    with pytest.raises(DataError, match="there is no benchmark 'vqa'; use one of"):
         score_file("vqa", str(folder), "train2014_sub3", file, {})
 
 

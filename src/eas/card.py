@@ -68,7 +68,7 @@ def portable(value: Any) -> Any:
 
 
 def portable_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's result as cards and pages show it; questions and answers stay as they are."""
+    """A run's result as cards and pages show it; questions and answers do not change."""
     shown = ("config", "command", "model", "task")
     return {key: portable(value) if key in shown else value for key, value in result.items()}
 

@@ -122,7 +122,7 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def _read_json(text: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(values := dict(found)) < len(found):
-            raise ConfigError("is not JSON as it should be: a key occurs twice")
+            raise ConfigError("is not valid JSON: a key occurs twice")
         return values
 
     try:

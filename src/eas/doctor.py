@@ -28,7 +28,7 @@ OPTIONAL = {
     "sentencepiece": ("sentencepiece", "SentencePieceProcessor", "tokenizer.model files"),
     "wandb": ("wandb", "init", "train.report_to: wandb"),
 }
-"""Package -> what is imported from it to see whether it works, and what it is for."""
+"""Package -> the module whose import shows that it works, and its purpose."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Finding:
 
 
 def findings() -> Iterator[Finding]:
-    """All rows, each as soon as it is known. Nothing that another package prints or logs gets out."""
+    """All rows, each as soon as it is known. Prints and logs of other packages are suppressed."""
     from eas.hf.versions import BEYOND, OLDEST
 
     requirements = [Requirement(line) for line in metadata.requires("eas") or []]

@@ -106,7 +106,7 @@ class Example:
             )
 
     def pictures(self) -> list[Picture]:
-        """The images as a model gets them, and what was done to each.
+        """The images as a model gets them, and the changes of each.
 
         Raises:
             DataError: a file is missing or is not a readable image.

@@ -30,8 +30,8 @@ def writing(folder: str | Path) -> Iterator[None]:
         raise
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:  # the last is what torch.save raises
         raise WriteError(
-            f"{folder} could not be written: {error}. What was complete there is intact; if the disk is full, make "
-            "room, then run the same command again to go on from it"
+            f"{folder} could not be written: {error}. Complete files there are intact. If the disk is full, make "
+            "room; then run the same command again, and it continues"
         ) from error
 
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from eas.errors import DataError
 
 ImageSource = Image.Image | Path | Callable[[], Image.Image]
-"""An image, or what is opened when it is needed: a path, or a function (whose ``str`` names the image in errors)."""
+"""An image, or a source that is opened when needed: a path, or a function (its ``str`` names the image in errors)."""
 
 CHANGES = {
     "turned": "turned upright, as the EXIF orientation says",
@@ -35,7 +35,7 @@ class Picture:
 
     Args:
         rgb: of mode RGB, without orientation or transparency.
-        changes: keys of `CHANGES`: what was done to it, besides plain conversions of 8-bit grey, black and white, or
+        changes: keys of `CHANGES`, except plain conversions of 8-bit grey, black and white, or
             palettes.
     """
 
@@ -47,7 +47,7 @@ def read_picture(source: ImageSource, where: str) -> Picture:
     """Opens a picture and makes it upright, opaque RGB.
 
     Args:
-        source: what is opened; an image in memory is not changed.
+        source: the source to open; an image in memory is not changed.
         where: begins the message of an error, as "example 7".
 
     Raises:

@@ -15,7 +15,7 @@ from rich.text import Text
 Item = TypeVar("Item")
 CONSOLE = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
 EVERY = 60.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 REFRESH = 0.1
 """Seconds between two drawings of a bar; no thread draws it, which timings would notice."""
 
@@ -24,7 +24,7 @@ class Bar:
     """Shows the progress of some work, inside a ``with`` block.
 
     Args:
-        title: what is done; without one nothing is shown. Nothing is shown inside another bar either.
+        title: name of the work; without a title nothing is shown, nor inside another bar.
         total: steps of the work.
         done: steps that were done before.
     """

@@ -109,7 +109,7 @@ def parse_record(text: str, kind: type[Record], where: str, remedy: str) -> Reco
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key of {reprlib.repr(list(values))} is there twice")
+        raise ValueError(f"a key of {reprlib.repr(list(values))} occurs twice")
     return values
 
 

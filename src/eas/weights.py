@@ -116,7 +116,7 @@ def read_torch(path: Path, remedy: str, whole: bool = False) -> Any:
 
     Args:
         path: of the file.
-        remedy: what to do where it is of no use.
+        remedy: what to do if the file is refused.
         whole: compare every byte with the file's checksums.
 
     Raises:
@@ -141,7 +141,7 @@ def read_torch(path: Path, remedy: str, whole: bool = False) -> Any:
 
 
 def require_state(state: Any, where: object, remedy: str) -> dict[str, Tensor]:
-    """A state dict whose tensors are floats and no larger than what is stored of them.
+    """A state dict whose tensors are floats and no larger than their stored data.
 
     Raises:
         RecordError: naming the entry.
@@ -153,7 +153,7 @@ def require_state(state: Any, where: object, remedy: str) -> dict[str, Tensor]:
             raise RecordError(f"{where}: {key!r} is no name of a tensor; {remedy}")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise RecordError(f"{where}: {key} {tuple(tensor.shape)} is larger than what is stored of it; {remedy}")
+            raise RecordError(f"{where}: {key} {tuple(tensor.shape)} is larger than its stored data; {remedy}")
         if not tensor.is_floating_point() and not key.endswith("position_ids"):
             raise RecordError(f"{where}: {key} is of {tensor.dtype}, not of floats; {remedy}")
     return state

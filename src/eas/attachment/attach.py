@@ -1,7 +1,7 @@
 """The verbs that change a model in place: attach, select, prune, fold, unfold, and disabled.
 
-The model stays what it was (a ``LlavaForConditionalGeneration`` is still one): Trainer, TRL, accelerate, ``generate``
-and pipelines go on working.
+The model keeps its class (a ``LlavaForConditionalGeneration`` remains one), so Trainer, TRL, accelerate, ``generate``
+and pipelines keep working.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     """
     if not isinstance(config, MethodConfig):
         values = config if isinstance(config, dict) else {"name": config if isinstance(config, str) else "eas"}
-        raise ConfigError(
-            f"attach(model, {config!r}): give a configuration, as eas.method_config({values!r}) makes one"
-        )
+        raise ConfigError(f"attach(model, {config!r}): give a configuration, for example eas.method_config({values!r})")
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     _attach(model, config)
@@ -84,7 +82,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     norms = [norm for _, _, norm in anatomy.bodies()]
     config = config.at_width(norms[0].weight.shape[0])
     if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded
-        raise ValueError("some layers are offloaded; load the model with a device_map that keeps them on devices")
+        raise ValueError("some layers are offloaded; load the model with a device_map that keeps all layers on devices")
     if model.can_generate():
         require_cache_argument(anatomy.text_model, *layers)
         if not tried:
@@ -233,7 +231,7 @@ def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
     state = attachment(model)
     method, name = state.method, state.config.name
     if method.fold is None:
-        raise ValueError(f"{name} cannot be folded; use the model as it is")
+        raise ValueError(f"{name} cannot be folded; use the unfolded model")
     if state.fold_mode is not None:
         raise ValueError(f"the model is folded already ({state.fold_mode}); call unfold(model) first")
     modes, reason = method.fold_modes, "asked for"
@@ -269,10 +267,10 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
     """
     state = attachment(model)
     if isinstance(model, FSDPModule):
-        raise ValueError("the base cannot be given back, FSDP2 has sharded the model; load it a second time instead")
+        raise ValueError("the base cannot be given back, FSDP2 has sharded the model; load it a second time")
     if state.pruned or state.fold_mode is not None or state.overwrites:
         why = "pruned" if state.pruned else "folded" if state.fold_mode is not None else "trained itself"
-        raise ValueError(f"the base cannot be given back, it was {why}; load it a second time instead")
+        raise ValueError(f"the base cannot be given back, it was {why}; load it a second time")
     mixed = [(module, revert(module)) for module in model.modules() if is_mixed(module)]
     tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for tuner in tuners:

@@ -1,8 +1,8 @@
 """Fast decoding for every model: a static cache, and one compiled graph for each step.
 
-On a GPU the step is a CUDA graph, recorded anew for every request's cache. On a CPU the graph's weights are frozen:
-laid out once for the matrix kernels (inductor's freezing), which takes their memory a second time and reads them about
-twice as fast, those of one input side by side; attention and thin products are those of ``eas.hf.one_token``.
+On a GPU the step is a CUDA graph, recorded again for every request's cache. On a CPU inductor freezes the graph's
+weights: it lays them out once for the matrix kernels. This needs memory for a second copy, and reads the weights about
+twice as fast. Maps of one input are packed into one matrix. Attention and thin products are in ``eas.hf.one_token``.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class UnfrozenLayer(StaticLayer):  # type: ignore[misc]
 def fast_decode(
     model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor", multiple: int = 256
 ) -> Callable[..., Any]:
-    """``model.generate`` whose decode steps are compiled, for base models, attached and folded ones.
+    """Returns ``model.generate`` with compiled decode steps, for base, attached and folded models.
 
-    The first call compiles, and so does every new batch size, or length beyond the next multiple of so many tokens. The
-    prefill is not compiled. On a CPU the weights are taken as they are at the first call: after changing them, call
-    ``torch.compiler.reset()`` and this function again.
+    The first call compiles. Every new batch size compiles again, and so does every length beyond the next multiple of
+    ``multiple`` tokens. The prefill is not compiled. On a CPU the compiled steps keep the weights of the first call:
+    after a change of weights, call ``torch.compiler.reset()`` and this function again.
 
     Args:
         model: in evaluation mode, on one device.
-        backend: of ``torch.compile``; with another than inductor no weights are frozen.
-        multiple: caches are as long as a multiple of so many tokens, all of which every step reads.
+        backend: backend of ``torch.compile``; only inductor freezes weights.
+        multiple: cache lengths are multiples of this number of tokens; every step reads the whole cache.
 
     Returns:
         A function with the arguments of ``generate``; ``max_new_tokens`` must be given.
@@ -105,6 +105,6 @@ def _cache(model: PreTrainedModel, length: int, frozen: bool) -> Cache:
     cache: Cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     if frozen:
         if any(type(layer) is not StaticLayer for layer in cache.layers):
-            raise ValueError("the model attends within a window, which cannot be decoded fast on a CPU; use generate")
+            raise ValueError("fast_decode on a CPU does not support attention within a window; use model.generate")
         cache.layers = [UnfrozenLayer(length) for _ in cache.layers]
     return cache

@@ -49,9 +49,9 @@ def freeze_router(model: PreTrainedModel, loader: Iterable[Mapping[str, Tensor]]
         raise ValueError(f"{config.name} has no input router here; freeze_router is for EAS with router='input'")
     if not state.pruned or state.fold_mode is not None:
         remedy = "unfold(model)" if state.fold_mode is not None else "prune(model)"
-        raise ValueError(f"call {remedy} first: routers are frozen of exactly the PIAs that the skip set puts to use")
+        raise ValueError(f"call {remedy} first: freeze_router freezes the routers of the PIAs that the skip set uses")
     if isinstance(loader, Iterator):
-        raise ValueError("the loader is gone through twice: pass a DataLoader or a list, not an iterator")
+        raise ValueError("freeze_router reads the loader twice: pass a DataLoader or a list, not an iterator")
     routed = {key: pia for key, pia in _pias(model).items() if pia.router is not None}
     training = model.training
     try:

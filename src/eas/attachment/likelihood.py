@@ -35,7 +35,7 @@ def log_likelihood(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """
     if inputs.get("labels") is None:
         raise ValueError(
-            "log_likelihood needs labels, -100 on all tokens but the answer's: they tell prompt from answer"
+            "log_likelihood needs labels, -100 on all tokens but the answer's: labels separate prompt and answer"
         )
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")

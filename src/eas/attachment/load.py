@@ -1,4 +1,4 @@
-"""Adapters on disk, read: ``load`` onto a base, ``load_into`` an attached model."""
+"""Reads adapters from disk: ``load`` onto a base, ``load_into`` an attached model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load(model_or_id: nn.Module | str | Path, folder: str | Path | None = None, 
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
         model = load_base(str(model_or_id), **from_pretrained)
         if not attached(model):
-            raise CheckpointError(f"{model_or_id} was not written by eas.merge_and_save; pass an adapter along with it")
+            raise CheckpointError(f"{model_or_id} was not written by eas.merge_and_save; pass an adapter too")
         return model
     folder = Path(folder)
     with raised_as(CheckpointError):
@@ -90,7 +90,9 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
         record, file = _read(folder)
     # as configurations, where a field that came later has its default
     if method_config(record["config"]) != state.config or record["pruned"] != state.pruned:
-        raise CheckpointError(f"{folder} was saved under another configuration; resume with that one, or start over")
+        raise CheckpointError(
+            f"{folder} was saved with another configuration; resume with that configuration, or start over"
+        )
     tensors = _tensors(file, adapter_state(model), folder)
     _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
     if not state.pruned:
@@ -117,7 +119,9 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         options = {"trust_remote_code": False, **from_pretrained, "output_loading_info": True}
         model, info = auto.from_pretrained(id_or_folder, **options)
     except (pickle.UnpicklingError, EOFError):  # torch's own words advise to load it unsafely
-        raise CheckpointError(f"{id_or_folder}: its weights are damaged, or more than weights; {REMEDY}") from None
+        raise CheckpointError(
+            f"{id_or_folder}: its weights are damaged, or its file holds more than weights; {REMEDY}"
+        ) from None
     _refuse_random_weights(model, info["missing_keys"], id_or_folder)
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
     return model
@@ -168,14 +172,14 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; name a folder written by eas.save (or `eas run`)")
     file = Safetensors([path], REMEDY)
     if RECORD not in file.metadata or FINGERPRINT not in file:
-        raise CheckpointError(f"{path} was not written by eas.save; name a folder that was")
+        raise CheckpointError(f"{path} was not written by eas.save; name a folder that eas.save wrote")
     text = file.metadata[RECORD]
     record = parse_record(text, AdapterRecord, str(path), REMEDY)
     # a save that was killed between its two renames left the second file beside its place
     configs = [folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"]
     if text not in [config.read_text(errors="replace") for config in configs if config.is_file()]:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} is missing or not the one that belongs to {WEIGHTS_FILE} (edited, damaged, or of "
+            f"{folder / CONFIG_FILE} is missing or does not belong to {WEIGHTS_FILE} (edited, damaged, or of "
             "another save); copy or save the adapter again"
         )
     try:
@@ -272,6 +276,6 @@ def _check_fingerprint(model: PreTrainedModel, fingerprint: Tensor, record: Adap
     if (mine == fingerprint)[there].float().mean() < 0.9:  # exact but for the rounding of float16
         base = record["base"]
         raise CheckpointError(
-            f"this model's weights are not those the adapter was trained on: {base['id'] or 'unnamed base'} "
-            f"(revision {base['revision']}); load it onto that base"
+            f"this model's weights are not those that the adapter was trained on: {base['id'] or 'unnamed base'} "
+            f"(revision {base['revision']}); load the adapter onto that base"
         )

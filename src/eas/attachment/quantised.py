@@ -1,7 +1,7 @@
 """Quantised bases: fold into a full-precision copy, quantise the copy again, and report the error.
 
-A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves them alone and loses nothing; the
-other modes need weights of their own, which ``fold_quantised`` makes.
+A PIA cannot be folded into int8 or 4-bit weights. ``fold(model, "shared")`` leaves these weights alone, with no loss.
+The other modes need new weights, which ``fold_quantised`` makes.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def fold_quantised(
     quantise: str | Callable[[nn.Linear], nn.Module],
     mode: str = "auto",
 ) -> tuple[PreTrainedModel, QuantisedFold]:
-    """Dequantises a copy, folds it, quantises again what was quantised, and what it was folded into.
+    """Dequantises a copy, folds the copy, and quantises the same weights again, and those that the fold made from them.
 
     Args:
-        model: an attached model with a quantised base, not folded; it is left as it is.
-        inputs: what the processor returns for a batch, to measure the loss on.
+        model: an attached model with a quantised base, not folded; it does not change.
+        inputs: the processor's output for a batch, to measure the error on.
         quantise: a name in ``QUANTISERS``, or a function from a linear map to its quantised form.
         mode: see ``eas.fold``.
 
     Returns:
-        The folded copy, and what was lost. ``unfold`` gives the requantised base with its PIAs.
+        The folded copy, and the error. ``unfold`` gives the requantised base with its PIAs.
 
     Raises:
         ConfigError: the name is unknown.

@@ -1,8 +1,8 @@
-"""Adapters on disk, written: ``save``, and ``save_pretrained`` of an attached model.
+"""Writes adapters to disk: ``save``, and ``save_pretrained`` of an attached model.
 
-A folder holds ``adapter.safetensors``: what the method trained, a fingerprint of the base, and in its
-metadata the record (configuration, skip set, which base), which ``eas_config.json`` repeats for people (the two must
-agree). Keys are relative to the language model and the projector, so they survive renames of what lies above.
+A folder holds ``adapter.safetensors``: the trained weights and a fingerprint of the base. Its metadata hold the
+record (configuration, skip set, base). ``eas_config.json`` repeats the record for people; both must agree. Keys are
+relative to the language model and the projector, so they survive renames of the modules around these.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def library_versions() -> dict[str, str]:
 
 
 class AttachedModel(nn.Module):
-    """A model with its head that a method was attached to.
+    """A model with its head and an attached method.
 
-    ``from_pretrained`` of the stock class would drop the method, give random weights to attentions that are gone, and
-    only warn. So there is no ``config.json`` for it, and the adapter lies beside the weights.
+    ``from_pretrained`` of the stock class would drop the method, give random weights to removed attentions, and only
+    warn. So its folder has no ``config.json``, and the adapter lies beside the weights.
     """
 
     config: Any

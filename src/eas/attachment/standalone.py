@@ -46,7 +46,7 @@ def merge_and_save(model: PreTrainedModel, folder: str | Path) -> None:
         raise ValueError("prune(model) first: a standalone folder holds no skipped attention")
     if state.fold_mode is not None:
         raise ValueError(
-            "unfold(model) first: a standalone folder holds the PIAs themselves, folds are made on loading"
+            "unfold(model) first: a standalone folder holds the PIAs themselves; fold the model after loading"
         )
     refuse_non_finite(dict(model.named_parameters()), Path(folder))
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())

@@ -1,4 +1,4 @@
-"""What ``attach`` leaves on a model, and what can be asked of it."""
+"""The state of an attached model, and questions about it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)),
 
 @dataclass
 class Attachment:
-    """What ``attach`` leaves on a model as ``model.eas``: structure only, nothing of any request.
+    """State of an attached model, ``model.eas``; it never holds data of a single request.
 
     Args:
-        config: the configuration it was attached with.
+        config: the method's configuration.
         trained: names of the parameters that the method trains.
-        overwrites: whether some of them are the base's own, so that the base is not kept.
-        fingerprint: ``base_fingerprint`` of before; None where the weights were not there yet.
-        pruned: whether the skipped modules and the unused PIAs are gone for good.
-        fold_mode: how the method is folded at present.
-        anatomy: the model's parts, as they are now.
+        overwrites: whether the method trains some of the base's own weights, so that the base changes.
+        fingerprint: ``base_fingerprint`` before the method; None if the weights were not loaded yet.
+        pruned: whether the skipped modules and the unused PIAs are removed for good.
+        fold_mode: the present fold mode; None if not folded.
+        anatomy: the model's parts.
     """
 
     config: MethodConfig

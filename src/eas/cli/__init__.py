@@ -26,11 +26,11 @@ NOISE = {
     "torch.utils._pytree": ("register_constant",),  # torchao registers enums in the old way
     "bitsandbytes.backends.cpu.ops": ("kernels-community",),  # an optional package of its own
 }
-"""Logger -> what it says whenever peft or transformers imports an installed extra, and nobody can do anything about."""
+"""Logger -> its remarks when peft or transformers imports an installed extra; users cannot do anything about these."""
 
 
 def quiet() -> None:
-    """Keeps other packages' remarks off the terminal: they are not about what the user asked for."""
+    """Keeps other packages' remarks off the terminal: they do not concern the user's command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name, words in NOISE.items():
@@ -54,7 +54,7 @@ def main() -> None:
         said = as_typed(str(error), next(iter(sys.argv[1:]), ""))
         console(stderr=True).print(Text("error: ", "red").append(said, "default"), highlight=False, soft_wrap=True)
         sys.exit(1)
-    except Exception:  # not expected: whoever mends it needs all of it
+    except Exception:  # not expected: a bug report needs all of it
         sys.stderr.write(printable(traceback.format_exc()))
         sys.exit(1)
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from eas.terminal import console
 
 GO_ON = ("demo", "run", "search", "tune", "compare", "reproduce", "predict")
-"""Verbs that keep what they have done when they are stopped."""
+"""Verbs that keep their finished work when they are stopped."""
 
 
 class Verbs(TyperGroup):

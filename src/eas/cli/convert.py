@@ -47,7 +47,7 @@ def meter(
     from eas.tasks.collate_meter import answer_classes
 
     if task is not None and task not in TASKS:
-        raise ValueError(f"--task {task}: there is {', '.join(TASKS)}")
+        raise ValueError(f"--task {task}: use one of {', '.join(TASKS)}")
     state = read_checkpoint(checkpoint)
     words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)  # before the work: it may not be there
     classes = {} if answers is None else answer_classes(answers)
@@ -100,7 +100,7 @@ def lavin(
     if (llama is None) != (clip is None) or (llama is None and adapter is None):
         raise ValueError("give --llama and --clip to make a base, --adapter to convert one for it, or all three")
     if dtype not in dtypes:
-        raise ValueError(f"--dtype {dtype}: there is {', '.join(dtypes)}")
+        raise ValueError(f"--dtype {dtype}: use one of {', '.join(dtypes)}")
     shown: dict[str, object] = {"folder": str(folder)}
     made = []
     if llama is not None and clip is not None:

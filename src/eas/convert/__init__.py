@@ -1,1 +1,1 @@
-"""Original checkpoints turned into Hugging Face folders."""
+"""Converts original checkpoints to Hugging Face folders."""

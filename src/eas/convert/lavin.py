@@ -1,7 +1,7 @@
 """Converts LaVIN's files: LLaMA's and CLIP's weights to one base folder, a LaVIN checkpoint to an adapter for it.
 
-The base is LaVIN before its training, to which ``eas``, ``das`` or any other method is attached as well. LaVIN's own
-checkpoint holds what its training adds: it becomes an adapter of the method ``lavin_adapter``.
+The base is LaVIN before its training; ``eas``, ``das`` or any other method can be attached to it. LaVIN's own
+checkpoint holds the weights that its training adds: it becomes an adapter of the method ``lavin_adapter``.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def convert_base(
         dtype: of all weights but the projector and the adapters, which are float32.
 
     Raises:
-        ConversionError: a file is missing, or is not what it should be.
+        ConversionError: a file is missing or does not fit.
         WriteError: the folder cannot be written.
     """
     words = _tokenizer([tokenizer] if tokenizer else [llama, llama.parent])
@@ -135,7 +135,7 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
         folder: is created.
 
     Raises:
-        ConversionError: a file is missing, or is not what it should be, or the base was made for other options.
+        ConversionError: a file is missing or does not fit, or the base was made for other options.
         WriteError: the folder cannot be written.
     """
     with raised_as(ConversionError):
@@ -191,7 +191,9 @@ def _llama(folder: Path) -> tuple[LlamaConfig, Callable[[Conversion, bool], Pair
         return config, lambda report, meta: hugging_face_llama_weights(_on_meta(state) if meta else state, report)
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
-        raise ConversionError(f"{folder} has params.json, but no consolidated.*.pth; copy Meta's weights beside it")
+        raise ConversionError(
+            f"{folder} has params.json, but no consolidated.*.pth; copy Meta's weights into the folder"
+        )
     params = read_record(folder / "params.json", Params, AGAIN)
     shards = [require_state(read_torch(file, AGAIN), file, AGAIN) for file in files]
     _check_depth(params["n_layers"], shards[0], r"layers\.(\d+)\.", folder)
@@ -257,7 +259,7 @@ def _check_depth(layers: int, state: Iterable[str], pattern: str, folder: Path) 
     found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
     if found != set(range(min(layers, 1 + len(found)))):
         raise ConversionError(
-            f"{folder}: its configuration names {layers} layers, its weights are of {len(found)}; {AGAIN}"
+            f"{folder}: its configuration names {layers} layers, its weights have {len(found)}; {AGAIN}"
         )
 
 

@@ -59,7 +59,7 @@ class Conversion:
     Args:
         matched: how many became a weight, by where they came from.
         left_out: the others, each with the reason.
-        new: weights that no checkpoint had, each with what it is.
+        new: weights that no checkpoint had, each with its kind.
     """
 
     matched: dict[str, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def llama_weights(shards: Sequence[State], heads: int, key_heads: int, report: C
         ConversionError: an unknown entry, or shards that differ in their entries.
     """
     if any(shard.keys() != shards[0].keys() for shard in shards):
-        raise ConversionError("the consolidated.*.pth differ in their entries; download all of one model again")
+        raise ConversionError("the consolidated.*.pth differ in their entries; download one whole model again")
     for key in shards[0]:
         if key.endswith("rope.freqs"):
             report.left_out[key] = "rotary frequencies are computed"
@@ -227,7 +227,7 @@ def shapes(config: LavinConfig) -> dict[str, torch.Size]:
 
 
 def _undone(folder: Path, where: Mapping[str, str], pairs: Pairs) -> Pairs:
-    """The same; where they end in an error, what was written so far is removed."""
+    """The same; after an error, removes the files written so far."""
     try:
         yield from pairs
     except Exception:

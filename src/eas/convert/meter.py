@@ -1,6 +1,6 @@
 """METER's original checkpoints: Lightning's ``.ckpt`` of github.com/zdou0830/METER to a model of this package.
 
-Every key of the file is matched, or left out for a reason that is told; anything else is an error.
+Every key of the file must match or be left out for a stated reason; anything else is an error.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Conversion:
     Args:
         matched: how many of its tensors the model has.
         left_out: its other tensors, each with the reason.
-        new: parameters of the model that it does not hold, each with what they start from.
+        new: parameters of the model that it does not hold, each with its start value.
     """
 
     matched: int
@@ -130,7 +130,7 @@ def convert(
         num_answers: classes of the VQA head; None: the checkpoint's, or 3,129 of a new one.
 
     Returns:
-        The model in evaluation mode, and what was matched.
+        The model in evaluation mode, and the report of the conversion.
 
     Raises:
         ConversionError: a key is unknown or has the wrong shape, or one is missing; or the VQA head has other classes.
@@ -138,7 +138,7 @@ def convert(
     found = {key.partition(".")[0] for key in state} & KNOWN_HEADS
     task = task or next((name for name, heads in HEADS.items() if found.issuperset(heads)), None)
     if task is None:
-        raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task that it is for")
+        raise ConversionError(f"the checkpoint has no head of {', '.join(HEADS)}; name the task of the checkpoint")
     renamed, left_out = _rename(state, HEADS[task])
     with _of_sizes():
         config = _config(renamed, task)

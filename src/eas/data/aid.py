@@ -43,10 +43,10 @@ class AIDOptions(DataOptions):
 def load(source: Source, split: str, options: AIDOptions) -> Sequence[Example]:
     """The images of one split, by class and number; an id is a file's name without its suffix.
 
-    - train20, train50: 20 % or 50 % of every class, drawn by ``options.seed``; test20, test50: the rest. Or what
-      ``options.lists`` names; of a pair of which one is listed, the other is the rest.
+    - train20, train50: 20 % or 50 % of every class, drawn by ``options.seed``; test20, test50: the rest. Or the
+      lists of ``options.lists``; if one list of a pair is given, the other split is the rest.
     - held20, held50: every tenth image of a class in the training split; fit20, fit50: its others. A run trains on
-      fit20 and validates on held20, lest its search is scored on what it trained on.
+      fit20 and validates on held20, so its search is not scored on training images.
     - all.
 
     Args:

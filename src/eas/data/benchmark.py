@@ -3,7 +3,7 @@
 A new benchmark is one file here, which ends in ``NAME = Benchmark(...)``, its metric's file in ``eas.metrics``, and one
 line in ``eas.data.BENCHMARKS``. The file has
 
-- an options class, a `DataOptions` with what is particular to it (prompt form, language, ...);
+- an options class, a `DataOptions` with the benchmark's own options (prompt form, language, ...);
 - ``load(source, split, options)``, which reads annotations, never images, and returns `Examples`: rows and a function
   that builds the `Example` of one. It raises `DataError` for an unknown split (`unknown_split`) and for files that are
   missing or broken; what is wrong with one row it leaves to the function, whose error names the row's id. `load_data`
@@ -76,8 +76,10 @@ class DataOptions(Config):
     stream: int | None = option(
         None, "a number: read only the first rows of a Hub dataset, without downloading all of it"
     )
-    columns: dict[str, str] = mapping("how a Hub dataset names its columns, where it differs, as in {image: picture}")
-    splits: dict[str, str] = mapping("how a Hub dataset names the official splits, where it differs, as in {val: dev}")
+    columns: dict[str, str] = mapping("names of a Hub dataset's columns, if they differ, for example {image: picture}")
+    splits: dict[str, str] = mapping(
+        "a Hub dataset's names of the official splits, if they differ, for example {val: dev}"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,7 +151,7 @@ class Benchmark:
 
 def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:
     """The error for a split that does not exist, for use inside ``load``."""
-    return DataError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
+    return DataError(f"{name} has no split {split!r}; use one of {', '.join(splits)}")
 
 
 def checked(
@@ -164,7 +166,7 @@ def checked(
 
     Args:
         examples: as a loader returns them.
-        skip_bad: leave out what is bad, with a warning that lists it. Images are then opened, each once, so that one
+        skip_bad: leave out bad rows and images, with a warning that lists them. All images are then opened, so that one
             that is broken is found here and not in the middle of training.
         images: look the images up; without, predictions can be scored where the images are not.
         limit: stop after so many good ones.
@@ -209,7 +211,7 @@ def _look_up(example: Example, open_them: bool) -> None:
         if isinstance(image, Path) and not os.path.isfile(image):
             raise DataError(f"example {example.id}: image {image} does not exist; check the image folder")
     if open_them and not all(isinstance(image, Path) and _opens(image) for image in example.images):
-        example.load_images()  # says what is wrong
+        example.load_images()  # raises an error that names the fault
 
 
 @cache
@@ -228,7 +230,7 @@ def match(
     """One prediction per example, and a message for each that was missing or too many.
 
     Args:
-        examples: what is scored.
+        examples: the scored examples.
         predictions: texts by id.
         skip_bad: a missing prediction counts as wrong, one too many is dropped; both are in the list.
 
@@ -243,7 +245,7 @@ def match(
         some = ", ".join([*missing, *extra][:5])
         raise DataError(
             f"the predictions lack {len(missing)} of {len(ids)} ids and have {len(extra)} of others ({some}, ...): "
-            "is it the right split? complete the file, or go on with --skip-bad (data_options.skip_bad)"
+            "is this the right split? complete the file, or use --skip-bad (data_options.skip_bad)"
         )
     # No answer is equal to this text; an empty one is, where all of an answer is normalised away.
     return {id: predictions.get(id, "\0") for id in ids}, messages

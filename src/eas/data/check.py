@@ -1,4 +1,4 @@
-"""Reads all of a data set once and says what is wrong with it: rows, labels, ids, images, and images in two splits.
+"""Reads a whole data set once and names its faults: rows, labels, ids, images, and images in two splits.
 
 Where a model is named, its processor and chat template are tried on every row as well.
 """
@@ -41,7 +41,7 @@ class SplitCheck:
         images: distinct images that could be opened.
         problems: one message each: bad rows, repeated ids, images that are missing or broken.
         refused: one message for each row that the model's processor or chat template refuses.
-        changes: how many images are not taken as they are, by the keys of `CHANGES`.
+        changes: number of images that are changed, by the keys of `CHANGES`.
         ended: how many answers end in an end token, which is taken off.
         failure: why the split could not be read at all.
     """
@@ -59,7 +59,7 @@ class SplitCheck:
         return self.refused if kind == REFUSED else [text for text in self.problems if _kind(text) == kind]
 
     def notes(self) -> list[str]:
-        """What is not taken as it is, and is no problem."""
+        """Changes of the data that are no problem."""
         pictures = [f"{count:,} images are {CHANGES[kind]}" for kind, count in sorted(self.changes.items())]
         ended = [f"{self.ended:,} answers end in an end token, which is taken off: training adds the model's own"]
         return pictures + ended * bool(self.ended)
@@ -71,8 +71,8 @@ class Check:
 
     Args:
         splits: by name.
-        shared: files that two splits use: what is trained on would be tested.
-        alike: the same pixels under two names in two splits, which official data has too; no problem by itself.
+        shared: files that two splits use: the test would contain training images.
+        alike: the same pixels under two names in two splits, which official data has too; only a note.
         shown: three examples, with readable images where a split has them.
     """
 
@@ -140,7 +140,7 @@ def check_data(
 
 
 def _read(spec: str, split: str, options: Mapping[str, Any]) -> Sequence[Example]:
-    """The examples as they are, nothing left out but what a loader cannot make an example of."""
+    """The unchanged examples, without rows that a loader cannot turn into an example."""
     settings, benchmark = data_options(spec, options), benchmark_of(spec)
     settings.skip_bad = True  # all that is wrong is wanted, not the first
     if benchmark is not None:
@@ -213,8 +213,8 @@ def _in_two_splits(
         both = sorted(names[one].keys() & names[other].keys())
         if both:
             shared.append(
-                f"image files in both {one} and {other}: {_some(both)}; what is trained on would be tested: split by "
-                "image (Slake: keep to one language)"
+                f"image files in both {one} and {other}: {_some(both)}; the test would contain training images: "
+                "split by image (Slake: use one language)"
             )
         first = {digest: name for name, digest in names[one].items() if digest is not None}
         same = [

@@ -22,7 +22,7 @@ _FORMS = '"conversations" (LLaVA), "messages", or "prompt" and "completion"'
 
 
 def load_jsonl(path: Path, images: Path | None = None, left_out: list[str] | None = None) -> list[Example]:
-    """One example per answer; the earlier turns of a conversation are its context, as they are at inference.
+    """One example per answer; the earlier turns of a conversation are its context, as at inference.
 
     A row has "conversations" (LLaVA: ``{"from": "human" | "gpt", "value": text}``), "messages" (``{"role": ...,
     "content": ...}``, a text or a list of image and text parts), or "prompt" and "completion" (texts, or messages).

@@ -34,7 +34,7 @@ def load_nlvr(folder: Path, split: str) -> Sequence[Example]:
         DataError: an unknown split, a missing file or image, or a bad row; images are looked up, not opened.
     """
     if split not in FILES:
-        raise DataError(f"NLVR has no split {split!r}; there are {', '.join(FILES)}")
+        raise DataError(f"NLVR has no split {split!r}; use one of {', '.join(FILES)}")
     name = FILES[split]
     paths = [folder / f"{name}.json", folder / name / f"{name}.json"]
     path = next((path for path in paths if path.is_file()), None)

@@ -86,7 +86,7 @@ def parse_json(
     """The value of a JSON text: standard JSON, no key twice in an object.
 
     Args:
-        text: what is parsed.
+        text: the text to parse.
         path: its file, for messages.
         line: of the file that the text begins on.
         object_hook: as in `json.loads`.
@@ -139,7 +139,7 @@ def refuse_unfit(value: Any, where: str) -> None:
     """Refuses half a surrogate pair, or a NUL, in any text of a JSON value.
 
     Args:
-        value: as it was parsed.
+        value: the parsed value.
         where: begins the message.
 
     Raises:

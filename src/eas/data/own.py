@@ -33,7 +33,7 @@ def load_own(
 
     Raises:
         DataError: an unknown split, a missing file, or a row that does not fit. Images are looked up, not opened, but
-            under ``skip_bad`` all are opened once, and what is bad is left out with a warning that lists it.
+            under ``skip_bad`` all are opened once, and bad ones are left out with a warning that lists them.
     """
     examples = read_own(spec, split, options)
     if ended := sum("end_token" in example.metadata for example in examples):

@@ -38,17 +38,17 @@ def score_file(dataset: str, data_dir: str, split: str, path: Path, options: Map
         split: an official split.
         path: the predictions.
         options: its ``data_options``. Under ``skip_bad`` a missing prediction counts as wrong and one too many is
-            dropped; a score matrix must fit all the same.
+            dropped; a score matrix must always fit.
 
     Raises:
         DataError: an unknown benchmark or split, bad data, or predictions with missing or extra ids.
     """
     if dataset not in BENCHMARKS:
-        raise DataError(f"there is no benchmark {dataset!r}; there are {', '.join(BENCHMARKS)}")
+        raise DataError(f"there is no benchmark {dataset!r}; use one of {', '.join(BENCHMARKS)}")
     benchmark, spec = BENCHMARKS[dataset], f"{dataset}:{data_dir}"
     settings = data_options(spec, options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what was left out is in the result
+        warnings.simplefilter("ignore", UserWarning)  # the result lists what was left out
         examples = load_data(spec, split, options=options, images=False)
     left_out = list(examples.left_out) if isinstance(examples, Examples) else []
     if benchmark.score_file is not None:

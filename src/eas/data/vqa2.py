@@ -4,7 +4,7 @@ Official layout: ``v2_OpenEnded_mscoco_{split}_questions.json`` and ``v2_mscoco_
 ``.gz``, in the folder or in its ``Questions`` and ``Annotations``; images ``COCO_{subtype}_{image_id:012d}.jpg`` in
 ``{subtype}/``, where the questions file names the subtype (train2014 for any subset of it). Hub: lmms-lab/VQAv2.
 Of an official split, "held_{split}" is a tenth by image, and "fit_{split}" the rest: a run trains on the latter of
-train2014 and validates on the former, lest its search is scored on what it trained on, or on what is tested.
+train2014 and validates on the former, so its search is scored neither on training nor on test images.
 """
 
 from __future__ import annotations

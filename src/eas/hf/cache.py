@@ -15,10 +15,10 @@ from eas.hf.versions import TransformersChangedError
 class PromptLayer(DummyLayer):  # type: ignore[misc]
     """One extra cache layer that holds the prompt state of every PIA, ``(batch, 1, 2 + r)`` or ``(batch, 1, 2)``.
 
-    Being a layer of the cache, it follows its reordering (beams), repetition, selection and reset; being a
-    ``DummyLayer``, it is passed over where masks and lengths are read. States are constant once the prompt has been
-    read, so cropping, as assisted decoding does, leaves them alone; a mean that runs on cannot go back, and refuses.
-    ``kept`` holds what a fold mode made of a state, and ``folded`` the request's own folded modules.
+    As a layer of the cache, it takes part in reordering (beams), repetition, selection and reset. As a ``DummyLayer``,
+    it does not count in masks and lengths. States are constant after the prompt was read, so cropping in assisted
+    decoding does not change them; a running mean cannot be cropped and refuses. ``kept`` holds the form of a state that
+    a fold mode needs, and ``folded`` the request's own folded modules.
     """
 
     def __init__(self, skip_set: tuple[int, ...]) -> None:
@@ -31,7 +31,7 @@ class PromptLayer(DummyLayer):  # type: ignore[misc]
 
     @property
     def is_croppable(self) -> bool:
-        """Whether assisted decoding may take tokens back: not from a mean that runs on."""
+        """Whether assisted decoding may take tokens back: not from a running mean."""
         return not self.running
 
     def reset(self) -> None:
@@ -62,14 +62,14 @@ class PromptLayer(DummyLayer):  # type: ignore[misc]
 
 
 def prompt_layer(cache: Cache | None) -> PromptLayer | None:
-    """The states that travel with a cache, None if there are none."""
+    """The prompt states in a cache, None if there are none."""
     if cache is None or not cache.layers or not isinstance(cache.layers[-1], PromptLayer):
         return None
     return cache.layers[-1]
 
 
 def reads_prompt_from(cache: Cache | None) -> bool:
-    """Whether the cache holds the prompt's states: what comes now is not prompt any more."""
+    """Whether the cache holds the prompt's states: the next tokens are then no longer prompt."""
     layer = prompt_layer(cache)
     return layer is not None and bool(layer.states)
 
@@ -78,7 +78,7 @@ def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> b
     """Makes a cache fit a skip set: no keys and values for skipped attentions, one layer of prompt states.
 
     Returns:
-        Whether the cache is fresh: nothing was read into it yet.
+        Whether the cache is fresh, that is, still empty.
 
     Raises:
         ValueError: the cache was filled by another model or under another skip set, or cannot be adapted.
@@ -102,18 +102,18 @@ def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> b
 
 
 def require_filled(cache: Any, returned: Any, states: Iterable[int]) -> None:
-    """After the first call with a cache: it is the one that was prepared, and holds all that decoding will read.
+    """Checks, after the first call with a cache, that the model returned the prepared cache and filled it for decoding.
 
     Args:
-        cache: what ``prepare_cache`` made fit.
-        returned: what the model put into its output.
-        states: keys of the PIAs in use that leave a state.
+        cache: the cache from ``prepare_cache``.
+        returned: the cache in the model's output.
+        states: keys of the PIAs in use that have a state.
 
     Raises:
         TransformersChangedError: the cache was lost on its way to the blocks or back.
     """
     if returned is None or returned is not cache:
-        raise TransformersChangedError("the model returned another cache than the one that was prepared for it")
+        raise TransformersChangedError("the model did not return the cache that was prepared for it")
     layer = prompt_layer(cache)
     missing = sorted(set(states) - (layer.states.keys() if layer is not None else set()))
     if missing:

@@ -1,7 +1,7 @@
 """Adds behaviour to a module: its class becomes a subclass of the same name, with a mix-in in front.
 
 Class-level wrappers (gradient checkpointing), sharding rules that go by class name, ``isinstance`` checks and
-signatures all go on working. Such a module can be copied and pickled.
+signatures all keep working. Such a module can be copied and pickled.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class PromptedTextModel(SkippingTextModel):
         return any(pia.reads_prompt for layer in self.layers for pia in layer.stand_ins())
 
     def running(self) -> bool:
-        """Whether prompt states go on changing when the prompt has been read."""
+        """Whether prompt states still change after the prompt was read."""
         return any(pia.running for layer in self.layers for pia in layer.stand_ins())
 
 

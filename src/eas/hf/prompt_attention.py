@@ -50,7 +50,7 @@ class PromptAttention(nn.Module):
 
     @property
     def config(self) -> Any:
-        """What the attention reads; the model's own decides about masks, and stays as it is."""
+        """The attention's configuration; the model's own configuration decides about masks and does not change."""
         if attention_implementation(vars(self)["config"]) != "sdpa":
             raise ValueError(REMEDY)
         return self.prompt_config

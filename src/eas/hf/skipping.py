@@ -16,14 +16,14 @@ from eas.hf.versions import TransformersChangedError
 class Request(NamedTuple):
     """The keyword ``request``, which the language model passes to its blocks.
 
-    A mask is ``(batch, tokens)`` bool over the tokens that come now; None means every token.
+    A mask is ``(batch, tokens)`` bool over the tokens of this call; None means every token.
 
     Args:
-        states: where blocks leave their prompt state, and find it again in decoding; None without a cache.
-        reading: whether the prompt is read now; in decoding, a state that is not there was lost.
+        states: the layer in which blocks store their prompt state and find it again in decoding; None without a cache.
+        reading: whether this call reads the prompt; in decoding, a missing state is an error.
         prompt_mask: True on the tokens of the prompt.
         token_mask: True on all tokens but padding.
-        routes: prompt states by block, where they do not come from the prompt (LaVIN).
+        routes: prompt states by block, if they do not come from the prompt (LaVIN).
     """
 
     states: PromptLayer | None = None
@@ -45,11 +45,11 @@ class SkippableBlock(nn.Module):
     post_attention_layernorm: Any
 
     def skipped_parts(self) -> set[str]:
-        """Of "mha" and "ffn" those that are skipped."""
+        """The skipped parts: "mha", "ffn", both or none."""
         return {part for part, skipped in (("mha", self.skip_mha), ("ffn", self.skip_ffn)) if skipped}
 
     def stand_ins(self) -> Sequence[nn.Module]:
-        """The method's own modules in this block that the skip set puts to use."""
+        """The method's own modules in this block that the skip set uses."""
         return []
 
 
@@ -78,16 +78,16 @@ class SkippingTextModel(nn.Module):
         return output
 
     def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the blocks, made of the cache and of keyword arguments, which are taken out."""
+        """Keyword arguments for the blocks, from the cache and from ``kw``; used ones are removed from ``kw``."""
         return {}
 
     def state_keys(self) -> list[int]:
-        """Keys of the prompt states that a cache holds once the prompt has been read."""
+        """Keys of the prompt states that a cache holds after the prompt was read."""
         return []
 
 
 def _refuse_lost_cache(kw: Mapping[str, Any]) -> None:
-    """Tells "no cache" from "cache lost": a mask that is longer than the tokens covers tokens in a cache."""
+    """Distinguishes "no cache" from "cache lost": a mask longer than the tokens covers tokens in a cache."""
     mask, tokens = kw.get("attention_mask"), kw.get("inputs_embeds")
     tokens = kw.get("input_ids") if tokens is None else tokens
     if isinstance(mask, Tensor) and mask.ndim == 2 and tokens is not None and mask.shape[1] > tokens.shape[1]:

@@ -39,7 +39,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         model._hf_peft_config_loaded = known
 
     def prepared(self, checkpoint: str | None) -> None:
-        """Called when model and optimizer are ready to train; ``checkpoint`` is what training goes on from."""
+        """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""
 
     def prepared_inputs(self, inputs: Any) -> Any:
         """Called with every batch, of training and of evaluation; returns what the loss is computed from."""
@@ -50,7 +50,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         write()
 
     def write_weights(self, folder: Path) -> None:
-        """Writes what was trained."""
+        """Writes the trained weights."""
         raise NotImplementedError
 
     def read_weights(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         raise NotImplementedError
 
     def write_optimizer(self, folder: Path, write: Callable[[], None]) -> None:
-        """Writes the states of optimizer and scheduler; ``write`` does it for what is not sharded."""
+        """Writes the states of optimizer and scheduler; ``write`` does it for states that are not sharded."""
         write()
 
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:

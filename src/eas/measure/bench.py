@@ -34,7 +34,7 @@ from eas.progress import Bar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTIMED = 2  # decode steps of a request that are left out: with a new cache, a CUDA graph is recorded anew
-CACHE = 64  # the length of compiled caches is a multiple of it: what they hold beyond the context is read in vain
+CACHE = 64  # the length of compiled caches is a multiple of it: the part beyond the context is read for nothing
 PHASES = ("prefill", "decode")
 TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base was slow
 
@@ -64,7 +64,7 @@ class BenchConfig(Config):
         self.skip_set = [] if self.skip_set is None else self.skip_set
         super().__post_init__()
         unknown = [name for name in self.variants if name not in VARIANTS]
-        self._require("variants", not unknown, f"{unknown} unknown; there is {', '.join(VARIANTS)}")
+        self._require("variants", not unknown, f"{unknown} unknown; use one of {', '.join(VARIANTS)}")
         self._require("variants", "base" in self.variants, "must name 'base', which the others are compared with")
         self._require("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}")
         self._require("device", self.device in ("cpu", "cuda"), "must be 'cpu' or 'cuda'")
@@ -98,7 +98,7 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
         title: of the progress bar; none without one.
 
     Returns:
-        ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and what it was.
+        ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and description.
 
     Raises:
         ConfigError: the model is unknown, or the skip set does not fit it.

@@ -1,7 +1,7 @@
 """The costs of METER in its present state: towers, co-attention layers with a method's modules, poolers and head.
 
 As everywhere, a linear map costs in x out per token, an attention 2 d times queries times keys on top of its maps, and
-norms, activations and embeddings are free. Every image of an example meets the text in a pass of its own; the text
+norms, activations and embeddings are free. Every image of an example meets the text in its own pass; the text
 tower runs once.
 """
 

@@ -46,21 +46,21 @@ def count(
     convention: str = "honest",
     dtype: torch.dtype | None = None,
 ) -> Counts:
-    """Counts a model: as it stands, or as a method would make it, pruned and folded.
+    """Counts a model in its present state, or as a method would make it, pruned and folded.
 
     Args:
         model: a model of a supported family; or a named shape (``eas.measure.shapes.SHAPES``), a folder (a base, an
-            adapter with its base at hand, a standalone model) or a Hub id, of which only the configuration is read.
+            adapter with its base at hand, a standalone model) or a Hub id, whose configuration alone is read.
         prompt_tokens: n, image and question tokens together.
-        images: images as the vision tower sees them; the tiles of a split image count singly.
-        patch_grid: height and width of an image in patches, before merging, where the tower takes any size (Qwen2-VL).
-        method: a method's name, its keys with ``name`` among them, or its configuration; None counts the model as it
-            stands, or EAS where ``k`` or ``skip_set`` is given. A given model is left alone: a twin is built for it.
-        k: how many candidates are skipped; with ``skip_set`` it may be left out.
-        skip_set: which ones; by default the last k, where all blocks cost the same (not in METER).
+        images: images as the vision tower sees them; each tile of a split image counts as one.
+        patch_grid: height and width of an image in patches, before merging, if the tower takes any size (Qwen2-VL).
+        method: a method's name, its keys with ``name`` among them, or its configuration; None counts the unchanged
+            model, or EAS if ``k`` or ``skip_set`` is given. A given model is not changed: a twin of it is counted.
+        k: number of skipped candidates; may be left out if ``skip_set`` is given.
+        skip_set: the skipped candidates; by default the last k, if all blocks cost the same (not in METER).
         fold_mode: "default" (of the method; in the paper's convention the paper's), one of its modes, or "none".
         convention: "honest", or "paper": see ``eas.measure.paper``.
-        dtype: of the base's weights and of keys and values where the model is built here; bfloat16 by default. What
+        dtype: dtype of the base's weights, keys and values if the model is built here; bfloat16 by default. What
             a method adds is float32.
 
     Raises:
@@ -70,7 +70,7 @@ def count(
             sees none, or whose tower is not known; or ``patch_grid`` is missing.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention {convention!r} is unknown; there is {', '.join(CONVENTIONS)}")
+        raise ValueError(f"convention {convention!r} is unknown; use one of {', '.join(CONVENTIONS)}")
     if prompt_tokens < 1 or images < 0:
         raise ValueError(f"prompt_tokens = {prompt_tokens} must be at least 1, and images = {images} at least 0")
     chosen = None if skip_set is None else list(skip_set)
@@ -78,7 +78,9 @@ def count(
         method = "eas"
     if isinstance(model, PreTrainedModel) and method is None:
         if fold_mode != "default" or dtype is not None:
-            raise ValueError("a model is counted as it stands: fold or convert it yourself, or give a method or a name")
+            raise ValueError(
+                "a given model is counted unchanged: fold or convert it yourself, or give a method or a name"
+            )
     else:
         mode = PAPER_FOLDS if convention == "paper" and fold_mode == "default" else fold_mode
         model = on_meta(model, method, k, chosen, mode, dtype or torch.bfloat16)
@@ -131,7 +133,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
 
 def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
-        raise ValueError(f"{name} is neither a folder nor a shape; there is {', '.join(SHAPES)}")
+        raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:
         return model_config(name)
     except OSError as error:

@@ -40,9 +40,9 @@ class Latency:
     """Milliseconds of one variant.
 
     Args:
-        prefill_ms: reading the whole prompt, images included, up to the first token.
-        decode_ms: each token after that, averaged within a repeat; a batch decodes one token of every sequence. None
-            where the model decodes nothing, and the prefill is its whole pass.
+        prefill_ms: time to read the whole prompt with its images and give the first token.
+        decode_ms: time of each later token, averaged within a repeat; a batch decodes one token of every sequence.
+            None if the model decodes nothing; then the prefill is its whole pass.
     """
 
     prefill_ms: Spread
@@ -52,17 +52,17 @@ class Latency:
 def benchmark(
     models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Tensor], new_tokens: int, repeats: int, title: str = ""
 ) -> dict[str, Latency]:
-    """Times variants of a model on the same prompt, greedily, in one run that alternates between them: A B A B ...
+    """Times variants of a model on the same prompt, greedily, in turns: A B A B ...
 
-    Alternating lets a machine that slows down or speeds up treat all variants alike. Each has one warm-up.
+    So a machine that slows down or speeds up affects all variants alike. Each variant has one warm-up.
 
     Args:
         models: variants by name, in evaluation mode, base or attached, folded or not.
-        inputs: what the processor returns for one batch of prompts of equal length, on any device.
+        inputs: the processor's output for one batch of prompts of equal length, on any device.
         new_tokens: decode steps per repeat; the first token belongs to the prefill. 0 for models that generate
             nothing: one pass is timed.
-        repeats: how often each variant is timed.
-        title: of the progress bar; none without one.
+        repeats: number of times that each variant is timed.
+        title: title of the progress bar; empty for no bar.
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.

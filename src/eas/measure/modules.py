@@ -43,15 +43,15 @@ class Counts:
     Args:
         macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token.
         params_total: parameters the model holds; tied ones once.
-        params_trained: what the method trains (of an unattached model what requires a gradient).
-        weight_bytes: weights of the language model that one decode step reads: what the skip set makes dead is not
-            read, pruned or not, and of the embeddings only a row.
+        params_trained: parameters that the method trains (without a method, those that require a gradient).
+        weight_bytes: weights of the language model that one decode step reads: without skipped modules, pruned or not,
+            and with only one row of the embeddings.
         kv_bytes_per_token: keys and values of the kept attentions, per token of one sequence.
         prompt_state_bytes: alpha and c of all PIAs, per sequence, whatever its length.
-        fold_macs: what a ``per_example`` fold computes for each request, besides ``macs``.
-        fold_bytes: the folded weights that each request of a ``per_example`` fold keeps.
-        params_folded: parameters that are left without what is skipped, merged or folded into a request's weights;
-            the biases that such a fold brings are counted.
+        fold_macs: work of a ``per_example`` fold for each request, in addition to ``macs``.
+        fold_bytes: the folded weights that each request of a ``per_example`` fold stores.
+        params_folded: parameters left after skipping, merging and folding into a request's weights; the biases that
+            such a fold adds are counted.
         vision_macs: the part of ``macs`` in vision tower and projector.
         statistics_macs: the part of ``macs`` in which folded PIAs compute alpha and c, once per prompt.
     """
@@ -72,7 +72,7 @@ class Counts:
 def count_modules(
     model: PreTrainedModel, prompt_tokens: int, images: int = 0, patch_grid: tuple[int, int] | None = None
 ) -> Counts:
-    """Counts the model as it stands: base, attached, selected, pruned or folded; on the meta device too.
+    """Counts the model in its present state: base, attached, selected, pruned or folded; on the meta device too.
 
     Arguments and errors are those of ``eas.count``.
     """
@@ -155,7 +155,7 @@ def live(layer: Any, branches: Sequence[Branch]) -> list[nn.Module]:
 
 
 def _maps(attention: Any) -> dict[str, nn.Module]:
-    """What is computed in an attention, stand-ins aside; nothing where it is skipped by itself."""
+    """MACs of an attention without its replacements; none for an attention that is skipped alone."""
     if skipped_parts(attention):
         return {}
     return {name: module for name, module in attention.named_children() if not isinstance(module, PIA)}
@@ -168,7 +168,7 @@ def _stand_ins(module: Any) -> Sequence[nn.Module]:
 def block_macs(
     layer: Any, branches: Sequence[Branch], own: int, other: int = 0, prompt: int = 0, made: bool = False
 ) -> tuple[int, int, int]:
-    """MACs of a block as it is skipped and folded: of its attentions, its FFN, and what the method put there.
+    """MACs of a block in its skipped and folded state: attentions, FFN, and the method's modules.
 
     Args:
         layer: the block.
@@ -241,7 +241,7 @@ def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
 
 
 def _params(module: nn.Module) -> int:
-    """Parameters of a module without what is merged into it."""
+    """Parameters of a module without modules that are merged into it."""
     if isinstance(module, BaseTunerLayer) and module.merged:
         return _params(module.get_base_layer())
     return sum(p.numel() for p in module.parameters(recurse=False)) + sum(_params(m) for m in module.children())

@@ -92,7 +92,7 @@ def build(
     """The model of one of ``SHAPES`` in evaluation mode: without storage on the meta device, else with random weights.
 
     Random weights are one pseudo-random vector laid out over all matrices: filling 7 B of them takes seconds, and the
-    time of a step does not depend on them. Norms are one, biases zero, RoPE is what it should be.
+    time of a step does not depend on them. Norms are one, biases zero, RoPE is correct.
 
     Args:
         name: one of ``SHAPES``.
@@ -106,7 +106,7 @@ def build(
         ValueError: the name is unknown.
     """
     if name not in SHAPES:
-        raise ValueError(f"shape {name!r} is unknown; there is {', '.join(SHAPES)}")
+        raise ValueError(f"shape {name!r} is unknown; use one of {', '.join(SHAPES)}")
     config = SHAPES[name]()
     depth = config.get_text_config().num_hidden_layers
     if share_blocks:

@@ -30,7 +30,7 @@ class Variant:
     Args:
         method: the method's name and options; None for the base.
         ranks: rank options, as divisors of the width.
-        fold: fold mode, None: as it was trained.
+        fold: fold mode; None: not folded.
         skips: whether it skips the chosen set.
         equal_macs: whether it skips as many candidates as bring its MACs closest to those of EAS instead.
         compiles: whether its decoding can be compiled.
@@ -62,7 +62,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], prompt_tokens: int) -> PreTrainedModel:
-    """A variant of a model, which is left as it is and whose weights it shares; pruned, not yet folded.
+    """A variant of a model, pruned, not yet folded. It shares the weights of the model, which does not change.
 
     Args:
         base: in evaluation mode; on the meta device too.
@@ -97,7 +97,7 @@ def fold_variant(model: PreTrainedModel, name: str) -> None:
 def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]) -> None:
     """Gives int8 weights, in place, to the linear maps of language model and head: the base's own, and those folded.
 
-    What a method adds (PIAs, LoRA, adapters) stays as it is, and what is shared stays shared.
+    Modules of a method (PIAs, LoRA, adapters) do not change, and shared weights stay shared.
 
     Args:
         base: what the variants were built from.

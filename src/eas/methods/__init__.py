@@ -149,5 +149,5 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """
     name = values.get("name", "eas")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method {shortened(name)} is unknown; there is {', '.join(METHODS)}")
+        raise ConfigError(f"method {shortened(name)} is unknown; use one of {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)

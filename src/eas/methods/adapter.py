@@ -115,7 +115,7 @@ class AdapterConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: AdapterConfig) -> None:
-    """An adapter after the FFN, the attention or both of every block; untrained they change nothing."""
+    """Adds an adapter after the FFN, the attention or both of every block; untrained they change nothing."""
     put_at(model, config.placement, AFTER, config.rank, dropout=config.dropout)
 
 
@@ -138,7 +138,7 @@ class ParallelAdapterConfig(MethodConfig):
 
 
 def attach_parallel(model: PreTrainedModel, config: ParallelAdapterConfig) -> None:
-    """An adapter beside the FFN, the attention or both of every block; untrained they change nothing."""
+    """Adds an adapter beside the FFN, the attention or both of every block; untrained they change nothing."""
     put_at(model, config.placement, BESIDE, config.rank, scale=config.scale, dropout=config.dropout)
 
 

@@ -45,7 +45,7 @@ class DASConfig(SkipConfig):
     adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention; 128 by default")
     dropout: float = option(0.0, "dropout on the bottlenecks in training")
     routed: bool = option(None, "true: LaVIN's routed adapters; false: plain adapters")
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
@@ -91,14 +91,14 @@ class RoutedDASBlock(EASBlock):
     def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
         if not self.skip_mha:
             return super().forward(hidden_states, request=request, **kwargs)
-        assert self.ffn_pia is not None  # prune sees to it
+        assert self.ffn_pia is not None  # prune keeps it
         n = self.input_layernorm(hidden_states)
         replaced: Tensor = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, given(request)))
         return replaced
 
 
 def attach(model: PreTrainedModel, config: DASConfig) -> None:
-    """Both adapters at every layer; untrained and with nothing skipped they change nothing."""
+    """Adds both adapters to every layer; untrained and with nothing skipped they change nothing."""
     if config.routed:
         _attach_routed(model, config)
         return
@@ -146,7 +146,7 @@ def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the adapters of layers that are kept, and before the attentions of those that are not."""
+    """Removes the skip adapters of kept layers, and the adapters before the attentions of skipped layers."""
     for block in Anatomy.of(model).layers:
         if isinstance(block, RoutedDASBlock):
             if block.skip_mha:

@@ -59,7 +59,7 @@ class DropAttention(SkippableBlock):
 
 
 def attach(model: PreTrainedModel, config: DropConfig) -> None:
-    """LoRA at every map, and blocks that can do without their parts; untrained and undropped nothing changes."""
+    """Adds LoRA to every map, and lets blocks drop parts; untrained and with nothing dropped, nothing changes."""
     anatomy = Anatomy.of(model)
     for index, block in enumerate(anatomy.blocks(config.candidates)):
         block.index, block.skip_mha, block.skip_ffn = index, False, False
@@ -70,7 +70,7 @@ def attach(model: PreTrainedModel, config: DropConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the norms of attentions that took them along."""
+    """Removes the norms of dropped attentions (METER)."""
     anatomy = Anatomy.of(model)
     for layer in anatomy.layers:
         for branch in anatomy.branches:

@@ -40,8 +40,8 @@ RANKS = ("skip_rank", "adapt_rank")
 class EASConfig(SkipConfig):
     """What to skip and with which PIAs (paper section 4).
 
-    A preset fills the fields that are not given; the others are then of the plain paper form. Its ranks are filled in
-    when the method is attached, in proportion to the model's width.
+    A preset fills the fields that are not given; without a preset they have the plain paper form. ``attach`` fills in
+    the ranks of a preset, in proportion to the model's width.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -65,7 +65,7 @@ class EASConfig(SkipConfig):
         "with pooling 'causal', the mean while the answer is decoded: 'frozen' (stays the prompt's mean) or 'running' "
         "(also takes in the answer's tokens)",
     )
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
     train_scale: bool = option(
         None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
     )
@@ -107,7 +107,7 @@ class EASConfig(SkipConfig):
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """A skip PIA and an adapt PIA at every block, float32 whatever the base's dtype; untrained they change nothing."""
+    """Adds a skip PIA and an adapt PIA, always float32, to every block; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
         norm, training = layer.input_layernorm, layer.training
@@ -147,7 +147,7 @@ def make_pia(config: EASConfig, norm: Any, training: bool, *, exchange: bool) ->
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the PIAs that the skip set leaves without use."""
+    """Removes the PIAs that the skip set does not use."""
     for block in Anatomy.of(model).layers:
         if not (block.skip_mha and not block.skip_ffn):
             block.skip_pia = None
@@ -161,7 +161,7 @@ def best_fold(model: PreTrainedModel) -> tuple[str, str]:
     """The mode that leaves least to do per token, for batches of any size, and why."""
     pias = [pia for pia in (block.foldable_pia() for block in Anatomy.of(model).layers) if pia is not None]
     if any(pia.mix is None for pia in pias):
-        return "shared", "the router reads the input, so every sequence has mixing weights of its own"
+        return "shared", "the router reads the input, so every sequence has its own mixing weights"
     if (other := _unfoldable(model)) is not None:
         return "shared", f"nothing can be folded into {other.__name__}"
     if not any(pia.reads_prompt for pia in pias):

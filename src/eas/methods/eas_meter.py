@@ -1,8 +1,8 @@
 """EAS on METER: the replacement of an attention in its post-norm co-attention layers.
 
-Candidates are 24 attentions: of each of 6 layers the text's self, then the text's cross, the image's self and the
-image's cross attentions. A PIA stands before a LayerNorm here, not before the FFN, so it does not fold. As in the
-authors' code, adapt PIAs sit before the kept attentions' queries and before the FFNs.
+The candidates are 24 attentions: the text's 6 self attentions, the text's 6 cross attentions, the image's 6 self
+attentions, the image's 6 cross attentions. Here a PIA stands before a LayerNorm, not before the FFN, so it does not
+fold. As in the authors' code, adapt PIAs come before the queries of kept attentions and before the FFNs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ class EASAttention(SkippableBlock):
 
 
 class EASLayer(SkippableBlock):
-    """Self attention ``y = LN(x + MHA(A(x)))``, skipped ``LN(x + PIA(x; x))``; cross attention ``z = LN(y + MHA(A(y);
-    other))``, skipped ``LN(y + PIA(x; other))``; ``LN(z + FFN(A(z)))``. A is an adapt PIA with its input added; what
-    follows PIA's semicolon is pooled over its tokens, padding left out."""
+    """A co-attention layer whose attentions may be skipped; x, y, z are ``(batch, tokens, d)``.
+
+    1. Self attention: kept ``y = LN(x + MHA(A(x)))``, skipped ``y = LN(x + PIA(x; mean of x))``.
+    2. Cross attention: kept ``z = LN(y + MHA(A(y); other))``, skipped ``z = LN(y + PIA(x; mean of other))``.
+    3. FFN: ``LN(z + FFN(A(z)))``.
+
+    ``A(n) = n + adapt PIA(n)``. Means exclude padding.
+    """
 
     skip_mha = skip_ffn = False  # its attentions are skipped, not the layer
     cross_attn: Any
@@ -57,12 +62,12 @@ class EASLayer(SkippableBlock):
 
 
 def _attended(attention: Any, stream: Stream, x: Stream, other: Stream | None) -> Tensor:
-    """What one attention adds, or what stands in for it; without ``other`` it is over itself.
+    """The output of one attention or of its replacement; without ``other`` it is a self attention.
 
     Args:
         attention: an `EASAttention`.
-        stream: what it adds to: x, or y.
-        x: what came into the layer.
+        stream: the input of its residual: x, or y.
+        x: the input of the layer.
         other: the other modality.
     """
     pooled = x if other is None else other
@@ -80,7 +85,7 @@ def _adapted(pia: PIA, stream: Stream) -> Tensor:
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """A skip PIA and an adapt PIA at every attention, an adapt PIA at every FFN; untrained they change nothing."""
+    """Adds a skip and an adapt PIA to every attention, an adapt PIA to every FFN; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     for index, (attention, norm) in enumerate(attentions(anatomy.text_model)):
         attention.skip_pia = make_pia(config, norm, attention.training, exchange=True)
@@ -93,7 +98,7 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
 
 
 def prune(model: PreTrainedModel) -> None:
-    """Drops the PIAs that the skip set leaves without use."""
+    """Removes the PIAs that the skip set does not use."""
     for attention, _ in attentions(Anatomy.of(model).text_model):
         if attention.skip_mha:
             attention.adapt_pia = None

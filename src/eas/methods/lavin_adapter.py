@@ -101,7 +101,7 @@ class ModalityRoutedTextModel(PromptedTextModel):
 
 
 def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
-    """A routed adapter before every attention; untrained they change nothing. On LaVIN, the modality token as well."""
+    """Adds a routed adapter before every attention, and on LaVIN the modality token; untrained they change nothing."""
     anatomy = Anatomy.of(model)
     size = model.config.get_text_config().hidden_size
     if size % config.up_groups:

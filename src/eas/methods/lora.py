@@ -38,7 +38,7 @@ class LoRAConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
-    """An update at every target map of the language model; untrained they change nothing."""
+    """Adds an update to every target map of the language model; untrained they change nothing."""
     inject(model, config.rank, config.alpha, config.dropout, config.targets)
 
 
@@ -67,6 +67,6 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 
 def unfold(model: PreTrainedModel) -> None:
-    """Takes the updates out again, up to rounding."""
+    """Removes the merged updates again, up to rounding."""
     for layer in lora_layers(model):
         layer.unmerge()

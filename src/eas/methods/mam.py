@@ -36,7 +36,7 @@ class MAMConfig(MethodConfig):
     rank: int = option(None, "r: bottleneck of the adapters; 512 by default")
     scale: float = option(None, "factor on the adapters' output; 4 by default")
     dropout: float = option(0.0, "dropout on the bottleneck in training")
-    preset: str | None = option(None, f"one of {', '.join(PRESETS)}")
+    preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
@@ -51,7 +51,7 @@ class MAMConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: MAMConfig) -> None:
-    """Untrained, the adapters change nothing, and the prefix does: its keys take part in the softmax."""
+    """Adds prefix and adapters. Untrained, only the prefix changes the model: its keys take part in the softmax."""
     if config.num_tokens > 0:
         add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, reparameterise=None))
     put_at(model, "ffn", BESIDE, config.rank, scale=config.scale, dropout=config.dropout)

@@ -64,5 +64,5 @@ class Prefix(SoftPrompt):
 
 
 def attach(model: PreTrainedModel, config: PrefixConfig) -> None:
-    """Untrained it does change the model: a key of zeros takes part in the softmax too."""
+    """Adds the prefix. Untrained it changes the model: even a key of zeros takes part in the softmax."""
     add_prompt(model, config, Prefix(Anatomy.of(model).text_model, config.num_tokens, config.reparameterise))

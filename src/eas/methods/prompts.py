@@ -1,10 +1,10 @@
 """Prompt tuning: trained tokens in front of the sequence, at the input or at every block.
 
 ``shallow_prompt``: prompt tuning (Lester et al. 2021, arXiv 2104.08691), VPT-shallow. ``deep_prompt``: VPT-deep (Jia et
-al. 2022, arXiv 2203.12119), new tokens at every block, whose outputs are discarded. In a causal decoder nothing in
-front depends on what follows, so the prompt runs alone, at positions -m to -1, and only its keys and values meet the
-sequence, whose own positions stay as they are. The result is that of prepended embeddings, with two differences: the
-prompt has no logits, and a sliding window never leaves it behind.
+al. 2022, arXiv 2203.12119), new tokens at every block, whose outputs are discarded. In a causal decoder
+earlier tokens do not depend on later ones. So the prompt runs alone, at positions -m to -1, and only its keys and
+values reach the sequence. The positions of the sequence do not change. The result is that of prepended embeddings, with
+two differences: the prompt has no logits, and a sliding window never excludes it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class DeepPrompt(SoftPrompt):
 
 
 def attach_shallow(model: PreTrainedModel, config: ShallowPromptConfig) -> None:
-    """Untrained it does change the model: the prompt is read from the start."""
+    """Adds the prompt. Untrained it changes the model: the model reads the prompt from the start."""
     anatomy = Anatomy.of(model)
     embeddings = anatomy.text_model.get_input_embeddings().weight
     if config.init == "vocabulary":
@@ -120,6 +120,6 @@ def attach_shallow(model: PreTrainedModel, config: ShallowPromptConfig) -> None:
 
 
 def attach_deep(model: PreTrainedModel, config: DeepPromptConfig) -> None:
-    """Untrained it does change the model: the prompt is read from the start."""
+    """Adds the prompt. Untrained it changes the model: the model reads the prompt from the start."""
     size = model.config.get_text_config().hidden_size
     add_prompt(model, config, DeepPrompt(list(Anatomy.of(model).layers), config.num_tokens, size))

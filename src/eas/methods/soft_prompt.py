@@ -55,7 +55,7 @@ class SoftPrompt(Costed):
         self.stored: nn.ModuleList | None = None
 
     def compute(self, text_model: Any) -> list[PromptKeyValues | None]:
-        """The prompt at every attention of the language model, None where there is none."""
+        """The prompt at every attention of the language model, None for an attention without one."""
         raise NotImplementedError
 
     def states(self, text_model: Any) -> list[PromptKeyValues | None]:
@@ -100,5 +100,5 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 
 def unfold(model: PreTrainedModel) -> None:
-    """Drops what ``fold`` stored."""
+    """Removes the states that ``fold`` stored."""
     Anatomy.of(model).text_model.prompt.stored = None

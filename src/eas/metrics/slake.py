@@ -53,7 +53,7 @@ def score_slake(examples: Sequence[Example], predictions: Mapping[str, str]) -> 
 def recall(prediction: str, answer: str) -> float:
     """Words of the prediction that are the answer's, over them and the answer's words that are not in the prediction.
 
-    A word that the prediction repeats counts as often as it stands there, as in LLaVA-Med.
+    A word that the prediction repeats counts each time, as in LLaVA-Med.
     """
     given, wanted = Counter(prediction.split()), Counter(answer.split())
     hits = sum(count for word, count in given.items() if word in wanted)

@@ -67,7 +67,7 @@ class TextModel(NamedTuple):
         sides: names of the lists of its layers, the text's first.
         branches: of every layer, in order.
         post_norm: whether norms come after the residuals.
-        poolers: names of what it has for the head, which is new after pretraining.
+        poolers: names of the modules before the head; they are new after pretraining.
     """
 
     form: str
@@ -111,7 +111,7 @@ class Anatomy:
         text_model: the language model without its head; of METER all but the head.
         layers: its blocks, in order: the text's, then the image's where it has layers of its own.
         projector: the module between vision tower and language model, if the model has one.
-        head: what belongs to a task: the output head; of METER also what is new after pretraining.
+        head: the modules of a task: the output head; of METER also the modules that are new after pretraining.
         built: how the language model is built.
     """
 

@@ -53,11 +53,11 @@ console = make_console()
 
 
 def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
-    """Does what is not done yet, trials first, then one seed after the other, and writes ``comparison.json``
+    """Runs what is not done, first the trials, then one seed after the other, and writes ``comparison.json``
     with the table, the figure and the timing beside it.
 
     Args:
-        config: what is compared.
+        config: the comparison.
         command: for the record.
 
     Returns:
@@ -167,7 +167,7 @@ def run_job(job: Job) -> str | None:
         if not job.trial:
             write_card(job.folder)
         return None
-    except Exception as error:  # whatever it is, the other runs go on
+    except Exception as error:  # for every error the other runs continue
         return _failed(job, error)
     finally:
         phases.console.quiet = quiet
@@ -296,7 +296,7 @@ def _pool(config: CompareConfig, most: int) -> Iterator[Executor | None]:
         yield pool
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
-            process.terminate()  # its run goes on from its last checkpoint next time
+            process.terminate()  # next time its run continues from its last checkpoint
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -305,7 +305,7 @@ def _pool(config: CompareConfig, most: int) -> Iterator[Executor | None]:
 
 
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(threads)
     progress.CONSOLE.quiet = True  # the parent says how far all are
     logging.set_verbosity_error()

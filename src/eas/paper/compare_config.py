@@ -17,12 +17,12 @@ OWN = ("method", "search", "train", "skip_set", "fold_mode", "eval_batch_size")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison, in a folder of its own.
+    """One run of a comparison, in its own folder.
 
     Args:
         entry: the label of its entry.
         row: the name of its row in the table: the label, with k where the entry has several.
-        config: what is run.
+        config: the configuration of the run.
         evaluate_only: whether the base itself is scored.
         trial: whether it only helps to choose a learning rate, and never sees the test split.
     """
@@ -103,7 +103,7 @@ class CompareConfig(Config):
         ConfigError: a key or value is refused; where it belongs to an entry, the message names its label.
     """
 
-    output_dir: str = option("runs/compare", "the comparison's folder; one that was stopped goes on in it")
+    output_dir: str = option("runs/compare", "the comparison's folder; a stopped comparison continues in this folder")
     run: dict[str, Any] = field(default_factory=dict, metadata={"help": "keys of `eas config` that all runs share"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "each run is repeated with these"})
     jobs: int | None = option(
@@ -137,7 +137,9 @@ class CompareConfig(Config):
         self.entries = [_entry(i, values) for i, values in enumerate(self.entries)]
         for i, entry in enumerate(self.entries):
             if any(_slug(entry.label) == _slug(other.label) for other in self.entries[:i]):
-                raise ConfigError(f"entry {entry.label!r}: another entry has this label, or one for the same folder")
+                raise ConfigError(
+                    f"entry {entry.label!r}: another entry has this label, or a label for the same folder"
+                )
             if entry.learning_rate_of is not None and not self.rates_tried(entry.learning_rate_of):
                 raise ConfigError(
                     f"entry {entry.label!r}: learning_rate_of = {entry.learning_rate_of!r} must be the label of an "

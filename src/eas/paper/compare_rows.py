@@ -19,7 +19,7 @@ def result_of(job: Job) -> dict[str, Any] | None:
         return None
     if wrong := misfit(result, TrialRun if job.trial else ComparedRun, ""):
         path = job.folder / "result.json"
-        raise ConfigError(f"{path} is not what a comparison leaves there ({wrong}); remove {job.folder}")
+        raise ConfigError(f"{path} is no record of a comparison ({wrong}); remove {job.folder}")
     return result
 
 

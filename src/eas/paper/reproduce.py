@@ -1,7 +1,7 @@
 """The paper's tables: the printed figures beside the figures of the models that this library builds.
 
-``eas/paper/recipes/tables`` holds the printed figures and says what each row is. A row names a recipe: the YAML file of
-a run, which says what is trained. Our columns are counted from that recipe's method on the table's shape.
+``eas/paper/recipes/tables`` holds the printed figures and describes each row. A row names a recipe, the YAML file of a
+run. Our columns are counted from the method of that recipe on the table's shape, and from nothing else.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class RowSpec(Config):
         default_factory=dict,
         metadata={"help": "keys that differ from the recipe's where FLOPs are counted"},
     )
-    halves: bool = option(False, "half of what is skipped are attentions, half FFNs")
-    fold_mode: str | None = option(None, "'none' where the row is measured unfolded")
-    beside: str | None = option(None, "what is trained beside the method, where it is not the table's")
+    halves: bool = option(False, "half of the skipped modules are attentions, half FFNs")
+    fold_mode: str | None = option(None, "'none' if the row is measured unfolded")
+    beside: str | None = option(None, "what is trained beside the method, if it differs from the table's")
     choices: int | None = option(None, "METER: how many attentions are skipped, the paper does not say which")
-    skip_set: list[int] | None = option(None, "METER: what is skipped")
+    skip_set: list[int] | None = option(None, "METER: the skip set")
     unexplained: dict[str, str] = field(
         default_factory=dict, metadata={"help": "columns that no consistent counting gives, and why"}
     )
@@ -87,7 +87,7 @@ def table_spec(name: str) -> TableSpec:
         ConfigError: there is no such table.
     """
     if name not in TABLES:
-        raise ConfigError(f"{name!r} is no table of the paper; there is {', '.join(TABLES)}, all")
+        raise ConfigError(f"{name!r} is no table of the paper; use one of {', '.join(TABLES)}, all")
     return TableSpec.from_file(RECIPES / "tables" / f"{name}.yaml")
 
 
@@ -111,12 +111,12 @@ def reproduce_table(name: str, shape: str | None = None, prompt_tokens: int | No
     spec = table_spec(name)
     if spec.shape is None:
         if shape is not None or prompt_tokens is not None:
-            raise ConfigError(f"{name} is about METER, which has one size; leave shape and prompt tokens out")
+            raise ConfigError(f"{name} is about METER, which has one size; leave out shape and prompt tokens")
         rows = [_meter_row(spec, row) for row in spec.rows]
     else:
         spec.shape = shape or spec.shape
         if spec.shape not in SHAPES:
-            raise ConfigError(f"shape {spec.shape!r} is unknown; there is {', '.join(SHAPES)}")
+            raise ConfigError(f"shape {spec.shape!r} is unknown; use one of {', '.join(SHAPES)}")
         spec.prompts = {column: prompt_tokens or tokens for column, tokens in spec.prompts.items()}
         base = on_meta(spec.shape, None)
         rows = [_row(spec, row, base) for row in spec.rows]

@@ -113,7 +113,7 @@ def _require_memory(
         remedy = f"add --share-blocks (all blocks hold one block's weights: about {less / 2**30:.0f} GiB), or {remedy}"
     raise ConfigError(
         f"{table} --measure: {shape} needs about {need / 2**30:.0f} GiB, and {where} has {free / 2**30:.0f} GiB free; "
-        f"run it where there is more, {remedy}"
+        f"use a machine with more memory, {remedy}"
     )
 
 
@@ -159,7 +159,7 @@ def _inputs(model: Any, tokens: int, images: int) -> dict[str, Tensor]:
     if images:
         taken = images * config.image_seq_length
         if taken >= tokens:
-            raise ConfigError(f"{images} images are {taken} tokens already; a prompt of {tokens} has no room for text")
+            raise ConfigError(f"{images} images take {taken} tokens; a prompt of {tokens} tokens has no room for text")
         ids[:, 1 : 1 + taken] = config.image_token_id
         side = config.vision_config.image_size
         inputs["pixel_values"] = torch.randn(images, 3, side, side, generator=g).to(model.dtype)
@@ -191,7 +191,7 @@ def add_training(
 ) -> None:
     """Runs the recipes of every row, or of those named, and sets their scores beside the paper's.
 
-    What is finished is not repeated, and what was stopped goes on.
+    A finished run is not repeated, and a stopped run continues.
 
     Args:
         result: of ``reproduce_table``.
@@ -211,7 +211,7 @@ def add_training(
     chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
     if not chosen:
         raise ConfigError(
-            f"{result['table']} has no recipe for these rows; leave --train out, or name others with --row"
+            f"{result['table']} has no recipe for these rows; leave out --train, or name other rows with --row"
         )
     if spec.shape is None and model == "tiny":
         raise ConfigError(
@@ -244,7 +244,7 @@ def add_training(
 
 
 def _trained(config: RunConfig) -> tuple[float, dict[str, float]]:
-    """Runs what is not done yet; the folded model's score, or the tuned one's, and all its metric's numbers."""
+    """Runs what is not done; gives the score of the folded or tuned model, and all numbers of the metric."""
     run_steps(run := Run.create(config))
     found = run.require("eval")
     scores, reports = found["score"], found["report"]
@@ -285,7 +285,7 @@ def require_inputs(name: str, config: RunConfig) -> None:
     """Refuses a run whose weights or data are not there.
 
     Raises:
-        ConfigError: what is missing, how to get it, and where to put it.
+        ConfigError: something is missing; the message says how to get it, and where to put it.
     """
     needs = read_yaml((RECIPES / "needs.yaml").read_text(encoding="utf-8"))
 

@@ -73,7 +73,7 @@ class RunConfig(Config):
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
     bits: int | None = option(
-        None, "4 or 8: quantise the blocks of LaVIN's language model to so many bits; null: do not quantise"
+        None, "4 or 8: bits of the quantised blocks of LaVIN's language model; null: not quantised"
     )
     data: str = option(
         "scenes:textures",

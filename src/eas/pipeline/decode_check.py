@@ -80,5 +80,5 @@ def require_small(errors: dict[str, float], dtype: torch.dtype, mode: str | None
     raise ConfigError(
         f"the model does not decode what it computes in one pass: relative errors of the logits are {shown}; "
         f"{allowed:.0e} is allowed in {str(dtype).removeprefix('torch.')} (fold mode {mode}). The adapter is intact. "
-        "`eas doctor` checks the installation; another fold mode is chosen by `-o fold_mode=shared`"
+        "`eas doctor` checks the installation; `-o fold_mode=shared` chooses another fold mode"
     )

@@ -32,7 +32,7 @@ def finals(run: Run, rule: Rule, first: SkipSet) -> dict[str, Any]:
     """Tunes finalists on from the search's adapter, by successive halving, and leaves the winner's adapter.
 
     The finalists are the search's own set and others that its rule proposes. All see the same batches, and the learning
-    rate falls to zero at the end of every rung. A run that was stopped goes on with the losses that it has.
+    rate falls to zero at the end of every rung. A stopped run continues with the losses that it has.
 
     Returns:
         The winner's ``skip_set``, the ``rungs``, and the ``finals_seconds`` they took, as JSON values.

@@ -44,7 +44,7 @@ def check(run: Run) -> None:
         run.task.first(run, split)  # the processor takes the data's form
     if (metric := METRICS.get(run.config.metric or "")) is not None:
         for example in (*run.data("validation"), *run.data("test")):
-            metric("", example)  # a metric refuses examples that lack what it asks for
+            metric("", example)  # a metric refuses examples without the fields that it needs
 
 
 def check_tracker(name: str) -> None:
@@ -56,10 +56,10 @@ def check_tracker(name: str) -> None:
     if name in ("none", "all"):
         return
     if name not in INTEGRATION_TO_CALLBACK:
-        raise ConfigError(f"train.report_to = {name!r}: there is none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+        raise ConfigError(f"train.report_to = {name!r}: use one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
     if name not in get_available_reporting_integrations():
         raise ConfigError(
-            f"train.report_to = {name!r}: it is not installed; pip install {name}, or leave report_to out"
+            f"train.report_to = {name!r}: the tracker is not installed; pip install {name}, or leave report_to out"
         )
 
 

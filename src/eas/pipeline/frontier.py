@@ -46,7 +46,7 @@ class Budget:
     speedup: float | None = None
 
     def recommend(self, rows: Sequence[dict[str, Any]]) -> int | None:
-        """The smallest k that saves what is asked for; where only the loss is limited, the largest. None: no k fits.
+        """The smallest k that meets the budget; if only the loss is limited, the largest. None: no k fits.
 
         Args:
             rows: of ``frontier.json``; a measured loss counts before a predicted one.
@@ -71,16 +71,16 @@ def frontier(
 ) -> dict[str, Any]:
     """Writes ``frontier.json`` and its figure beside the search's record.
 
-    The search's losses, of whatever rule, are fitted by the linear model of ``RegressionRule``: its ranking gives the
-    set of every k, its importances the differences between sets. The loss at k = 0 and at the run's own k is measured,
-    and the prediction runs through both; if the search drew sets of several sizes, the level is the fit's as well, and
+    The linear model of ``RegressionRule`` is fitted to the search's losses, of every rule: its ranking gives the set of
+    every k, its importances the differences between sets. The losses at k = 0 and at the run's own k are measured, and
+    the prediction passes through both. If the search drew sets of several sizes, the fit also gives the level, and
     only k = 0 is an anchor.
 
     Args:
         run: a run whose search has finished.
-        measure: the k to measure, besides 0 and the run's own; about five, evenly spread, where not given.
-        examples: at most so many of the validation split are scored.
-        budget: what the recommended k must keep to.
+        measure: the k to measure, besides 0 and the run's own; about five, evenly spread, by default.
+        examples: maximum number of scored examples of the validation split.
+        budget: limits of the recommended k.
 
     Raises:
         ConfigError: the run has no search with rounds, or a k is impossible.

@@ -24,7 +24,7 @@ console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several p
 
 
 def attached(run: Run) -> Any:
-    """The base with the run's method, its PIAs as they are drawn from the run's seed."""
+    """The base with the run's method; its start values come from the run's seed."""
     model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
     torch.manual_seed(run.config.seed)  # of the PIAs
     return attach(model, run.task.method(run))

@@ -75,7 +75,7 @@ def read_questions(path: Path) -> list[Example]:
         example = from_rows([(where, number, _with_answer(row))], path.parent)[-1]
         id = f"row-{number}" if row.get("id") is None else str(row["id"])
         if id in examples:
-            raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop them all")
+            raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop all ids")
         examples[id] = Example(id, example.messages, example.target, example.images)
     return list(examples.values())
 
@@ -106,7 +106,9 @@ def _done(output: Path, about: Mapping[str, Any], examples: Sequence[Example]) -
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f"{output} is there already, and no {beside.name} says whose; name another --output")
+        raise ConfigError(
+            f"{output} exists already, and there is no {beside.name} that names its run; name another --output"
+        )
     if changed := [key for key, value in about.items() if found.get(key) != value]:
         raise ConfigError(f"{output} holds answers with another {' and '.join(changed)}; name another --output")
     content = output.read_bytes()

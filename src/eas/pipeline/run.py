@@ -46,7 +46,7 @@ class Run:
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
-        """Starts a run, or goes on with the one in the folder.
+        """Starts a run, or continues the one in the folder.
 
         Raises:
             ConfigError: the folder holds a run with other settings; the message names them.

@@ -25,7 +25,7 @@ def samples(run: Run, record: Mapping[str, Any], into: Path) -> list[dict[str, A
     """What the page shows of the test split; none where nothing was evaluated, or nothing is answered.
 
     Args:
-        run: what was evaluated.
+        run: the evaluated run.
         record: of the evaluation.
         into: the folder whose ``samples`` the pictures are written to.
     """

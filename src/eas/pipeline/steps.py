@@ -59,7 +59,7 @@ def alone(step: Callable[[Run], None]) -> Callable[[Run], None]:
 def search(run: Run) -> None:
     """Finds the skip set.
 
-    The PIAs that were trained on the way are left for ``tune`` to go on with.
+    The search leaves its trained PIAs, and ``tune`` continues with them.
     """
     check(run)
     config = run.config
@@ -322,7 +322,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def run_steps(run: Run) -> None:
-    """Does what is not done yet, then reports; a step that fails does not take the report on those before it along.
+    """Runs the steps that are not done, then reports; if a step fails, the report still covers the steps before it.
 
     Raises:
         WriteError: another process does them in the same folder.

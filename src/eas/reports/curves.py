@@ -25,7 +25,7 @@ class Curve(NamedTuple):
         seed: of the run.
         losses: phase -> its log of "step" and "loss".
         rounds: of the search, each with "step" and "importances".
-        skip_set: what was skipped.
+        skip_set: the skipped attentions.
     """
 
     row: str

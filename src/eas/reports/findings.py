@@ -17,7 +17,7 @@ class Finding(NamedTuple):
     """One change from base to tuned model.
 
     Args:
-        said: what was measured.
+        said: the measurement, in words.
         change: above 0 it is for the better, below for the worse.
         why_not: why it may not be taken as a change; empty where it may.
     """
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
 
     @property
     def told(self) -> str:
-        """In a table: with what is wrong with it."""
+        """For a table, with the reason why it is no gain."""
         kind = "gain" if self.change > 0 else "loss"
         return self.said if not self.why_not else f"{self.said}, not taken as a {kind}: {self.why_not}"
 
@@ -73,7 +73,7 @@ def blind_answers(task: Mapping[str, Any]) -> dict[str, float]:
 
 
 def not_above_blind(result: Mapping[str, Any], score: float) -> str:
-    """Which blind answer a score is not surely above; empty where it is above all."""
+    """The blind answers that a score is not surely above; empty if it is above all."""
     examples, blind = at(result, "task", "examples"), blind_answers(at(result, "task") or {})
     if not blind:
         return ""

@@ -25,7 +25,7 @@ def write_frontier(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def frontier_figure(result: Mapping[str, Any]) -> Figure:
-    """Above: held-out loss by k, predicted with two standard errors, and measured. Below: what is left of each cost."""
+    """Above: held-out loss by k, predicted with two standard errors, and measured. Below: the share of each cost."""
     rows = result["rows"]
     ks, predicted = [row["k"] for row in rows], [row["predicted"] for row in rows]
     figure = Figure(figsize=(WIDTH, 4.6), facecolor="white")

@@ -166,7 +166,7 @@ def _render(sections: Sequence[Section], headline: str, left_out: Sequence[str])
 
 
 def _frontier(folder: Path, problems: list[str]) -> dict[str, Plot | None]:
-    """The figures of what `eas frontier` left, if it was run; where it is broken, the run is shown without them."""
+    """The figures of a run's `eas frontier`, if it ran; if its file is broken, the page shows the run without them."""
     path = folder / FRONTIER_FILE
     try:
         return frontier_plots(read_json(path)) if path.is_file() else {}

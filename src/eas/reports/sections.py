@@ -87,7 +87,7 @@ def comparison_section(result: Mapping[str, Any], path: Path, out: Path, prefix:
         "file": str(path),
         "id": f"{prefix}comparison",
         "name": path.resolve().parent.name if path.name == "comparison.json" else path.name,
-        "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and what it costs",
+        "title": f"{len(rows)} ways to tune for {task or 'a task'}: accuracy and cost",
         "table": _table(result, lambda i, j: f"#{prefix}row{i}-seed{result['rows'][i]['seeds'][j]}"),
         "notes": notes(result),
         "plots": _comparison_plots(result, curves, prefix),
@@ -149,7 +149,7 @@ def _curve(row: str, seed: Any, folder: Path, problems: list[str]) -> list[Curve
 
 
 def _table(result: Mapping[str, Any], link: Callable[[int, int], str]) -> Section:
-    """Head and lines of the table; each seed's score leads to what it was made with."""
+    """Head and lines of the table; each seed's score links to its configuration."""
     head, *lines = cells(result, spread_text)
     return {
         "head": head,

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """One sentence with what was gained or lost, and nothing that was not measured or may be chance."""
+    """One sentence on gains and losses, without anything that was not measured or may be chance."""
     skipped, (total, kind) = at(result, "model", "skip_set"), _candidates(result)
     parts, (data, after) = [], (at(result, "task", "data"), final(at(result, "accuracy")))
     if after is not None:
@@ -78,7 +78,7 @@ INTERVAL = "in brackets behind an accuracy: its 95 % interval"
 
 
 def summary_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The table: accuracy and what blind answers give, what is skipped, what was trained, operations, bytes, times."""
+    """The table: accuracies of model and blind answers, skipped and trained parts, operations, bytes, times."""
     model, (layers, kind) = at(result, "model"), _candidates(result)
     skip_set = at(model, "skip_set")
     k = at(model, "k") if skip_set is None else len(skip_set)

@@ -35,6 +35,6 @@ def summary_table(result: Mapping[str, Any]) -> Table:
 
 
 def summary_view(result: Mapping[str, Any]) -> Group:
-    """The headline, the table, and what was measured but is no gain."""
+    """The headline, the table, and measurements that are no gain."""
     said = [Text(f"{remark}") for remark in remarks(result)]
     return Group(Text(headline(result)), summary_table(result), *said)

@@ -21,7 +21,7 @@ def together(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         results: ``result.json`` by the folder of the run.
 
     Returns:
-        Mappings with what ``comparison.json`` has: task, rows and latency; "apart" says that each was timed by itself.
+        Mappings in the form of ``comparison.json``: task, rows and latency; "apart" says that each was timed by itself.
     """
     tasks: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for folder, result in results.items():

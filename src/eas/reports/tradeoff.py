@@ -69,7 +69,7 @@ def tradeoff(
                 markeredgewidth=0.6,
             )
         if (time := at(variants, "base", key, "median")) is not None:
-            # a line, not a point: the accuracy of the untuned base would flatten what is compared
+            # a line, not a point: the accuracy of the untuned base would flatten the compared rows
             axes.axvline(time, color=GREY, linestyle="--", linewidth=1.3, zorder=1)
             name = "base" if base is None else f"base, {100 * base:.1f} %"
             axes.text(time, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8.5)

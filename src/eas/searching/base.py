@@ -16,7 +16,7 @@ from eas.searching.records import RuleState
 SkipSet = tuple[int, ...]
 Array = NDArray[np.floating[Any]]
 TRIES = 20  # draws per wanted set, before uniform ones fill the round
-PATIENCE = 30  # a search is settled if the skip set stayed as it was for so many rounds, and for half of all rounds
+PATIENCE = 30  # a search is settled if the skip set has not changed for so many rounds, and for half of all rounds
 
 
 class RuleBase:

@@ -14,9 +14,9 @@ from eas.searching.records import RegressionState
 class RegressionRule(RuleBase):
     """Ridge regression of the loss on the skip indicator, over uniformly drawn sets.
 
-    Losses of a round share a batch, so both sides are centred within a round. Every evaluation then tells of all
-    candidates at once, and none is blamed for those that happened to be skipped with it, as in the bandit. Importances
-    are losses, relative to their mean, and serve any k. The ridge is 1: a prior as strong as one evaluation.
+    Losses of a round share a batch, so both sides are centred within a round. Every evaluation then informs about all
+    candidates at once. The bandit blames a candidate for the others in its set; this rule does not. Importances are
+    losses, relative to their mean, and serve any k. The ridge is 1: a prior as strong as one evaluation.
 
     Args:
         num_candidates: n.
@@ -61,9 +61,9 @@ class RegressionRule(RuleBase):
         return float(weights @ self.importance), float(np.sqrt(weights @ self._covariance() @ weights))
 
     def settled(self) -> bool:
-        """Also where the last one skipped and the first one kept are 2 standard errors of the difference apart.
+        """Also true if the last skipped and the first kept candidate differ by 2 standard errors of the difference.
 
-        The data pick the pair and it is tested every round, so this errs more often than a single test would.
+        The data choose this pair, and every round tests it, so this errs more often than a single test would.
         """
         if self.degrees < self.num_candidates:
             return False
@@ -101,15 +101,15 @@ class RegressionRule(RuleBase):
 class ThompsonRule(RegressionRule):
     """Linear Thompson sampling: each proposal is the best set under one draw from the regression's posterior.
 
-    So evaluations go to the sets that may still be the best. That is where they tell most if skips interact: the linear
+    So the search evaluates sets that may still be the best. If skips interact, these evaluations help most: the linear
     model then describes the neighbourhood in which the search ends.
 
     Args:
         num_candidates: n.
         num_skip: k, at least 1 and below n.
         seed: of the draws.
-        spread: by how many standard errors a candidate seems worse for every set of the round that skips it already.
-            Posterior draws resemble each other, and what a round's sets share, its losses say nothing about.
+        spread: the penalty of a candidate, in standard errors, for every set of the round that skips it already.
+            Posterior draws resemble each other, and a round's losses say nothing on candidates that all sets skip.
     """
 
     def __init__(self, num_candidates: int, num_skip: int, seed: int, spread: float = 0.0) -> None:

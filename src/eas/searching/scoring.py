@@ -23,25 +23,25 @@ Plan = tuple[tuple[str, ...], ...]  # of every block, the parts that a set skips
 def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Sequence[SkipSet]) -> list[float]:
     """``model(**inputs).loss`` under each skip set.
 
-    What comes before the blocks (vision tower, projector, embeddings, masks) is computed once, and so are the blocks
-    before the first one in which sets differ: sets are taken in the order of what they skip from the first block on,
-    and each goes on from the last block that it has in common with the one before it. The head reads the columns that
-    predict an answer token in some row.
+    1. The part before the blocks (vision tower, projector, embeddings, masks) runs once.
+    2. The sets are sorted by the parts that they skip, block by block. Each set starts at the first block in which it
+       differs from the set before it; earlier blocks are shared.
+    3. The head reads only the columns that predict an answer token in some row.
 
-    The first set runs through the model's own forward, where hooks note what every block is called with; blocks, final
-    norm, head and loss of the others are called with the same, under the same autocast.
+    The first set runs through the model's own forward pass, and hooks record the arguments of every block. For other
+    sets, blocks, final norm, head and loss get the same arguments, under the same autocast.
 
     Args:
-        model: an attached model in evaluation mode, of a method that skips; is left under the last set scored.
-        inputs: what the model is called with, ``labels`` included (batch, tokens); no cache.
+        model: an attached model in evaluation mode, of a method that skips; keeps the last scored set.
+        inputs: the model's arguments, with ``labels`` ``(batch, tokens)``; no cache.
         skip_sets: at least one.
 
     Returns:
         The losses, in the order of the sets.
 
     Raises:
-        ValueError: the model is in training mode, there are no labels, a cache is given, or the model does more between
-            its blocks than hand on the hidden states, so that they cannot be called one by one.
+        ValueError: the model is in training mode, there are no labels, a cache is given, or the model
+            changes the hidden states between its blocks, so that the blocks cannot be called one by one.
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before scoring")
@@ -86,7 +86,9 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         for hook in seen:
             hook.remove()
         if len(called) != len(blocks):
-            raise ValueError(f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score sets singly")
+            raise ValueError(
+                f"{type(model).__name__} ran {len(called)} blocks of {len(blocks)}; score one set at a time"
+            )
         vocabulary = model.config.get_text_config().vocab_size
         with torch.autocast(**autocast):
             for (plan, skip_set), start in zip(order[1:], starts[1:], strict=True):
@@ -104,7 +106,7 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
 
 
 def _score_behind_towers(model: Any, inputs: Mapping[str, Any], skip_sets: Sequence[SkipSet]) -> list[float]:
-    """METER: the towers run once, all behind them for every set; layers of both modalities feed each other."""
+    """METER: the towers run once, the rest runs for every set, because layers of both modalities feed each other."""
     labels = {key: value for key, value in inputs.items() if key.endswith("labels")}
     encoded, losses = model.encode(**{key: value for key, value in inputs.items() if key not in labels}), []
     for skip_set in skip_sets:

@@ -1,1 +1,1 @@
-"""What a model does with examples: batches, answers and their scores."""
+"""The use of examples: batches, answers and their scores."""

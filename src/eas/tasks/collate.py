@@ -60,11 +60,13 @@ class Collator:
 
     def __post_init__(self) -> None:
         if self.cut not in (None, *CUTS):
-            raise ValueError(f"cut = {self.cut!r}: there are {', '.join(CUTS)}")
+            raise ValueError(f"cut = {self.cut!r}: use one of {', '.join(CUTS)}")
         text_only = isinstance(self.processor, PreTrainedTokenizerBase)
         self.tokenizer = self.processor if text_only else self.processor.tokenizer
         if self.tokenizer.eos_token is None or self.tokenizer.pad_token is None:
-            raise ValueError("the tokenizer needs an eos_token and a pad_token; set tokenizer.pad_token (eos will do)")
+            raise ValueError(
+                "the tokenizer needs an eos_token and a pad_token; set tokenizer.pad_token (eos_token works)"
+            )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """One batch of B examples, the longest of T tokens.
@@ -138,8 +140,8 @@ class Collator:
                 text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             if any(str(message["content"]) in text for message in example.messages if message["content"]):
                 raise DataError(
-                    f"example {example.id}: the chat template writes the list of a turn's parts as it stands, because "
-                    "it wants texts; give the processor a template that goes through the parts"
+                    f"example {example.id}: the chat template prints the list of a turn's parts, because it expects "
+                    "texts; give the processor a template that reads the parts"
                 )
         if self.processor is not self.tokenizer:
             token, count = self.processor.image_token, len(example.images)
@@ -180,7 +182,7 @@ class Collator:
         return [*tokens, end]
 
     def _batch(self, examples: Sequence[Example], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        """The prompts' tensors; what is refused is looked for example by example."""
+        """The prompts' tensors; if the processor refuses them, tries each example alone to name the bad one."""
         prompts = [self.prompt(example) for example in examples]
         try:
             return self._encode(prompts, images)
@@ -205,7 +207,9 @@ class Collator:
 
     def _append(self, batch: dict[str, Tensor], starts: list[int], answers: list[list[int]]) -> dict[str, Tensor]:
         if found := _UNSUPPORTED & batch.keys():
-            raise ValueError(f"{type(self.processor).__name__} returns {found}, which answers cannot be appended to")
+            raise ValueError(
+                f"{type(self.processor).__name__} returns {found}, and answers cannot be appended to these"
+            )
         width = max(start + len(answer) for start, answer in zip(starts, answers, strict=True))
         for name in _PER_TOKEN & batch.keys():
             fill = self.tokenizer.pad_token_id if name == "input_ids" else 0

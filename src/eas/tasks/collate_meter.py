@@ -47,7 +47,7 @@ class MeterCollator:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r}: there is {', '.join(TASKS)}")
+            raise ValueError(f"task {self.task!r}: use one of {', '.join(TASKS)}")
         if self.task == "vqa" and not self.vocabulary:
             raise ValueError("vqa needs its vocabulary of answers; see eas.metrics.vqa.answer_vocabulary")
 
@@ -94,7 +94,7 @@ class MeterCollator:
         while len(texts) <= self.negatives:
             tries += 1
             if not self.captions or tries > 100 * self.negatives:
-                raise DataError(f"example {example.id}: there are no captions of other images to set beside its own")
+                raise DataError(f"example {example.id}: there are no captions of other images to compare with its own")
             other = self.captions[int(torch.randint(len(self.captions), ()))]
             if other.metadata["image"] != example.metadata["image"]:
                 texts.append(other.target)

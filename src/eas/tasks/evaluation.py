@@ -86,7 +86,7 @@ def evaluate(
         report = Report(sum(scores.values()) / len(scores), {"loss": sum(losses) / len(losses)}, scores)
         return Evaluation(report.score, {}, report)
     if metric not in METRICS and metric not in BENCHMARKS:
-        raise DataError(f"metric {metric!r} is unknown; there is {', '.join((*METRICS, LOSS_ONLY, *BENCHMARKS))}")
+        raise DataError(f"metric {metric!r} is unknown; use one of {', '.join((*METRICS, LOSS_ONLY, *BENCHMARKS))}")
     given = answer(model, processor, examples, batch_size=batch_size, max_new_tokens=max_new_tokens, title=title)
     answers = {example.id: text for example, text in zip(examples, given, strict=True)}
     report = score_answers(metric, examples, answers, options)

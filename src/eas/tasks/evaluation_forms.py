@@ -42,7 +42,7 @@ class Meant:
 
     Args:
         evaluation: with these answers; they are the model's own words where those say it already.
-        as_written: the score of the words as they are.
+        as_written: the score of the literal words.
         comparable: False where most of the answers are none of the split's, in any reading.
     """
 
@@ -52,7 +52,7 @@ class Meant:
 
 
 def choices_of(example: Example, metric: str) -> Sequence[str]:
-    """What an example's answer is chosen from; empty where it is free."""
+    """The choices of an example's answer; empty if the answer is free."""
     if metric == "scienceqa" and not example.choices:
         return [f"The answer is {letter}." for letter in LETTERS[: len(example.metadata["choices"])]]
     return example.choices
@@ -91,12 +91,12 @@ def meant(
 
     An answer counts as the one choice that it names. Where it names none or several, it counts as the choice whose
     tokens have the highest mean log-probability. Where examples have no choices of their own but the split has a closed
-    set of answers, these are what an answer may name; what names none of them stays as it is.
+    set of answers, these are what an answer may name; an answer that names none of them does not change.
 
     Args:
         model: the base.
         processor: its processor.
-        examples: what was answered.
+        examples: the answered examples.
         found: what `evaluate` said.
         metric: by which the answers are scored.
         batch_size: choices at a time.

@@ -37,7 +37,7 @@ def evaluate_meter(
         DataError: the processor refuses an example.
     """
     if benchmark not in ("vqa2", "nlvr2"):
-        raise ValueError(f"benchmark {benchmark!r}: there is vqa2 and nlvr2; retrieval has score_retrieval")
+        raise ValueError(f"benchmark {benchmark!r}: use vqa2 or nlvr2; retrieval has score_retrieval")
     names = model.config.id2label if benchmark == "vqa2" else {0: CHOICES[1], 1: CHOICES[0]}
     answers: dict[str, str] = {}
     for at in track(range(0, len(examples), batch_size), title):

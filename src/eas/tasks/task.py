@@ -1,6 +1,6 @@
 """The task of a run, by the class of its model: prompts and generated answers, or one of METER's tasks.
 
-``task_of`` is the one place that tells them apart; whatever else depends on it asks ``run.task``.
+Only ``task_of`` distinguishes them; all other code asks ``run.task``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Task:
         """Answers a split and scores the answers by the run's metric.
 
         Args:
-            run: what it belongs to.
+            run: the run of the task.
             model: base, attached or folded.
             split: "validation" or "test".
             name: of the model in the run's records.

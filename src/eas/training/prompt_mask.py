@@ -14,7 +14,7 @@ class WithPromptMask:
     """Adds ``prompt_mask`` to a collator's batch: True on the tokens before the first answer token, without padding.
 
     TRL's ``SFTTrainer`` fuses the head into the loss and keeps the labels from the model, which then could not tell the
-    prompt: ``trainer.data_collator = WithPromptMask(trainer.data_collator)``. Our own ``Collator`` does it by itself.
+    prompt: ``trainer.data_collator = WithPromptMask(trainer.data_collator)``. Our ``Collator`` adds the mask itself.
 
     Args:
         collator: returns a batch with ``labels`` and ``attention_mask``, each ``(batch, tokens)``.

@@ -31,7 +31,7 @@ from eas.weights import read_torch, require_finite
 
 PARTIAL = "partial"
 """Folder, beside the checkpoints, of the one that is being written."""
-REMEDY = "go on from the checkpoint before it, or start over"
+REMEDY = "resume from the checkpoint before it, or start over"
 
 
 def last_checkpoint(folder: str | Path, searching: bool = False) -> str | None:
@@ -76,7 +76,7 @@ def check_checkpoint(folder: Path, searching: bool = False) -> None:
     except TypeError as error:  # a key that it does not know
         raise RecordError(f"{path} is no state of a trainer ({error}); {REMEDY}") from error
     if _step(folder) not in (None, state["global_step"]):
-        raise RecordError(f"{path}: global_step = {state['global_step']} is not the folder's; {REMEDY}")
+        raise RecordError(f"{path}: global_step = {state['global_step']} is not that of the folder's name; {REMEDY}")
     tensors = read_adapter(folder)
     require_finite(tensors.items(), folder / WEIGHTS_FILE, REMEDY)
     if not [*folder.glob("global_step*")]:  # DeepSpeed's own

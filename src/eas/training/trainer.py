@@ -35,7 +35,7 @@ class EASTrainer(OpenTrainer):
     In the search phase every step trains under a sampled skip set, and rounds score sets on held-out examples;
     afterwards ``search_result()`` holds the skip set. In the tune phase the selected set stays fixed. Checkpoints hold
     the adapter, the search's state, optimizer, scheduler and random states, so that
-    ``train(resume_from_checkpoint=...)`` goes on exactly.
+    ``train(resume_from_checkpoint=...)`` continues exactly.
 
     Args:
         model: an attached model.
@@ -77,7 +77,9 @@ class EASTrainer(OpenTrainer):
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
-                raise ValueError("search.train = False under FSDP, which shards what it trains; search with DDP")
+                raise ValueError(
+                    "search.train = False does not work under FSDP, which shards trained weights; search with DDP"
+                )
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO 3 is not supported, it hides the weights; use FSDP2, or ZeRO 2")
         self.search_phase: SearchPhase | None = None

@@ -93,10 +93,10 @@ class MeterForVisualQuestionAnswering(MeterWithHead):
 
 
 class MeterForNLVR2(MeterWithHead):
-    """Is the sentence true of both images? ``logits`` ``(batch, 2)``, ``labels`` ``(batch,)``: 1 where it is.
+    """Is the sentence true of both images? ``logits`` ``(batch, 2)``, ``labels`` ``(batch,)``: 1 if it is true.
 
-    ``pixel_values`` are ``(batch, 2, 3, height, width)``. Each image meets the text in a pass of its own, with a token
-    type of its own; the classifier reads both passes.
+    ``pixel_values`` are ``(batch, 2, 3, height, width)``. Each image meets the text in its own pass, with its own
+    token type; the classifier reads both passes.
     """
 
     def __init__(self, config: MeterConfig) -> None:
