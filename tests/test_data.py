@@ -145,6 +145,11 @@ GOOD = {"id": "x", "conversations": said("q", "a")}
         ([{"conversations": said("q", "<image>")}], "data.jsonl:1: an image in the assistant's turn"),
         ([{"conversations": [{"from": "robot", "value": "q"}]}], "data.jsonl:1: a turn is .*robot"),
         ([{"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWER]}], "data.jsonl:1: a part is .*video"),
+        ([{"prompt": "q", "completion": " </s>"}], "data.jsonl:1: an empty turn of the assistant"),
+        ([{"prompt": "q", "completion": "\n"}], "data.jsonl:1: an empty turn of the assistant"),
+        ([{"prompt": "q", "completion": 3}], "data.jsonl:1: prompt is 'q' and completion 3; expected texts"),
+        ([GOOD | {"Image": "c.PNG"}], "data.jsonl:1: 'Image' names a picture .*images go under \"image\" or"),
+        ([GOOD | {"img_paths": ["c.jpeg"]}], "data.jsonl:1: 'img_paths' names a picture"),
     ],
 )
 def test_bad_rows_are_named(write, rows, words):

@@ -117,6 +117,18 @@ def test_vqa(tmp_path):
     assert type(model).config_class.from_dict(model.config.to_dict()).id2label == {i: a for a, i in vocabulary.items()}
 
 
+def test_evaluation_names_what_the_processor_refuses(tmp_path):
+    def refusing(images, texts):
+        if texts[-1] == examples[1].question:
+            raise OverflowError("too much")
+        return processor()(images, texts)
+
+    examples = vqa(tmp_path)[:2]
+    model = build("vqa")
+    with pytest.raises(DataError, match=rf"example {examples[1].id}: the processor refuses it \(OverflowError: too"):
+        evaluate_meter(model, refusing, examples, "vqa2")
+
+
 def test_nlvr2(tmp_path):
     examples = nlvr2(tmp_path)
     collator = MeterCollator(processor(), "nlvr2")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,25 @@ def test_of_several_frames_the_first(tmp_path, suffix):
 def test_plain_pictures_are_no_news():
     for mode in ("1", "L", "P", "RGB"):
         assert seen(Image.new(mode, (1, 1))) == ((), [[BLACK]])
+
+
+def png_of_16_bits(path, colour_type, *values):
+    """What Pillow cannot write: 16 bits for each of several channels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour_type, 0, 0, 0)
+    pixel = b"\0" + struct.pack(f">{len(values)}H", *values)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixel)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def test_colours_of_16_bits_are_told(tmp_path):
+    assert seen(png_of_16_bits(tmp_path / "rgb.png", 2, 4095, 300, 0)) == (("cut to 8 bits",), [[(15, 1, 0)]])
+    assert seen(png_of_16_bits(tmp_path / "grey.png", 4, 300, 65535))[0] == ("cut to 8 bits",)
+    assert seen(png_of_16_bits(tmp_path / "rgba.png", 6, 4095, 300, 0, 0))[0] == ("cut to 8 bits", "on white")
 
 
 def test_data_check_counts_each_kind(sideways, tmp_path):

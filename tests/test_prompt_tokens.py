@@ -75,6 +75,57 @@ def test_a_row_without_a_prompt_token_is_refused_with_and_without_labels(empty):
         model(**inputs, prompt_mask=mask, labels=inputs["input_ids"])
 
 
+def evaluated(kind, folder, *, smoothing=0.0, **more):
+    args = arguments(folder, label_smoothing_factor=smoothing)
+    data = list(rows())
+    trainer = kind(attached(LLAMA), args, train_dataset=data, eval_dataset=data, data_collator=stack, **more)
+    return trainer.evaluate()["eval_loss"]
+
+
+class OwnLoss(EASTrainer):
+    """Takes the labels out of the batch, as recipes for distillation and weighted losses do."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = outside(outputs, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_evaluation_and_an_own_compute_loss_know_the_prompt(tmp_path):
+    expected = pytest.approx(evaluated(EASTrainer, tmp_path), abs=1e-5)
+    assert evaluated(EASTrainer, tmp_path, smoothing=1e-9) == expected
+    assert evaluated(EASTrainer, tmp_path, compute_loss_func=outside) == expected
+    assert evaluated(OwnLoss, tmp_path) == expected
+    assert first_loss(OwnLoss, tmp_path) == pytest.approx(first_loss(EASTrainer, tmp_path), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.float])
+def test_a_prompt_mask_of_numbers_is_one_of_bools(kind):
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    mask = inputs["attention_mask"].bool()
+    mask[:, -2:] = False
+    expected = model(**inputs, prompt_mask=mask).logits
+    assert torch.equal(model(**inputs, prompt_mask=mask.to(kind)).logits, expected)
+    assert torch.equal(model.model(**inputs, prompt_mask=mask.to(kind))[0], model.model(**inputs, prompt_mask=mask)[0])
+
+
+def test_a_prompt_mask_of_another_shape_and_an_empty_one_of_the_language_model_are_refused():
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    mask = inputs["attention_mask"]
+    with pytest.raises(ValueError, match=r"prompt_mask has shape \(2, 3\), but the batch has \(2, 10\) tokens"):
+        model(**inputs, prompt_mask=mask[:, :3])
+    with pytest.raises(ValueError, match="row 0 has no prompt token"):
+        model.model(**inputs, prompt_mask=torch.zeros_like(mask))
+
+
+@pytest.mark.parametrize("missing", ["labels", "attention_mask"])
+def test_a_batch_from_which_the_prompt_cannot_be_told_is_refused(missing):
+    batch = {key: value for key, value in stack(list(rows())).items() if key != missing}
+    with pytest.raises(ValueError, match=f"the collator returns no {missing}, so the prompt cannot be told"):
+        WithPromptMask(lambda examples: batch)([0])
+
+
 def tokenizer():
     words = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(58)), "user", "assistant"]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from families import build
 
 import eas
 from eas.attachment.load import load_base
@@ -80,6 +81,23 @@ def test_code_of_a_folder_is_not_run_and_no_question_asked(tmp_path, monkeypatch
 def test_an_implementation_that_is_asked_for_counts(tmp_path):
     named = folder(tmp_path, attn_implementation="org/kernel")
     assert model_config(str(named), own_attention=False).num_hidden_layers == 2
+
+
+def test_a_damaged_generation_config_is_refused(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2')
+    with pytest.raises(RecordError, match=rf"{tmp_path}/generation_config\.json is damaged"):
+        model_config(str(tmp_path))
+
+
+def test_a_model_without_an_adapter_is_no_name():
+    with pytest.raises(CheckpointError, match=r"of a LlamaForCausalLM needs an adapter's folder too: eas\.load\(base"):
+        eas.load(build("LlamaForCausalLM"))
+
+
+def test_values_of_a_configuration_are_none():
+    with pytest.raises(ConfigError, match=r"for example eas\.method_config\(\{'name': 'lora', 'rank': 2\}\)$"):
+        eas.attach(build("LlamaForCausalLM"), {"name": "lora", "rank": 2})
 
 
 def test_tiny_is_a_base_and_a_name_is_no_configuration(tmp_path):

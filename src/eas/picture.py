@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from eas.errors import DataError
 
@@ -21,6 +21,7 @@ ImageSource = Image.Image | Path | Callable[[], Image.Image]
 CHANGES = {
     "turned": "turned upright, as the EXIF orientation says",
     "scaled": "of more than 8 bits or of floats: the lowest value is black now, the highest white",
+    "cut to 8 bits": "of 16 bits a colour, of which the upper 8 are read; scale them yourself if they are dark",
     "on white": "transparent, put on white",
     "converted": "converted to RGB from CMYK, YCbCr, LAB or HSV",
     "first frame": "of several frames, of which only the first is seen",
@@ -83,12 +84,15 @@ def _picture(image: Image.Image) -> Picture:
     changes = []
     if getattr(image, "is_animated", False):  # an attribute of the formats that have frames
         changes.append("first frame")
+    deep = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile) for tile in image.tile)
     if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
         changes.append("turned")
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         changes.append("scaled")
         return Picture(_scaled(image), tuple(changes))
+    if deep:  # Pillow has no mode for them
+        changes.append("cut to 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):

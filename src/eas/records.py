@@ -57,6 +57,10 @@ class ModelRecord(TypedDict):
     model_type: str
 
 
+class GenerationRecord(TypedDict):
+    """What a model's generation_config.json must hold: anything, as a mapping."""
+
+
 class StandaloneRecord(ModelRecord):
     """config.json of a standalone folder."""
 

@@ -60,10 +60,8 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         4
     """
     if not isinstance(config, MethodConfig):
-        named = config if isinstance(config, str) else "eas"
-        raise ConfigError(
-            f"attach(model, {config!r}): give a configuration, for example eas.method_config({{'name': {named!r}}})"
-        )
+        values = config if isinstance(config, dict) else {"name": config if isinstance(config, str) else "eas"}
+        raise ConfigError(f"attach(model, {config!r}): give a configuration, for example eas.method_config({values!r})")
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
     _attach(model, config)

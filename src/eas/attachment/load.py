@@ -71,6 +71,10 @@ def load(
         2
     """
     if folder is None:
+        if not isinstance(model_or_id, str | Path):
+            raise CheckpointError(
+                f"eas.load of a {type(model_or_id).__name__} needs an adapter's folder too: eas.load(base, folder)"
+            )
         if (Path(str(model_or_id)) / WEIGHTS_FILE).is_file():
             raise CheckpointError(f"{model_or_id} holds an adapter without its base; use eas.load(base, {model_or_id})")
         if base_revision is not None:

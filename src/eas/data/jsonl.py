@@ -17,6 +17,7 @@ from eas.example import Example, ImageSource, without_end
 
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_PICTURE, _FILE = re.compile("image|img|pic|photo"), re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)$")
 _FORMS = '"conversations" (LLaVA), "messages", or "prompt" and "completion"'
 
 
@@ -134,10 +135,16 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
         contents[first] = [{"type": "image"} for _ in files] + contents[first]
         slots[first] = len(files)
     if sum(slots) != len(files):
-        raise DataError(f"{sum(slots)} places for images but {len(files)} images; write one {MARKER} or part per image")
+        raise DataError(
+            f"{sum(slots)} places for images but {len(files)} images; write one {MARKER} or part per image, and name "
+            'the files under "images", or each in its part under "image"'
+        )
+    if not files:
+        _refuse_misnamed(row)
 
     for role, parts in zip(roles, contents, strict=True):
-        if role != "system" and not any(part["type"] == "image" or part["text"] for part in parts):
+        said = "".join(MARKER if part["type"] == "image" else part["text"] for part in parts)
+        if role != "system" and not (without_end(said)[0].strip() if role == "assistant" else said):
             raise DataError(f"an empty turn of the {role}; give it a text, or drop the row")
 
     messages = [
@@ -184,6 +191,14 @@ def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[s
             raise DataError(f"images are {shown(other)}; expected a path or a list of paths")
 
 
+def _refuse_misnamed(row: Mapping[str, Any]) -> None:
+    """A row that names a picture under another key would be read as one without."""
+    for key, value in row.items():
+        first = value[0] if isinstance(value, list) and value else value
+        if _PICTURE.search(key.casefold()) and isinstance(first, str) and _FILE.search(first.casefold()):
+            raise DataError(f'{key!r} names a picture ({shown(first)}); images go under "image" or "images"')
+
+
 def _is_image(value: Any) -> bool:
     return isinstance(value, str | Path | Image.Image) or callable(value)
 
@@ -207,6 +222,10 @@ def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
             return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], 0
         case {"prompt": [*prompt], "completion": [_, *_] as completion}:
             return prompt + completion, len(prompt)
+        case {"prompt": prompt, "completion": completion}:
+            raise DataError(
+                f"prompt is {shown(prompt)} and completion {shown(completion)}; expected texts, or lists of turns"
+            )
         case _:
             raise DataError(f"the row has the keys {sorted(row)}; expected {_FORMS}")
 

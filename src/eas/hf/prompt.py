@@ -29,6 +29,9 @@ class PromptedTextModel(SkippingTextModel):
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
         given = {name: kw.pop(name, None) for name in ("prompt_mask", "token_mask", "routes")}
+        if given["prompt_mask"] is not None:
+            given["prompt_mask"] = given["prompt_mask"].bool()
+            require_prompt(given["prompt_mask"], labelled=False)
         # in training the blocks run twice under gradient checkpointing, and must find the same both times
         states = None if self.training and torch.is_grad_enabled() else prompt_layer(cache)
         return {"request": Request(states, fresh, **given)}
@@ -180,6 +183,14 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     labelled = mask is None and labels is not None
     if mask is None and labels is not None:
         mask = prompt_tokens(labels)
+    if mask is not None:
+        tokens = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), mask)
+        if mask.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"prompt_mask has shape {tuple(mask.shape)}, but the batch has {tuple(tokens.shape[:2])} tokens; "
+                "give one value for each token"
+            )
+        mask = mask.bool()
     if two_dimensional:
         mask = attention_mask.bool() if mask is None else mask & attention_mask.bool()
     elif attention_mask is not None and mask is None:
@@ -187,7 +198,7 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     if mask is None:  # nothing to leave out: a plain mean
         return None
     require_prompt(mask, labelled)
-    return None if labels is None and mask.all() else mask.bool()
+    return None if labels is None and mask.all() else mask
 
 
 def _token_mask(kwargs: dict[str, Any]) -> Tensor | None:

@@ -41,6 +41,10 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     def prepared(self, checkpoint: str | None) -> None:
         """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""
 
+    def prepared_inputs(self, inputs: Any) -> Any:
+        """Called with every batch, of training and of evaluation; returns what the loss is computed from."""
+        return inputs
+
     def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Writes a checkpoint: ``write`` does it, into a folder in ``args.output_dir``."""
         write()
@@ -70,6 +74,9 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir)
         best = f"{folder / PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return self.prepared_inputs(super()._prepare_inputs(inputs))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from eas.card import on_hub
-from eas.records import ModelRecord, RecordError, read_record
+from eas.records import GenerationRecord, ModelRecord, RecordError, read_record
 from eas.weights import Safetensors
 
 REMEDY = "copy or download the folder again"
@@ -49,6 +49,8 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
     except OSError as error:
         raise OSError(f"{id_or_folder}: {' '.join(str(error).split())}") from error
     record = read_record(path, ModelRecord, REMEDY)
+    if (generation := path.with_name("generation_config.json")).is_file():  # transformers passes over a damaged one
+        read_record(generation, GenerationRecord, REMEDY)
     files = sorted(path.parent.glob("model*.safetensors"))
     weights = sum(len(Safetensors([file], REMEDY)) for file in files)
     for name, value in _numbers(record, ""):

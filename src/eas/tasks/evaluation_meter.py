@@ -16,6 +16,7 @@ from eas.files import writing
 from eas.metrics.report import Report
 from eas.models.meter.modeling import Stream
 from eas.progress import track
+from eas.tasks.collate import naming
 from eas.tasks.evaluation import Evaluation, score_answers
 
 
@@ -31,6 +32,9 @@ def evaluate_meter(
         benchmark: "vqa2" or "nlvr2".
         batch_size: examples at a time.
         title: of the progress bar; none without one.
+
+    Raises:
+        DataError: the processor refuses an example.
     """
     if benchmark not in ("vqa2", "nlvr2"):
         raise ValueError(f"benchmark {benchmark!r}: use vqa2 or nlvr2; retrieval has score_retrieval")
@@ -39,7 +43,13 @@ def evaluate_meter(
     for at in track(range(0, len(examples), batch_size), title):
         rows = [examples[i] for i in range(at, min(at + batch_size, len(examples)))]
         images = [image for row in rows for image in row.load_images()]
-        inputs = processor(images, [row.question for row in rows]).to(model.device)
+        try:
+            inputs = processor(images, [row.question for row in rows]).to(model.device)
+        except Exception:  # processors raise whatever their libraries do; which row it was is looked for
+            for row in rows:
+                with naming(row, "the processor"):
+                    processor(row.load_images(), [row.question])
+            raise
         if benchmark == "nlvr2":
             inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (-1, 2))
         with torch.inference_mode():

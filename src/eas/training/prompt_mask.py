@@ -20,7 +20,8 @@ class WithPromptMask:
         collator: returns a batch with ``labels`` and ``attention_mask``, each ``(batch, tokens)``.
 
     Raises:
-        ValueError: when called, a row of the batch has no prompt token; the message says which rows TRL masks.
+        ValueError: when called, a row of the batch has no prompt token; the message says which rows TRL masks. Or the
+            batch has no labels, or no attention mask.
 
     Example:
         >>> import eas
@@ -34,6 +35,12 @@ class WithPromptMask:
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = self.collator(examples)
+        if missing := [name for name in ("labels", "attention_mask") if name not in batch]:
+            raise ValueError(
+                f"the collator returns no {' and no '.join(missing)}, so the prompt cannot be told from the answer and "
+                "from padding. Turn packing and padding_free off; with DPO, GRPO and others that have no labels, use a "
+                "method that does not read the prompt, such as lora"
+            )
         batch["prompt_mask"] = prompt_tokens(batch["labels"], batch["attention_mask"])
         require_prompt(batch["prompt_mask"], labelled=True)
         return batch

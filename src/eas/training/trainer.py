@@ -124,12 +124,12 @@ class EASTrainer(OpenTrainer):
                 check_checkpoint(Path(resume_from_checkpoint), searching)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # label smoothing and compute_loss_func take the labels away, by which the model would know its prompt
+    def prepared_inputs(self, inputs: Any) -> Any:
+        # label smoothing, compute_loss_func and an overridden compute_loss take the labels away, which mark the prompt
         prompted = isinstance(self.model, PromptedModel) and self.model.needs_prompt()
         if prompted and inputs.get("labels") is not None and inputs.get("prompt_mask") is None:
             inputs = {**inputs, "prompt_mask": prompt_tokens(inputs["labels"], inputs.get("attention_mask"))}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return inputs
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
