@@ -222,3 +222,9 @@ def test_scoring_wants_labels_and_a_model_at_rest():
         log_likelihood(model, {"input_ids": ids})
     with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
         log_likelihood(model.train(), {"input_ids": ids, "labels": ids})
+
+
+def test_labels_that_start_with_the_answer_are_refused_by_the_model_itself():
+    model, inputs = attached(LLAMA), prompts(LLAMA)
+    with pytest.raises(ValueError, match="row 0 has no prompt token: its labels start with the answer"):
+        model(**inputs, labels=inputs["input_ids"])

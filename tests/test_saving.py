@@ -132,3 +132,14 @@ def test_a_base_without_all_its_weights_is_refused(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(eas.CheckpointError, match=r"no weights for model\.layers\.1\.mlp.* and 1 others.* be random"):
         eas.attachment.load.load_base(str(tmp_path))
+
+
+def test_numbers_that_are_not_finite_are_not_read(tmp_path):
+    eas.save(attached(LLAMA), tmp_path)
+    path = tmp_path / "adapter.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["layers.0.skip_pia.down1.weight"][0, 0] = float("nan")
+    save_file(tensors, path, about)
+    with pytest.raises(ValueError, match=r"layers\.0\.skip_pia\.down1\.weight holds NaN or infinite numbers"):
+        eas.load(build(LLAMA), tmp_path)
