@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import attached, build, logits, prompts, randomise
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
