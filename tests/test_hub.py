@@ -69,9 +69,14 @@ def hub(tmp_path, monkeypatch):
 
 def test_an_adapter_goes_to_the_hub_and_comes_back(hub, tmp_path):
     model = attached(LLAMA)
+    model.config.name_or_path = str(tmp_path / "my-llama")
     assert eas.push_to_hub(model, "user/adapter", private=True) == "https://hub/user/adapter/commit/1"
     assert hub.private == {"user/adapter": True}
     assert sorted(path.name for path in hub.folder("user/adapter").iterdir()) == ["README.md", *FILES]
+    written = "".join((hub.folder("user/adapter") / name).read_text(errors="replace") for name in ("README.md", *FILES))
+    assert '"my-llama"' in written
+    assert str(tmp_path) not in written
+    assert model.config.name_or_path == str(tmp_path / "my-llama")
     opened = eas.load(build(LLAMA), "user/adapter")
     assert torch.equal(logits(opened, prompts(LLAMA)), logits(model, prompts(LLAMA)))
     build(LLAMA).save_pretrained(tmp_path / "base")

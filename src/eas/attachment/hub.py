@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from eas.attachment.save import CONFIG_FILE, WEIGHTS_FILE, save
-from eas.card import CARD_FILE, is_ours
+from eas.card import CARD_FILE, is_ours, portable
 from eas.distributed import is_main
 
 
@@ -39,7 +39,12 @@ def push_to_hub(
         >>> eas.push_to_hub(model, "user/adapter")  # doctest: +SKIP
     """
     with TemporaryDirectory() as folder:
-        save(model, folder)
+        own = model.config.name_or_path
+        model.config.name_or_path = portable(own)  # a path means something on this machine only
+        try:
+            save(model, folder)
+        finally:
+            model.config.name_or_path = own
         return _upload(Path(folder), repo_id, revision, private) if is_main() else None
 
 
