@@ -53,14 +53,14 @@ lock: .venv-lock/bin/uv
 	.venv-lock/bin/pip install -qq uv
 
 # $(call install,VENV,LOCK,WHAT): pip says which package of the lock does not fit; it is quiet otherwise.
-install = $(1)/bin/pip install -qq -c $(2) --no-build-isolation --editable "$(3)" || \
+install = { $(1)/bin/pip install -qq -c $(2) setuptools packaging && \
+	$(1)/bin/pip install -qq -c $(2) --no-build-isolation --editable "$(3)"; } || \
 	{ echo "The package above, as $(2) has it, does not fit $$($(1)/bin/python -V) on $$(uname -sm)"; exit 1; }
 
 versions = $(if $(filter .venv-oldest,$*),$(OLDEST),$(LOCK))
 %/.torch:
 	$(PYTHON) -m venv $*
 	scripts/install_torch.sh $* $(versions)
-	$*/bin/pip install -qq -c $(versions) setuptools
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(LOCK)

@@ -78,7 +78,8 @@ def test_the_example_of_a_method_keeps_the_contract(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     bitfit = importlib.import_module("bitfit")
     monkeypatch.setitem(eas.METHODS, "bitfit", Method(bitfit.BitFitConfig, bitfit.attach))
-    monkeypatch.setitem(test_methods.CONFIGS, "bitfit", {"scale": 2.0})
+    for configs in (test_methods.CONFIGS, test_methods.METER_CONFIGS):
+        monkeypatch.setitem(configs, "bitfit", {"scale": 2.0})
     clauses = [clause for name, clause in vars(test_methods.TestContract).items() if name.startswith("test_")]
     assert len(clauses) > 8
     for family, clause in product(("LlavaForConditionalGeneration", test_methods.METER), clauses):

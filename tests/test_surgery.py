@@ -170,7 +170,7 @@ def test_models_that_accelerate_dispatched(family):
 
 def test_models_whose_forward_is_out_of_reach():
     offloaded = cpu_offload(build(LLAMA), torch.device("cpu"))
-    with pytest.raises(ValueError, match="some layers are offloaded; load the model with a device_map that keeps all layers on"):
+    with pytest.raises(ValueError, match="layers are offloaded; load the model with a device_map that keeps all"):
         attach(offloaded, EASConfig(**PLAIN))
     for part in (lambda m: m, lambda m: m.model, lambda m: m.model.layers[2]):
         model = build(LLAMA)
