@@ -493,3 +493,14 @@ def test_a_class_label_of_minus_one_is_no_label():
     features = datasets.Features({"kind": datasets.ClassLabel(names=["cat", "dog"])})
     rows = datasets.Dataset.from_dict({"kind": [0, 1, -1]}, features=features)
     assert [row["kind"] for row in HubRows(rows, {"kind": "kind"}, "rows")] == ["cat", "dog", None]
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call", "reasoning_content"])
+def test_what_a_turn_says_beside_its_content_is_not_lost(key, tmp_path):
+    turns = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red", key: ["look"]}]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"id": "a", "messages": turns}))
+    with pytest.raises(DataError, match=rf"own\.jsonl.* a turn has {key}, which would be lost"):
+        load_jsonl(tmp_path / "own.jsonl")
+    turns[1][key] = None  # as templates and the Hub write what is not there
+    (tmp_path / "own.jsonl").write_text(json.dumps({"id": "a", "messages": turns}))
+    assert len(load_jsonl(tmp_path / "own.jsonl")) == 1

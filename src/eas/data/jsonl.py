@@ -230,7 +230,13 @@ def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
             raise DataError(f"the row has the keys {sorted(row)}; expected {_FORMS}")
 
 
+SAID_ELSEWHERE = ("tool_calls", "function_call", "reasoning_content")
+"""Keys of a turn that hold a part of what is said, and that a prompt of texts and images has no place for."""
+
+
 def _turn(turn: Any) -> tuple[str, Any]:
+    if isinstance(turn, Mapping) and (lost := [key for key in SAID_ELSEWHERE if turn.get(key)]):
+        raise DataError(f"a turn has {lost[0]}, which would be lost; write it into the turn's content, or drop the row")
     match turn:
         case {"from": "human" | "gpt" | "system" as speaker, "value": str(text)}:
             return _ROLES[speaker], text
