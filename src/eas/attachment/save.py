@@ -142,11 +142,16 @@ def library_versions() -> dict[str, str]:
     return {"eas": metadata.version("eas"), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+FIELDS = ("hidden_size", "num_hidden_layers", "text_config", "vision_config")
+OPEN = "this folder holds an adapter beside the weights; open it by eas.load(base, folder)"
+"""What stands in ``config.json`` in place of sizes: every stock class refuses it, and repeats it."""
+
+
 class AttachedModel(nn.Module):
     """A model with its head and an attached method.
 
     ``from_pretrained`` of the stock class would drop the method, give random weights to removed attentions, and only
-    warn. So its folder has no ``config.json``, and the adapter lies beside the weights.
+    warn. So ``config.json`` makes it refuse the folder, and the adapter lies beside the weights.
     """
 
     config: Any
@@ -173,7 +178,8 @@ class AttachedModel(nn.Module):
             return
         folder = Path(save_directory)
         save(self, folder)
-        (folder / "config.json").unlink(missing_ok=True)  # of a base that lay there
+        # without a configuration, transformers would build the class in its default size
+        (folder / "config.json").write_text(json.dumps({"model_type": "eas_attached", **dict.fromkeys(FIELDS, OPEN)}))
         state = kwargs.get("state_dict") or self.state_dict()
         save_torch_state_dict(state, folder, max_shard_size=kwargs.get("max_shard_size", "50GB"))
         if self.generation_config is not None:
