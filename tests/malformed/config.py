@@ -186,7 +186,7 @@ CASES = [
     settings("half a mapping", "train: {cut: 3", r"run\.yaml is not YAML"),
     settings("no UTF-8", b"\xff\xfe\x00", r"run\.yaml is not YAML"),
     settings("a key twice", "seed: 1\nseed: 2", r"run\.yaml is not YAML: a key occurs twice"),
-    settings("a key twice in JSON", '{"seed": 1, "seed": 2}', r"run\.json is not JSON.*twice", "run.json"),
+    settings("a key twice in JSON", '{"seed": 1, "seed": 2}', r"run\.json is not valid JSON.*twice", "run.json"),
     settings("half of JSON", '{"seed": 1', r"run\.json is not JSON", "run.json"),
     settings("JSON, many digits", '{"seed": ' + "9" * 5000 + "}", r"run\.json is not JSON", "run.json"),
     settings("JSON too deep", f'{{"data_options": {DEEP}}}', r"run\.json is nested deeper", "run.json"),
