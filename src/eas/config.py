@@ -130,9 +130,10 @@ def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def _read_json(text: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(values := dict(found)) < len(found):
-            raise ConfigError("is not valid JSON: a key occurs twice")
-        return values
+        names = [name for name, _ in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"is not valid JSON: the key {twice[0]!r} occurs twice")
+        return dict(found)
 
     try:
         value = json.loads(text, object_pairs_hook=pairs)
