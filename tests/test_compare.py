@@ -143,7 +143,7 @@ def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path, monkeypatch)
 
     def fails(run: Any) -> None:
         if run.config.seed == 1:
-            raise RuntimeError("no space left")
+            raise eas.ConfigError("EASConfig.num_skip = 3: no space left")
         tune(run)
 
     path = tmp_path / "compare.yaml"
@@ -157,6 +157,7 @@ def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path, monkeypatch)
         "runs": 3,
         "failed": 1,
     }
+    assert "failed: ConfigError: method.num_skip = 3: no space left (" in shown.stdout
     assert "failed: 1" in shown.stdout
     error = tmp_path / "out" / "runs" / "EAS-k3-s1" / "error.txt"
     assert "no space left" in error.read_text()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
-from eas.cli.errors import as_typed
+from eas.keys import as_typed
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.run import CONFIG_FILE
 
@@ -150,6 +150,8 @@ def test_keys_are_named_as_they_are_typed():
     assert as_typed("BenchConfig.prompt_tokens = 1: no", "bench") == "--prompt = 1: no"
     assert as_typed("BenchConfig.batch_sizes = [0]: no", "bench") == "--batch-sizes = [0]: no"
     assert as_typed("a.yaml: RunConfig.dtype = 3: no", "run") == "a.yaml: dtype = 3: no"
+    assert as_typed("LoRAConfig.targets: no such maps", "run") == "method.targets: no such maps"
+    assert as_typed("CompareConfig.run.seed: no", "compare") == "run.seed: no"
     assert as_typed("VQA2Options.images = 3: no", "data") == "data_options.images = 3: no"
     assert as_typed("entry 'X': TrainConfig.cut = 3: no", "compare") == "entry 'X': train.cut = 3: no"
 

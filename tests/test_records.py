@@ -40,8 +40,8 @@ def test_fields_are_of_their_annotated_types():
         assert misfit(record | change, AdapterRecord, "") == words
     assert misfit(1, float, "x") is None
     assert misfit(float("nan"), float, "x") == "x = nan must be finite"
+    assert misfit(-(10**400), float, "x").endswith("must be below 1e308")
     assert misfit(True, float, "x") == "x = True must be float"
-    assert misfit(10**400, float, "x") is None  # which no float is, but no error either
     assert misfit([1, "a"], list[int | None], "x") == "x[1] = 'a' must be int"
 
 

@@ -78,6 +78,23 @@ def test_save_pretrained_leaves_nothing_that_opens_as_the_stock_class(pruned, tm
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in written.items())
 
 
+@pytest.mark.parametrize("family", [LLAMA, "LlavaForConditionalGeneration"])
+@pytest.mark.parametrize("options", [{"name": "eas", "num_skip": 2, "preset": "llava"}, {"name": "lora"}], ids=str)
+def test_save_pretrained_of_a_part_with_the_method_in_it_is_refused(family, options, tmp_path):
+    model = attach(build(family), method_config(options))
+    parts = [model.model, model.model.language_model] if family.startswith("Llava") else [model.model]
+    for part in parts:
+        with pytest.raises(ValueError, match=r"a part of an attached model.*save the whole model \(eas\.save\)"):
+            part.save_pretrained(tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+    if family.startswith("Llava"):
+        model.model.vision_tower.save_pretrained(tmp_path / "vision")
+        assert (tmp_path / "vision" / "model.safetensors").is_file()
+    eas.detach(model)
+    parts[-1].save_pretrained(tmp_path / "part")
+    assert (tmp_path / "part" / "model.safetensors").is_file()
+
+
 def test_save_pretrained_of_lora_and_of_a_tuned_base(tmp_path):
     lora = attach(build(LLAMA), method_config({"name": "lora", "rank": 2}))
     lora.save_pretrained(tmp_path / "lora")

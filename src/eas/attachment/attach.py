@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from eas.attachment.save import AttachedModel
+from eas.attachment.save import AttachedModel, InnerModel
 from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates, skip_set
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
@@ -109,6 +109,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         added = {*map(id, model.parameters())} != {*map(id, own)}
         if added or isinstance(config, SkipConfig):
             become(model, AttachedModel)
+            for part in [part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model]:
+                if layers[0] in part.modules():
+                    become(part, InnerModel)
         trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         overwrites = any(p.requires_grad for p in own)
         model.eas = Attachment(config, trained, overwrites, fingerprint, anatomy, before.changes(), before.trained)

@@ -27,6 +27,7 @@ from eas.attachment.load import load
 from eas.attachment.save import library_versions
 from eas.config import ConfigError
 from eas.files import claimed
+from eas.keys import as_typed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.paper.compare_config import CompareConfig, Job
@@ -239,7 +240,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
 def _failed(job: Job, error: BaseException) -> str:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / ERROR_FILE).write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {as_typed(str(error), 'compare')}"
 
 
 def _do(jobs: Sequence[Job], pool: Executor | None) -> None:

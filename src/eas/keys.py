@@ -1,4 +1,4 @@
-"""Errors at the command line: they name keys as the user types them."""
+"""Keys of configurations as the user types them, in messages that name them by their class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLAGS = {
     "bench": {"prompt_tokens": "--prompt", "num_skip": "--skip"},
 }
 FLAGS["search"] = FLAGS["run"]
-_KEY = re.compile(r"\b(Entry|\w+Config|\w*Options)\.(\w+)(?= = )")
+_KEY = re.compile(r"\b(Entry|\w+Config|\w*Options)\.(\w+(?:\.\w+)*)(?= = |: )")
 _UNKNOWN = re.compile(r"\b(Entry|\w+Config|\w*Options) has no key\b")
 
 
