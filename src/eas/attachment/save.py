@@ -187,7 +187,7 @@ class AttachedModel(nn.Module):
 
 
 class InnerModel(nn.Module):
-    """A model inside an attached one, its language model for example: alone it would be written as the stock class's."""
+    """A model inside an attached one, for example its language model: the stock class would open it alone."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Is refused.
@@ -196,6 +196,6 @@ class InnerModel(nn.Module):
             ValueError: always; the message says what to save.
         """
         raise ValueError(
-            f"{save_directory} is not written: this {type(self).__name__} is a part of an attached model, and the stock "
-            "class would open it without the method; save the whole model (eas.save), or eas.detach(model) first"
+            f"{save_directory} is not written: this {type(self).__name__} is a part of an attached model, and the "
+            "stock class would open it without the method; save the whole model (eas.save), or eas.detach(model) first"
         )
