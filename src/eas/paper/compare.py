@@ -26,7 +26,7 @@ from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.attachment.save import library_versions
 from eas.config import ConfigError
-from eas.files import claimed
+from eas.files import claimed, write_text
 from eas.keys import as_typed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
@@ -131,9 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(path.with_suffix(".partial"), path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     write_comparison(path)
 
 
