@@ -10,7 +10,18 @@ import transformers as tf
 from accelerate import cpu_offload, dispatch_model
 from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, prompts, randomise
 
-from eas import ConfigError, EASConfig, UnsupportedModelError, attach, fold, prune, select, skip_set, unfold
+from eas import (
+    ConfigError,
+    EASConfig,
+    UnsupportedModelError,
+    attach,
+    fold,
+    method_config,
+    prune,
+    select,
+    skip_set,
+    unfold,
+)
 from eas.attachment.state import attachment
 from eas.hf.one_token import read_rows
 from eas.hf.trainer import checkpoint_activations
@@ -20,6 +31,24 @@ torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
 PLAIN = {"skip_rank": 4, "adapt_rank": 2}
 every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "eas", "candidates": "mha"}, "the model has 4 attentions; at least one is kept"),
+        ({"name": "eas", "candidates": "ffn"}, "the model has 4 FFNs; at least one is kept"),
+        ({"name": "das"}, "the model has 4 layers; at least one is kept"),
+        ({"name": "drop", "candidates": "either"}, "4 attentions and 4 FFNs; at most 3 of them are skipped, so that"),
+        ({"name": "eas", "candidates": "either"}, "an attention is kept whichever they are"),
+    ],
+    ids=str,
+)
+def test_one_of_what_may_be_skipped_is_kept(options, words):
+    ranks = PLAIN if options["name"] == "eas" else {}
+    attach(build(LLAMA), method_config({**options, **ranks, "num_skip": 3}))
+    with pytest.raises(ConfigError, match=f"num_skip = 4: .*{words}"):
+        attach(build(LLAMA), method_config({**options, **ranks, "num_skip": 4}))
 
 
 def training_batch(family):

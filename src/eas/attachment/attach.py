@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from eas.attachment.save import AttachedModel, InnerModel
-from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates, skip_set
+from eas.attachment.state import Attachment, all_but_one, attached, attachment, base_fingerprint, candidates, skip_set
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.changes import Structure
@@ -75,7 +75,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     require_fit(anatomy.form, config)
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
-        raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
+        raise ConfigError(f"{what}: {all_but_one(config.candidates, blocks)}")
     if config.train_projector is None:
         config = replace(config, train_projector=anatomy.projector is not None)
     if config.train_projector and anatomy.projector is None:

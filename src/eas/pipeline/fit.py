@@ -105,7 +105,8 @@ def check_room(run: Run) -> None:
 
 def training_bytes(model: Any) -> int:
     """What training a model keeps for the parameters that it trains."""
-    return BYTES_TRAINED * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained: list[int] = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return BYTES_TRAINED * sum(trained)
 
 
 def require_room(folder: Path, need: float, what: str) -> None:
