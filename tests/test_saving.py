@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import attached, build, logits, prompts, randomise
+from families import attached, build, build_meter, logits, meter_batch, prompts, randomise
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -51,6 +51,25 @@ def test_a_folded_pruned_or_standalone_model_can_be_pickled(mode, tmp_path):
         model = eas.load(tmp_path / "standalone")
     again = pickle.loads(pickle.dumps(model))  # whose tensors may be aligned otherwise than those of a mapped file
     torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)
+
+
+def test_a_model_that_saw_pictures_can_be_pickled():
+    model, inputs = attached("LlavaForConditionalGeneration"), prompts("LlavaForConditionalGeneration")
+    before = logits(model, inputs)  # after it, hooks of transformers record what the vision tower gives
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again, inputs), before)
+    assert torch.equal(logits(model, inputs), before)
+    again = pickle.loads(pickle.dumps(model))  # with the hooks that the last pass put on
+    assert torch.equal(logits(again, inputs), before)
+
+
+@pytest.mark.parametrize("options", [{"name": "eas", "num_skip": 2, "preset": "meter"}, {"name": "prefix"}], ids=str)
+def test_an_attached_meter_can_be_pickled(options):
+    model, batch = attach(build_meter("vqa"), method_config(options)).eval(), meter_batch("vqa")
+    if "num_skip" in options:
+        select(model, [0, 1])
+    before = model(**batch).logits
+    assert torch.equal(pickle.loads(pickle.dumps(model))(**batch).logits, before)
 
 
 def test_another_process_opens_a_pickled_model(tmp_path):
