@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eas
-from eas import ConfigError, EASConfig
+from eas import ConfigError, DASConfig, EASConfig
 from eas.config import Config, option, section
 from eas.methods import das
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
+from eas.models.folder import TINY_DIR
+from eas.pipeline import RunConfig
 from eas.records import misfit
 
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
@@ -110,6 +112,29 @@ def test_a_preset_s_ranks_go_with_the_width(preset, width, more, ranks):
     config = EASConfig(preset=preset, **more).at_width(width)
     assert (config.skip_rank, config.adapt_rank) == ranks
     assert config.at_width(width) == config
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "ranks"),
+    [(None, 4096, (256, 128)), (None, 128, (8, 4)), ("lavin", 4096, (32, 8)), ("meter", 768, (288, 96))],
+)
+def test_the_ranks_of_das_go_with_the_width_too(preset, width, ranks):
+    config = DASConfig(preset=preset)
+    assert (config.skip_rank, config.adapt_rank) == (None, None)
+    assert (config.at_width(width).skip_rank, config.at_width(width).adapt_rank) == ranks
+    assert DASConfig(preset=preset, skip_rank=6).at_width(width).skip_rank == 6  # what is given stays
+
+
+def test_das_saves_on_the_small_model_by_its_defaults():
+    base, skipped = eas.count(TINY_DIR, 26, 1), eas.count(TINY_DIR, 26, 1, method={"name": "das"}, skip_set=(10, 11))
+    assert skipped.macs < base.macs
+    assert skipped.weight_bytes < base.weight_bytes
+
+
+def test_a_preset_of_das_is_an_option():
+    method = RunConfig().with_values({"method.name": "das", "method.preset": "lavin"}).method
+    assert (method.preset, method.routed, method.skip_rank) == ("lavin", True, None)
+    assert not RunConfig().with_values({"method.name": "das"}).with_values({"method.preset": "meter"}).method.routed
 
 
 def test_attaching_fills_the_ranks_in():

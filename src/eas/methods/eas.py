@@ -13,6 +13,7 @@ from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
+from eas.methods.ranks import RANKS, at_width
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA, SharedFold
 
@@ -33,7 +34,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Values of the paper's LLaVA (ScienceQA), LaVIN and METER runs, and of the authors' released code."""
 PAPER_WIDTHS = {"llava": 4096, "lavin": 4096, "meter": 768, "released": 4096}
 """The hidden sizes that a preset's ranks are for; elsewhere they are the same share of the width."""
-RANKS = ("skip_rank", "adapt_rank")
 
 
 @dataclass
@@ -106,10 +106,8 @@ class EASConfig(SkipConfig):
         if self.preset is None:
             return self
         share, step = width / PAPER_WIDTHS[self.preset], math.lcm(4, self.up_groups)
-        preset = {name: PRESETS[self.preset][name] for name in RANKS if getattr(self, name) is None}
-        if share != 1:
-            preset = {name: max(step, step * round(rank * share / step)) for name, rank in preset.items()}
-        return replace(self, **preset)
+        ranks: dict[str, Any] = at_width(self, PRESETS[self.preset], share, step)
+        return replace(self, **ranks)
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
 from eas.methods import METHODS, method_config
-from eas.methods.eas import PLAIN
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.searching import SearchConfig
 from eas.tasks.collate import CUTS
@@ -177,8 +176,8 @@ class RunConfig(Config):
                     )
                 at = at[part]
             at[name] = given[key]
-            if key == "method.preset":
-                at |= dict.fromkeys((*PLAIN, "skip_rank", "adapt_rank"))  # the preset's, not those of before
+            if key == "method.preset" and at["name"] == self.method.name:  # the preset's values, not those of before
+                at |= {f.name: None for f in fields(self.method) if f.default is None and f.name != "preset"}
             if key == "method.name" and at["name"] != self.method.name:
                 values["method"] = {"name": at["name"]}  # another method's keys
         return type(self).from_dict(values)
