@@ -16,7 +16,7 @@ SECTIONS = {
 FLAGS = {
     "run": {"method.num_skip": "--skip", "method.name": "--method", "model": "--model", "data": "--data"},
     "count": {"num_skip": "--skip", "name": "--method"},
-    "bench": {"prompt_tokens": "--prompt", "num_skip": "--skip"},
+    "bench": {"model": "MODEL", "prompt_tokens": "--prompt", "num_skip": "--skip"},
 }
 FLAGS["search"] = FLAGS["run"]
 _KEY = re.compile(r"\b(Entry|\w+Config|\w*Options)\.(\w+(?:\.\w+)*)(?= = |: )")
