@@ -146,7 +146,7 @@ def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
 
         layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(config.adapt_rank), pia(config.skip_rank), None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
+        layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
         become(layer, RoutedDASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)
