@@ -30,7 +30,8 @@ from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
 from eas.methods import recorded_method
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.folder import TINY_DIR, adapter_folder, model_config
+from eas.models.folder import adapter_folder, model_config
+from eas.models.gguf import base_folder
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
 
@@ -134,8 +135,7 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         CheckpointError: config.json or a file of weights is damaged, or weights are missing.
         OSError: there is no such model.
     """
-    if id_or_folder == "tiny":
-        id_or_folder = str(TINY_DIR)
+    id_or_folder = base_folder(id_or_folder)
     revision, own = from_pretrained.get("revision"), "attn_implementation" not in from_pretrained
     with raised_as(CheckpointError):
         auto = auto_class(model_config(id_or_folder, revision, own_attention=own).model_type)

@@ -53,9 +53,9 @@ class EASConfig(SkipConfig):
     name: str = method_name("eas")
     form: Literal["residual", "paper"] = option(
         None,
-        "input of the PIA and FFN of a skipped attention: 'residual' (the stream over its rms: an untrained skip leaves "
-        "the attention out) or 'paper' (Eq. 7: with the weight of the attention's norm); 'residual' by default, 'paper' "
-        "with a preset",
+        "what a skipped attention's PIA and FFN read: 'residual' (the stream over its rms; an untrained skip leaves "
+        "the attention out) or 'paper' (Eq. 7: times the weight of the attention's norm); null: 'residual', or the "
+        "preset's",
     )
     skip_rank: int | None = option(
         None, "r: rank of the PIA that replaces a skipped attention (or FFN); null: the preset's, or width / 16"
@@ -64,7 +64,9 @@ class EASConfig(SkipConfig):
         None, "r': rank of the PIA before a kept attention; null: the preset's, or width / 32"
     )
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
-    hidden_scale: float = option(None, "factor on the hidden state h of skip PIAs; 1 by default (0.5 in the released code)")
+    hidden_scale: float = option(
+        None, "factor on the hidden state h of skip PIAs; 1 by default (0.5 in the released code)"
+    )
     dropout: float = option(None, "dropout on h in training; 0 by default (0.1 in the released code)")
     up_groups: int = option(None, "groups of the up-projections; 1 by default (2 in the released code)")
     router: Literal["input", "constant"] = option(
