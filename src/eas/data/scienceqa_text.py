@@ -73,7 +73,10 @@ def load(source: Source, split: str, options: ScienceQATextOptions) -> Sequence[
     problems, ids = read_problems(path), IDS if own else find_file(folder, "pid_splits.json")
     pids = read_pids(ids, split)
     if absent := [pid for pid in pids if pid not in problems]:
-        raise DataError(f"{path} lacks {len(absent)} of the {len(pids)} problems of {split} ({absent[0]}, ...)")
+        raise DataError(
+            f"{path} lacks {len(absent)} of the {len(pids)} problems of {split} ({absent[0]}, ...); put the official "
+            "problems.json there, or read a complete folder's own splits by data_options.ids = official"
+        )
     captions = read_captions(folder) if options.captions else {}
     read = [pid for pid in pids if options.captions or not problems[pid].get("image")]
     form = ScienceQAOptions(order=ORDERS[options.target])

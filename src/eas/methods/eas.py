@@ -51,12 +51,6 @@ class EASConfig(SkipConfig):
     """
 
     name: str = method_name("eas")
-    form: Literal["residual", "paper"] = option(
-        None,
-        "what a skipped attention's PIA and FFN read: 'residual' (the stream over its rms; an untrained skip leaves "
-        "the attention out) or 'paper' (Eq. 7: times the weight of the attention's norm); null: 'residual', or the "
-        "preset's",
-    )
     skip_rank: int | None = option(
         None, "r: rank of the PIA that replaces a skipped attention (or FFN); null: the preset's, or width / 16"
     )
@@ -86,6 +80,12 @@ class EASConfig(SkipConfig):
         None, f"preset of published values: {', '.join(PRESETS)}"
     )
     adapt_router_bias: bool = option(None, "a bias in the routers of adapt PIAs; true by default (not released code)")
+    form: Literal["residual", "paper"] = option(
+        None,
+        "what a skipped attention's PIA and FFN read: 'residual' (the stream over its rms; an untrained skip leaves "
+        "the attention out) or 'paper' (Eq. 7: times the weight of the attention's norm); null: 'residual', or the "
+        "preset's",
+    )
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")

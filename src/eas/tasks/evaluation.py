@@ -127,7 +127,7 @@ def choice_losses(
     """The mean loss of each choice of each example, by the example's id; see ``target_losses``."""
     rows = [(example.id, choice, replace(example, target=choice)) for example, choices in asked for choice in choices]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][2].question) + len(rows[i][1]))  # less padding
-    losses = target_losses(model, processor, [rows[i][2] for i in order], batch_size, title)
+    losses = target_losses(model, processor, [rows[i][2] for i in order], batch_size, title) if rows else []
     found: dict[str, dict[str, float]] = {example.id: {} for example, _ in asked}
     by_row = dict(zip(order, losses, strict=True))
     for i, (id, choice, _) in enumerate(rows):
