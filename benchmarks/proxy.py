@@ -4,9 +4,10 @@ python benchmarks/proxy.py TASK SEED > FOLDER/TASK-SEED.json      (a quarter of 
 python benchmarks/proxy_gather.py FOLDER > benchmarks/proxy.json
 
 Weights are shared by training under sampled sets, of six ("k"), of one to ten ("range"), or in turn of none, of eleven
-and of a range ("sandwich"). After so many steps the loss on held-out answers is a proxy; "errors" are the answers got wrong. Random sets, and those that a search over the last weights of "k" chose,
-are then tuned on from these weights, as `eas run` does, all with the same batches, and scored on answers seen nowhere
-else; "tuned" is the held-out loss early in that tuning. "table" holds the proxy of every set of four on each held-out
+and of a range ("sandwich"). After so many steps the loss on held-out answers is a proxy; "errors" are the answers got
+wrong. Random sets, and those that a search over the last weights of "k" chose, are then tuned on from these weights, as
+`eas run` does, all with the same batches, and scored on answers seen nowhere else; "tuned" is the held-out loss early
+in that tuning. "table" holds the proxy of every set of four on each held-out
 batch, for benchmarks/regret.py.
 """
 

