@@ -102,7 +102,7 @@ class PIA(Costed):
         for linear in (self.router, self.down1, self.down2):
             if linear is not None:
                 nn.init.xavier_uniform_(linear.weight)
-                if linear.bias is not None:  # type: ignore[redundant-expr]
+                if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
 
     @property

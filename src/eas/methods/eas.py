@@ -110,11 +110,12 @@ class EASConfig(SkipConfig):
     def at_width(self, width: int) -> EASConfig:
         """With the ranks that are not given: a preset's at the paper's width, elsewhere their share of the width,
         rounded to multiples of four (of ``up_groups``)."""
-        step, of = math.lcm(4, self.up_groups), PAPER_WIDTHS[self.preset] if self.preset else 0
+        step = math.lcm(4, self.up_groups)
+        of = PAPER_WIDTHS[self.preset] if self.preset else None
         ranks = PRESETS[self.preset] if self.preset else {name: share * width for name, share in SHARES.items()}
-        own = {name: ranks[name] for name in RANKS if getattr(self, name) is None}
+        own: dict[str, Any] = {name: ranks[name] for name in RANKS if getattr(self, name) is None}
         if width != of:
-            share = width / of if of else 1
+            share = 1 if of is None else width / of
             own = {name: max(step, step * round(rank * share / step)) for name, rank in own.items()}
         return replace(self, **own)
 

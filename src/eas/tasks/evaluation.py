@@ -94,10 +94,10 @@ def evaluate(
     if metric == RANKING and not closed:
         raise DataError(f"metric {RANKING!r} needs choices in every example; use 'exact' or 'contains'")
     if closed and (metric == RANKING or (metric in BENCHMARKS and BENCHMARKS[metric].ranked)):
-        losses = choice_losses(model, processor, [(e, e.choices) for e in examples], batch_size, title)
-        answers = {id: min(each, key=each.__getitem__) for id, each in losses.items()}
+        ranked = choice_losses(model, processor, [(e, e.choices) for e in examples], batch_size, title)
+        answers = {id: min(each, key=each.__getitem__) for id, each in ranked.items()}
         report = score_answers(metric, examples, answers, options)
-        loss = sum(losses[example.id][example.target] for example in examples) / len(examples)
+        loss = sum(ranked[example.id][example.target] for example in examples) / len(examples)
         report = replace(report, numbers={**report.numbers, "loss": loss})
         return Evaluation(report.score, answers, report)
     given = answer(model, processor, examples, batch_size=batch_size, max_new_tokens=max_new_tokens, title=title)
