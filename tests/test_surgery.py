@@ -262,7 +262,9 @@ def test_prune_frees_what_the_choice_makes_dead(family):
 
     before, total = logits(model, inputs), weight(model)
     dead = sum(
-        weight(block.self_attn) + weight(block.adapt_pia) if block.skip_mha else weight(block.skip_pia)
+        sum(map(weight, (block.self_attn, block.adapt_pia, block.input_layernorm)))
+        if block.skip_mha
+        else weight(block.skip_pia)
         for block in blocks(model)
     )
     prune(model)
