@@ -48,7 +48,6 @@ def test_unknown_keys_suggest_the_closest():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"skip_rank": None}, "skip_rank = None: must be at least 1; give it, or a preset"),
         ({"adapt_rank": 0}, "adapt_rank = 0: must be at least 1"),
         ({"skip_rank": 2.0}, "skip_rank = 2.0: must be int or None"),
         ({"num_skip": -1}, "num_skip = -1: must be at least 0"),
@@ -67,7 +66,8 @@ def test_unknown_keys_suggest_the_closest():
         ({"dropout": False}, "dropout = False: must be float"),
         ({"up_groups": 0}, "up_groups = 0: must be at least 1"),
         ({"up_groups": 4}, "adapt_rank = 2: must be a multiple of up_groups = 4"),
-        ({"train_scale": "no"}, "train_scale = 'no': must be bool"),
+        ({"adapt_router_bias": "no"}, "adapt_router_bias = 'no': must be bool"),
+        ({"form": "plain"}, "form = 'plain': must be 'residual' or 'paper'"),
         ({"train_projector": 1}, "train_projector = 1: must be bool"),
         ({"router": "gate"}, "router = 'gate': must be 'input' or 'constant'"),
         ({"pooling": "max"}, "pooling = 'max': must be 'prompt', 'causal' or 'none'"),
@@ -85,13 +85,15 @@ def test_impossible_values_name_the_field(values, words):
 
 def test_presets_fill_what_is_not_given():
     plain = EASConfig(**RANKS)
-    assert (plain.hidden_scale, plain.dropout, plain.up_groups, plain.train_scale) == (1.0, 0.0, 1, False)
+    assert (plain.form, plain.hidden_scale, plain.dropout, plain.up_groups) == ("residual", 1.0, 0.0, 1)
+    assert plain.adapt_router_bias
     for name, values in PRESETS.items():
         config = EASConfig(preset=name)
         assert config.at_width(PAPER_WIDTHS[name]).to_dict().items() >= values.items()
         assert EASConfig.from_dict(config.to_dict()) == config
-    released = EASConfig(preset="released", dropout=0.0, train_scale=False, skip_rank=8)  # as in the plain form
-    assert (released.dropout, released.train_scale, released.skip_rank, released.up_groups) == (0.0, False, 8, 2)
+    released = EASConfig(preset="released", dropout=0.0, form="residual", skip_rank=8)  # as in the plain form
+    assert (released.dropout, released.form, released.skip_rank, released.up_groups) == (0.0, "residual", 8, 2)
+    assert not released.adapt_router_bias
     assert EASConfig.from_dict(released.to_dict()) == released
 
 
@@ -106,6 +108,9 @@ def test_presets_fill_what_is_not_given():
         ("lavin", 2048, {"up_groups": 8}, (16, 8)),
         ("meter", 384, {}, (72, 48)),
         ("released", 1024, {}, (64, 32)),
+        (None, 576, {}, (36, 16)),
+        (None, 576, {"skip_rank": 6}, (6, 16)),
+        (None, 128, {"up_groups": 8}, (8, 8)),
     ],
 )
 def test_a_preset_s_ranks_go_with_the_width(preset, width, more, ranks):
@@ -160,7 +165,8 @@ configs = st.builds(
     hidden_scale=st.none() | st.floats(1e-6, 10),
     dropout=st.none() | st.floats(0, 1, exclude_max=True),
     up_groups=st.none() | st.sampled_from([1, 2]),
-    train_scale=st.none() | st.booleans(),
+    form=st.sampled_from([None, "residual", "paper"]),
+    adapt_router_bias=st.none() | st.booleans(),
     train_projector=st.booleans(),
     preset=st.sampled_from([None, *PRESETS]),
 )

@@ -72,7 +72,7 @@ def test_untrained_and_unskipped_is_the_base(family):
     model, base = build(family), build(family)
     kinds, vision = type(model), [type(m) for n, m in model.named_modules() if "vision" in n or "visual" in n]
     signatures = [inspect.signature(m.forward) for m in (model, *Anatomy.of(model).layers)]
-    assert attach(model, EASConfig(**PLAIN, num_skip=2, up_groups=2, train_scale=True)) is model
+    assert attach(model, EASConfig(**PLAIN, num_skip=2, up_groups=2)) is model
     for inputs in (prompts(family), prompts(family, images=False), training_batch(family)):
         ours, theirs = (m(**inputs, output_hidden_states=True, output_attentions=True) for m in (model, base))
         assert torch.equal(ours.logits, theirs.logits)
@@ -91,14 +91,15 @@ def test_untrained_and_unskipped_is_the_base(family):
 
 
 def test_options_reach_the_pias():
-    options = {"temperature": 3.0, "hidden_scale": 0.25, "dropout": 0.5, "up_groups": 2, "train_scale": True}
+    options = {"temperature": 3.0, "hidden_scale": 0.25, "dropout": 0.5, "up_groups": 2, "adapt_router_bias": False}
     model = attach(build(LLAMA, dtype=torch.bfloat16), EASConfig(**PLAIN, **options))
     for block in blocks(model):
         for pia, rank in ((block.skip_pia, 4), (block.adapt_pia, 2)):
-            assert (pia.temperature, pia.hidden_scale, pia.dropout.p, pia.training) == (3.0, 0.25, 0.5, False)
+            assert (pia.temperature, pia.dropout.p, pia.training) == (3.0, 0.5, False)
             assert (pia.down1.out_features, pia.up1.weight.shape[0]) == (rank, 2)
             assert all(p.dtype == torch.float32 for p in pia.parameters())  # whatever the base's
-        assert (block.skip_pia.scale is None, block.adapt_pia.scale is None) == (False, True)
+        assert (block.skip_pia.hidden_scale, block.adapt_pia.hidden_scale) == (0.25, 1.0)  # as in the released code
+        assert (block.skip_pia.router.bias is None, block.adapt_pia.router.bias is None) == (False, True)
 
 
 @every_family
@@ -111,7 +112,7 @@ def test_exactly_the_pias_in_use_get_gradients(family, train_projector):
         assert all(p.requires_grad for p in model.parameters())
         attach(model, EASConfig(**PLAIN))
         return
-    model = attached(family, (0, 2), {"train_projector": train_projector, "train_scale": True}).train()
+    model = attached(family, (0, 2), {"train_projector": train_projector}).train()
     anatomy = Anatomy.of(model)
     projector = set(anatomy.projector.parameters()) if train_projector else set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -290,7 +291,9 @@ def test_prune_frees_what_the_choice_makes_dead(family):
 
     before, total = logits(model, inputs), weight(model)
     dead = sum(
-        weight(block.self_attn) + weight(block.adapt_pia) if block.skip_mha else weight(block.skip_pia)
+        sum(map(weight, (block.self_attn, block.adapt_pia, block.input_layernorm)))
+        if block.skip_mha
+        else weight(block.skip_pia)
         for block in blocks(model)
     )
     prune(model)

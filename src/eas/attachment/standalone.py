@@ -23,7 +23,7 @@ from eas.attachment.save import CheckpointError, refuse_non_finite
 from eas.attachment.state import attachment, candidates, skip_set
 from eas.files import writing
 from eas.hf.api import no_init_weights
-from eas.methods import method_config
+from eas.methods import recorded_method
 from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
 from eas.models.folder import REMEDY, model_config
 from eas.records import IndexRecord, RecordError, StandaloneRecord, raised_as, read_record
@@ -103,7 +103,7 @@ def _standalone_class(name: str) -> Any:
 
     def __init__(self: Any, config: Any) -> None:
         base.__init__(self, config)
-        attach(self, method_config(config.eas["config"]))
+        attach(self, recorded_method(config.eas["config"]))
         select(self, config.eas["skip_set"])
         if candidates(self):
             prune(self)

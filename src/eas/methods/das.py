@@ -1,8 +1,9 @@
 """DAS (Wu et al., NeurIPS 2023, arXiv 2309.01479): whole layers are skipped, a bottleneck adapter in place of each.
 
-As in the authors' code for LLaVA, kept layers have an adapter before their attention, and the adapter in place of a
-skipped layer reads the normalised stream. Theirs adds that input to its output, so that an untrained skipped layer adds
-the normalised stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
+As in the authors' code for LLaVA, the adapter in place of a skipped layer reads the normalised stream. Kept layers have
+one adapter, before their attention; theirs have two of half its rank, before the attention and before the FFN. In a
+skipped layer theirs adds the adapter's input to its output, so that an untrained skipped layer adds the normalised
+stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
 LaVIN the authors have LaVIN's routed adapters in both places (preset "lavin"); here they route on the prompt's mean, as
 EAS does, so that rounds can share what skip sets have in common. METER is post-norm: there the adapter in place of a
 skipped layer reads the stream, and kept layers have adapters beside attentions and FFN. The search is DAS's own:
@@ -167,7 +168,7 @@ def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
 
         layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(adapt_rank), pia(skip_rank), None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
+        layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
         become(layer, RoutedDASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)

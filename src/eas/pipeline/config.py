@@ -59,11 +59,6 @@ class TrainConfig(Config):
         self._require("precision", self.precision in ("float32", "bfloat16"), "must be 'float32' or 'bfloat16'")
 
 
-def _method(values: Mapping[str, Any]) -> MethodConfig:
-    preset = {"preset": "llava"} if values.get("name", "eas") == "eas" else {}
-    return method_config({**preset, **values})
-
-
 @dataclass
 class RunConfig(Config):
     """A whole run."""
@@ -103,7 +98,7 @@ class RunConfig(Config):
     )
     benchmark_repeats: int = option(20, "timed repetitions of base and folded model, in turns")
     benchmark_new_tokens: int = option(16, "tokens that one repetition decodes")
-    method: MethodConfig = section(_method, "tuning method", train_projector=None)
+    method: MethodConfig = section(method_config, "tuning method", train_projector=None)
     search: SearchConfig = section(SearchConfig.from_dict, "the search")
     train: TrainConfig = section(TrainConfig.from_dict, "both training phases")
 
