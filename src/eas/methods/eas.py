@@ -106,7 +106,7 @@ class EASConfig(SkipConfig):
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 
     def at_width(self, width: int) -> EASConfig:
-        """With the ranks that are not given, the preset's (without one, those of "llava"): as in the paper at its width,
+        """With the ranks that are not given, the preset's (without one, "llava"'s): as in the paper at its width,
         elsewhere rounded to multiples of four (of ``up_groups``)."""
         preset = self.preset or "llava"
         share, step = width / PAPER_WIDTHS[preset], math.lcm(4, self.up_groups)
