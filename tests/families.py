@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, with inputs that hold an image where the family sees."""
+"""Tiny random models of every kind of family, with inputs that hold an image where the family sees."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import transformers as tf
 from torch import Tensor, nn
 
 from eas import EASConfig, attach, select
-from eas.models.anatomy import FAMILIES, Anatomy, model_class
+from eas.models.anatomy import Anatomy, model_class
 from eas.models.lavin import LavinConfig
 from eas.models.meter import TASKS, MeterConfig
 
-SEEING = [family for family, (_, projector) in FAMILIES.items() if projector is not None]
+SEEING = [
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
+    "LavinForConditionalGeneration",
+]
+FAMILIES = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", *SEEING]
+"""Of every kind; test_more_families.py has the others."""
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import IMAGE, build, image_inputs, prompts
+from families import FAMILIES, IMAGE, SEEING, build, image_inputs, prompts
 from test_methods import CONFIGS as CONTRACT
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -18,7 +18,6 @@ from eas import cli
 from eas.config import ConfigError
 from eas.measure import shapes
 from eas.measure.count import count
-from eas.models.anatomy import FAMILIES
 
 LLAVA = "LlavaForConditionalGeneration"
 CONFIGS = {name: {k: v for k, v in CONTRACT[name].items() if k != "num_skip"} for name in eas.METHODS}
@@ -71,7 +70,7 @@ def test_a_method_counts_as_it_does_applied_by_hand(name: str, folded: bool) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_twin_of_every_family(family: str) -> None:
     """Grouped queries in all; three of them with another vision tower."""
-    images = {"images": 2, "patch_grid": (4, 4)} if FAMILIES[family][1] else {}
+    images = {"images": 2, "patch_grid": (4, 4)} if family in SEEING else {}
     config = eas.EASConfig(num_skip=1, skip_rank=6, adapt_rank=4)
     model = eas.attach(build(family), config)
     eas.select(model, [1])

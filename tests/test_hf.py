@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import attached, build, prompts
+from families import FAMILIES, attached, build, prompts
 from transformers import DynamicCache, LlamaModel, Trainer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
@@ -25,7 +25,6 @@ from eas.hf.cache import PromptLayer, prompt_layer
 from eas.hf.trainer import OpenTrainer, checkpoint_activations
 from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import FAMILIES
 
 LLAMA = "LlamaForCausalLM"
 SOURCE = Path(eas.__file__).parent

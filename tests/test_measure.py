@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import build, prompts, randomise
+from families import FAMILIES, SEEING, build, prompts, randomise
 from torch.utils.flop_counter import FlopCounterMode
 
 import eas
@@ -18,7 +18,6 @@ from eas.hf.api import output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.measure.count import Counts, count
 from eas.measure.latency import Latency, Spread, benchmark, git_revision, hardware
-from eas.models.anatomy import FAMILIES
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 LLAVA = "LlavaForConditionalGeneration"
@@ -27,7 +26,7 @@ CONFIG = {"num_skip": 2, "skip_rank": 6, "adapt_rank": 4}
 
 def vision(family: str) -> dict[str, Any]:
     """What one image of ``families.prompts`` is to the vision tower."""
-    if FAMILIES[family][1] is None:
+    if family not in SEEING:
         return {}
     grid = (4, 4) if family.startswith("Qwen2") else None
     return {"images": 3 if "LlavaNext" in family else 1, "patch_grid": grid}

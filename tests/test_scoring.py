@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import build, prompts
+from families import FAMILIES, build, prompts
 from test_generation import answered, answers
 from transformers import TrainingArguments
 
 import eas
 from eas.attachment.save import adapter_state
 from eas.methods import method_config
-from eas.models.anatomy import FAMILIES, Anatomy
+from eas.models.anatomy import Anatomy
 from eas.searching import SearchConfig
 from eas.searching.scoring import block_evaluations, score_sets
 from eas.training import EASTrainer
@@ -68,7 +68,7 @@ def test_shared_parts_run_once(family):
     model, batch, sets = prepared(family)
     anatomy = Anatomy.of(model)
     ran = dict.fromkeys(["projector", "embeddings", "rotary", *range(4)], 0)
-    modules = [anatomy.projector, model.get_input_embeddings(), anatomy.text_model.rotary_emb, *anatomy.layers]
+    modules = [*anatomy.projector, model.get_input_embeddings(), anatomy.text_model.rotary_emb, *anatomy.layers]
     rows = []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
 

@@ -114,7 +114,7 @@ def test_exactly_the_pias_in_use_get_gradients(family, train_projector):
         return
     model = attached(family, (0, 2), {"train_projector": train_projector}).train()
     anatomy = Anatomy.of(model)
-    projector = set(anatomy.projector.parameters()) if train_projector else set()
+    projector = {p for module in anatomy.projector for p in module.parameters()} if train_projector else set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     expected = {name for name, p in model.named_parameters() if "_pia." in name or p in projector}
     assert trained == expected

@@ -154,7 +154,7 @@ def test_multimodal_models_train_with_checkpointing_accumulation_and_bf16(tmp_pa
     checkpoint_activations(model)
     trainer = EASTrainer(model, arguments_, train_dataset=[0] * 8, data_collator=lambda _: batch)
     tower = {k: v.clone() for k, v in model.state_dict().items() if "vision" in k or "visual.blocks" in k}
-    projector = Anatomy.of(model).projector
+    (projector,) = Anatomy.of(model).projector
     was = {k: v.clone() for k, v in projector.state_dict().items()}
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

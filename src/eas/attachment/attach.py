@@ -32,6 +32,9 @@ MODULES = {
     "ffn": ("mlp", "mlp_norm"),
 }
 
+NORMS_BEHIND = {"Molmo2TextModel": "norm_after"}
+"""Language models that exist with norms in front of attention and FFN, and behind them: the option that says which."""
+
 
 def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     """Prepares a model for a tuning method, in place, and freezes everything that the method does not train.
@@ -73,12 +76,18 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     anatomy = Anatomy.of(model)
     layers, method = anatomy.layers, method_of(anatomy.form, config.name)
     require_fit(anatomy.form, config)
+    option = NORMS_BEHIND.get(type(anatomy.text_model).__name__)
+    if option is not None and getattr(anatomy.text_model.config, option):
+        raise ConfigError(
+            f"{type(anatomy.text_model).__name__} with {option} = True has its norms behind attention and FFN; EAS "
+            "needs blocks with the norms in front of them"
+        )
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: {all_but_one(config.candidates, blocks)}")
     if config.train_projector is None:
-        config = replace(config, train_projector=anatomy.projector is not None)
-    if config.train_projector and anatomy.projector is None:
+        config = replace(config, train_projector=bool(anatomy.projector))
+    if config.train_projector and not anatomy.projector:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
     if config.train_head and model.get_output_embeddings() is not None:
         raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
@@ -100,8 +109,8 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         on_failure.callback(before.restore, model)
         model.requires_grad_(False)
         method.attach(model, config)
-        if config.train_projector and anatomy.projector is not None:
-            anatomy.projector.requires_grad_(True)
+        for module in anatomy.projector if config.train_projector else ():
+            module.requires_grad_(True)
         for module in anatomy.head if config.train_head else ():
             module.requires_grad_(True)
         if (head := model.get_output_embeddings()) is not None:  # METER has none

@@ -65,7 +65,8 @@ def register_family(
         )
     with torch.device("meta"):
         model = model_class(config)
-    for path in (text_model, *([] if projector is None else [projector])):
+    paths = (text_model,) if projector is None else (text_model, projector)
+    for path in paths:
         _require(model, name, path)
     _require(model, name, f"{text_model}.layers.0")
     for part in PARTS:
@@ -75,7 +76,7 @@ def register_family(
         if text_class not in TEXT_MODELS:
             TEXT_MODELS[text_class] = DECODER
             on_failure.callback(TEXT_MODELS.pop, text_class)
-        FAMILIES[name], OWN[name] = (text_model, projector), model_class
+        FAMILIES[name], OWN[name] = paths, model_class
         on_failure.callback(FAMILIES.pop, name)
         on_failure.callback(OWN.pop, name)
         _try(model_class, config, text_model)

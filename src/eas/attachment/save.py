@@ -125,14 +125,15 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The trained tensors by stable keys: ``layers.I.skip_pia...`` (the language model's), ``projector...``, others."""
-    text_path, projector_path = paths(model)
+    text_path, *projector_paths = paths(model)
     trained = attachment(model).trained
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if name in trained:
             key = name.removeprefix(f"{text_path}.")
-            if projector_path is not None and name.startswith(f"{projector_path}."):
-                key = "projector" + name.removeprefix(projector_path)
+            for number, path in enumerate(projector_paths):  # projector.., projector1..
+                if name.startswith(f"{path}."):
+                    key = f"projector{number or ''}{name.removeprefix(path)}"
             tensors[key] = parameter
     return tensors
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def labelled_only(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def heads_all(model: nn.Module) -> bool:
+    """Whether a model's head reads every position, whatever ``logits_to_keep`` says (Qwen2.5-Omni, VideoLLaMA 3)."""
+    return "logits_to_keep" not in inspect.signature(type(model).forward).parameters
+
+
+def labelled_only(inputs: Mapping[str, Any], everywhere: bool = False) -> dict[str, Any]:
     """Arguments of a model with its head that give the loss of ``inputs``, and logits of fewer positions.
 
     The head reads the positions whose next token is an answer's in some row. In batches that are padded on the left
@@ -17,6 +23,7 @@ def labelled_only(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         inputs: with ``labels`` ``(batch, tokens)``, -100 on all tokens but the answer's.
+        everywhere: the positions are all, for models of ``heads_all``.
 
     Returns:
         ``inputs`` with ``logits_to_keep``, the positions, and ``shift_labels``, ``(batch, positions)``: the token after
@@ -28,7 +35,7 @@ def labelled_only(inputs: Mapping[str, Any]) -> dict[str, Any]:
         ([0, 1], [[5, 6], [-100, 7]])
     """
     shifted: Tensor = F.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]  # the last token predicts nothing
-    columns = (shifted != -100).any(0).nonzero()[:, 0].cpu()  # indexes hidden states on whatever device
+    columns = ((shifted != -100).any(0) | everywhere).nonzero()[:, 0].cpu()  # indexes hidden states on whatever device
     return {**inputs, "logits_to_keep": columns, "shift_labels": shifted[:, columns]}
 
 
@@ -39,7 +46,7 @@ def answer_losses(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor
         model: attached or not; the labels tell it where the prompt ends.
         inputs: see `labelled_only`.
     """
-    kept = labelled_only(inputs)
+    kept = labelled_only(inputs, heads_all(model))
     targets: Tensor = kept["shift_labels"]
     logits = model(**kept).logits.float()
     each = F.cross_entropy(logits.transpose(1, 2), targets.to(logits.device), ignore_index=-100, reduction="none")

@@ -34,6 +34,14 @@ TEXT = {
     "pad_token_id": None,
     "dtype": None,
 }
+ROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 1, 1],  # Qwen-VL's
+    "llama_4_scaling_beta": 0.1,  # Ministral 3's
+    "original_max_position_embeddings": 8,
+}
+"""What the rotary embeddings of any family read."""
 
 
 def deviation(cls: type, config: Any, text_path: str, prepare: Callable[[Any], None]) -> float:
@@ -97,10 +105,12 @@ def _twin(cls: Any, config: Any, text_path: str) -> Any:
         setattr(text, name, value)
     if text.to_dict().get("layer_types") is not None:
         text.layer_types = text.layer_types[:2]
-    text.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    set_attention_implementation(config, "eager" if attention_implementation(text) == "eager" else "sdpa")
+    text.rope_parameters = dict(ROPE)
+    implementation = "eager" if attention_implementation(text) == "eager" else "sdpa"
+    set_attention_implementation(config, "eager")  # not every vision tower has another
     with torch.device("meta"):
         model = cls(config)
+    set_attention_implementation(text, implementation)
     language_model = model.get_submodule(text_path)
     model.set_submodule(text_path, type(language_model)(text))
     model.set_output_embeddings(nn.Linear(text.hidden_size, VOCABULARY, bias=False))
@@ -140,5 +150,7 @@ def _decoding_error(model: Any) -> float:
     labels = out.sequences.clone()
     labels[:, : ids.shape[1]] = -100
     mask = torch.cat([mask, torch.ones_like(labels[:, ids.shape[1] :])], 1)
-    whole = model(input_ids=out.sequences, attention_mask=mask, labels=labels).logits[:, ids.shape[1] - 1 : -1]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # as generate counts them; not all families turn by distance alone
+    out_of_whole = model(input_ids=out.sequences, attention_mask=mask, position_ids=positions, labels=labels)
+    whole = out_of_whole.logits[:, ids.shape[1] - 1 : -1]
     return float((torch.stack(out.logits, 1) - whole).norm() / whole.norm())

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from eas.attachment.save import adapter_state
 from eas.attachment.state import attached
 from eas.costed import Costed
+from eas.hf.labelled import heads_all
 from eas.hf.skipping import SkippableBlock
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy, Branch
@@ -88,7 +89,7 @@ def count_modules(
     return Counts(
         macs=sum(sum(block_macs(layer, branches, prompt_tokens)) for layer in layers)
         + sum(module_macs(module, prompt_tokens) for module in beside)
-        + module_macs(head, 1)
+        + module_macs(head, prompt_tokens if heads_all(model) else 1)
         + vision,
         params_total=total,
         params_trained=sum(t.numel() for t in adapter_state(model).values())
@@ -282,8 +283,8 @@ def _folded_bytes(linear: nn.Linear) -> int:
 def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:
     """MACs of one image: patch embedding, the tower's blocks, the projector."""
     family, config = type(model).__name__, model.config
-    if anatomy.projector is None:
-        raise ValueError(f"{family} takes no images; leave images = 0")
+    if family not in VISION_TOWERS:
+        raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
     tower = model.get_submodule(VISION_TOWERS[family])
     vision, kind = config.vision_config, type(tower).__name__
     if kind in ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
@@ -314,7 +315,7 @@ def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] 
         patches * embedding.weight.numel()
         + module_macs(blocks, tokens)
         + 2 * embedding.out_channels * pairs
-        + module_macs(anatomy.projector, projected)
+        + sum(module_macs(module, projected) for module in anatomy.projector)
     )
 
 

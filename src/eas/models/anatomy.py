@@ -22,15 +22,39 @@ from eas.models.meter import AutoMeter
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 FFN_INPUTS = ("gate_proj", "up_proj")
 
-# class of the model with its head -> (path to the language model, path to the projector or None)
-FAMILIES: dict[str, tuple[str, str | None]] = {
-    "LlamaForCausalLM": ("model", None),
-    "MistralForCausalLM": ("model", None),
-    "Qwen2ForCausalLM": ("model", None),
+# class of the model with its head -> paths to the language model, and to the modules of the projector if there are any
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "LlamaForCausalLM": ("model",),
+    "MistralForCausalLM": ("model",),
+    "Qwen2ForCausalLM": ("model",),
+    "Qwen3ForCausalLM": ("model",),
+    "SmolLM3ForCausalLM": ("model",),
+    "Ministral3ForCausalLM": ("model",),
+    "SeedOssForCausalLM": ("model",),
+    "Ernie4_5ForCausalLM": ("model",),
     "LlavaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaNextForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen2VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),
     "Qwen2_5_VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Qwen3VLForConditionalGeneration": (
+        "model.language_model",
+        "model.visual.merger",
+        "model.visual.deepstack_merger_list",
+    ),
+    "Qwen2_5OmniThinkerForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "InternVLForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Mistral3ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "LlavaOnevisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "VipLlavaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "PaddleOCRVLForConditionalGeneration": ("model.language_model", "model.projector"),
+    "LightOnOcrForConditionalGeneration": ("model.language_model", "model.vision_projection"),
+    "GotOcr2ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "HunYuanVLForConditionalGeneration": ("model.language_model",),
+    "Ovis2ForConditionalGeneration": ("model.language_model",),
+    "VideoLlama3ForConditionalGeneration": ("model.language_model", "model.projector"),
+    "DeepseekVLForConditionalGeneration": ("model.language_model", "model.aligner"),
+    "Molmo2ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Idefics2ForConditionalGeneration": ("model.text_model", "model.connector"),
     "Idefics3ForConditionalGeneration": ("model.text_model", "model.connector"),
     "SmolVLMForConditionalGeneration": ("model.text_model", "model.connector"),
     "LavinForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
@@ -41,7 +65,7 @@ OWN |= {head.__name__: head for head in METER.values()}
 """Families that transformers does not have, and those of ``eas.register_family``."""
 
 # the same for families that generate nothing
-COATTENTION: dict[str, tuple[str, str | None]] = {head.__name__: ("meter", None) for head in METER.values()}
+COATTENTION: dict[str, tuple[str, ...]] = {head.__name__: ("meter",) for head in METER.values()}
 
 
 class Branch(NamedTuple):
@@ -69,6 +93,7 @@ class TextModel(NamedTuple):
         branches: of every layer, in order.
         post_norm: whether norms come after the residuals.
         poolers: names of the modules before the head; they are new after pretraining.
+        adds_between: whether it adds features of images to the hidden states between its layers (DeepStack).
     """
 
     form: str
@@ -76,6 +101,7 @@ class TextModel(NamedTuple):
     branches: tuple[Branch, ...]
     post_norm: bool = False
     poolers: tuple[str, ...] = ()
+    adds_between: bool = False
 
 
 DECODER = TextModel(
@@ -84,8 +110,25 @@ DECODER = TextModel(
     (Branch("mha", "self_attn", "input_layernorm"), Branch("ffn", "mlp", "post_attention_layernorm")),
 )
 TEXT_MODELS = dict.fromkeys(
-    ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel"), DECODER
+    (
+        "LlamaModel",
+        "MistralModel",
+        "Ministral3Model",
+        "Qwen2Model",
+        "Qwen2VLTextModel",
+        "Qwen2_5_VLTextModel",
+        "Qwen2_5OmniThinkerTextModel",
+        "Qwen3Model",
+        "SmolLM3Model",
+        "SeedOssModel",
+        "Ernie4_5Model",
+        "PaddleOCRTextModel",
+        "HunYuanVLTextModel",
+        "Molmo2TextModel",
+    ),
+    DECODER,
 )
+TEXT_MODELS["Qwen3VLTextModel"] = DECODER._replace(adds_between=True)
 TEXT_MODELS["MeterModel"] = TextModel(
     "coattention",
     ("cross_modal_text_layers", "cross_modal_image_layers"),
@@ -111,14 +154,14 @@ class Anatomy:
     Args:
         text_model: the language model without its head; of METER all but the head.
         layers: its blocks, in order: the text's, then the image's where it has layers of its own.
-        projector: the module between vision tower and language model, if the model has one.
+        projector: the modules between vision tower and language model; none where the model has no projector.
         head: the modules of a task: the output head; of METER also the modules that are new after pretraining.
         built: how the language model is built.
     """
 
     text_model: PreTrainedModel
     layers: Any  # a ModuleList, whose blocks are SkippableBlocks once attached
-    projector: nn.Module | None
+    projector: tuple[nn.Module, ...]
     head: tuple[nn.Module, ...]
     built: TextModel
 
@@ -142,16 +185,16 @@ class Anatomy:
         family = type(model).__name__
         if family not in FAMILIES | COATTENTION:
             raise UnsupportedModelError(f"{family} is not supported; {_remedy(family, [*FAMILIES, *COATTENTION])}")
-        text_path, projector_path = paths(model)
+        text_path, *projector_paths = paths(model)
         text_model: Any = model.get_submodule(text_path)
         if type(text_model).__name__ not in TEXT_MODELS:
             name = type(text_model).__name__
-            known = [name for name, built in TEXT_MODELS.items() if built is DECODER]
+            known = [name for name, built in TEXT_MODELS.items() if built.form == "decoder"]
             raise UnsupportedModelError(f"{family} with a {name} is not supported; {_remedy(name, known)}")
         built = TEXT_MODELS[type(text_model).__name__]
         sides = [text_model.get_submodule(name) for name in built.sides]
         layers = sides[0] if len(sides) == 1 else [layer for side in sides for layer in side]
-        projector = None if projector_path is None else model.get_submodule(projector_path)
+        projector = tuple(model.get_submodule(path) for path in projector_paths)
         head = [text_model.get_submodule(name) for name in built.poolers]
         head += [module for name, module in model.named_children() if name != text_path.partition(".")[0]]
         return cls(text_model, layers, projector, tuple(head), built)
@@ -195,8 +238,8 @@ def attentions(text_model: Any) -> list[tuple[Any, Any]]:
     ]
 
 
-def paths(model: nn.Module) -> tuple[str, str | None]:
-    """Where a model keeps what its layers are in, and its projector."""
+def paths(model: nn.Module) -> tuple[str, ...]:
+    """Where a model keeps what its layers are in, and the modules of its projector."""
     return (FAMILIES | COATTENTION)[type(model).__name__]
 
 
@@ -210,6 +253,6 @@ def auto_class(model_type: str) -> Any:
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
     if kind == "meter":
         return AutoMeter
-    seeing = [cls for name, cls in OWN.items() if name in FAMILIES and FAMILIES[name][1] is not None]
+    seeing = [cls for name, cls in OWN.items() if name in FAMILIES and len(FAMILIES[name]) > 1]
     sees = {*IMAGE_TEXT_TYPES, *(cls.config_class.model_type for cls in seeing)}
     return AutoModelForImageTextToText if kind in sees else AutoModelForCausalLM

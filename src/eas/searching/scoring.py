@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from eas.attachment.attach import select
 from eas.attachment.state import candidates
 from eas.hf.api import cache_of
-from eas.hf.labelled import labelled_only
+from eas.hf.labelled import heads_all, labelled_only
 from eas.models.anatomy import Anatomy
 from eas.searching.base import SkipSet
 
@@ -30,7 +30,8 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
     3. The head reads only the columns that predict an answer token in some row.
 
     The first set runs through the model's own forward pass, and hooks record the arguments of every block. For other
-    sets, blocks, final norm, head and loss get the same arguments, under the same autocast.
+    sets, blocks, final norm, head and loss get the same arguments, under the same autocast. A language model that adds
+    features of images between its blocks (Qwen3-VL) runs whole for every set.
 
     Args:
         model: an attached model in evaluation mode, of a method that skips; keeps the last scored set.
@@ -50,12 +51,14 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         raise ValueError("scoring needs labels, and takes no cache")
     if Anatomy.of(model).form == "coattention":
         return _score_behind_towers(model, inputs, skip_sets)
+    if Anatomy.of(model).built.adds_between:
+        return _score_whole(model, inputs, skip_sets)
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
     blocks, norm = list(anatomy.layers), anatomy.text_model.norm
     plans = [_plan(model, skip_set) for skip_set in skip_sets]
     order = sorted(dict(zip(plans, skip_sets, strict=True)).items())
     starts = [0, *(_shared(a, b) for (a, _), (b, _) in pairwise(order))]
-    given = labelled_only({**inputs, "use_cache": False})
+    given = labelled_only({**inputs, "use_cache": False}, heads_all(model))
     columns, targets = given["logits_to_keep"], given["shift_labels"]
     called: list[dict[str, Any]] = []  # what each block was called with, hidden states aside
     states: dict[int, Tensor] = {}  # hidden states before the blocks at which later sets set out
@@ -114,6 +117,15 @@ def _score_behind_towers(model: Any, inputs: Mapping[str, Any], skip_sets: Seque
     for skip_set in skip_sets:
         select(model, skip_set)
         losses.append(float(model.head(encoded, **labels).loss))
+    return losses
+
+
+def _score_whole(model: Any, inputs: Mapping[str, Any], skip_sets: Sequence[SkipSet]) -> list[float]:
+    """One pass of the whole model for every set."""
+    given, losses = labelled_only({**inputs, "use_cache": False}, heads_all(model)), []
+    for skip_set in skip_sets:
+        select(model, skip_set)
+        losses.append(float(model(**given).loss))
     return losses
 
 

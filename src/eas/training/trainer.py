@@ -17,7 +17,7 @@ from eas.attachment.save import CheckpointError, save
 from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
-from eas.hf.labelled import labelled_only
+from eas.hf.labelled import heads_all, labelled_only
 from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
 from eas.records import raised_as
@@ -86,7 +86,7 @@ class EASTrainer(OpenTrainer):
         # a loss that is computed outside of the model reads the logits of every token
         outside = self.label_smoother is not None or self.compute_loss_func is not None
         own = type(self).compute_loss is not OpenTrainer.compute_loss
-        self.labelled_only = model.can_generate() and not outside and not own
+        self.labelled_only = model.can_generate() and not heads_all(model) and not outside and not own
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:

@@ -1,0 +1,166 @@
+"""The families whose blocks are Llama's under another name: what a wrong line in the tables would get wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from families import logits, randomise
+from more_families import FAMILIES, build, layers, prompts
+from torch.utils.flop_counter import FlopCounterMode
+
+import eas
+from eas import DropConfig, EASConfig
+from eas.attachment.twin import TOLERANCE, deviation
+from eas.hf.labelled import heads_all, labelled_only
+from eas.measure.count import count
+from eas.models import anatomy
+from eas.searching.scoring import score_sets
+
+torch.set_num_threads(1)
+RANKS = {"skip_rank": 4, "adapt_rank": 2}
+SETS = [(0, 2), (1,)]
+every_family = pytest.mark.parametrize("label", FAMILIES)
+
+
+def attached(label: str, skip: tuple[int, ...] = (0, 2), **options: Any) -> Any:
+    """With random PIAs."""
+    model = eas.attach(build(label), EASConfig(len(skip), **RANKS, train_projector=None, **options))
+    randomise(model)
+    eas.select(model, skip)
+    return model
+
+
+def decoded(model: Any, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tensor:
+    """The logits of four greedy tokens, ``(batch, 4, vocabulary)``."""
+    options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True, **more}
+    return torch.stack(model.generate(**inputs, max_new_tokens=4, **options).logits, 1)
+
+
+def answered(label: str) -> dict[str, torch.Tensor]:
+    """Prompts of which the last three tokens are the answer."""
+    inputs = prompts(label)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    more = {"mm_token_type_ids": torch.zeros_like(labels)} if label == "Molmo2" else {}
+    return {**inputs, "labels": labels, **more}
+
+
+@every_family
+def test_untrained_it_is_the_base_and_a_skip_is_the_attention_left_out(label: str) -> None:
+    base, inputs = build(label), prompts(label)
+    expected = logits(base, inputs)
+    model, dropped = eas.attach(base, EASConfig(2, **RANKS)), eas.attach(build(label), DropConfig(2))
+    assert torch.equal(logits(model, inputs), expected)
+    for skip in SETS:
+        eas.select(model, skip)
+        eas.select(dropped, skip)
+        left_out = logits(dropped, inputs)
+        assert torch.equal(logits(model, inputs), left_out)
+        assert not torch.allclose(left_out, expected, atol=1e-2)
+
+
+@every_family
+def test_it_decodes_and_folds_to_what_it_computes(label: str) -> None:
+    inputs, single = prompts(label), prompts(label, (5,))
+    for skip in SETS:
+        model = attached(label, skip)
+        plain = decoded(model, inputs)
+        torch.testing.assert_close(decoded(model, inputs, use_cache=False), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded(model, inputs, cache_implementation="static"), plain, rtol=1e-5, atol=1e-5)
+        alone = decoded(model, single)
+        eas.fold(model, "shared")
+        torch.testing.assert_close(decoded(model, inputs), plain, rtol=1e-5, atol=1e-5)
+        eas.unfold(model)
+        eas.fold(model, "per_example")
+        torch.testing.assert_close(decoded(model, single), alone, rtol=1e-5, atol=1e-5)
+    model = attached(label, router="constant")
+    plain = logits(model, inputs)
+    eas.fold(model, "constant")
+    torch.testing.assert_close(logits(model, inputs), plain, rtol=1e-5, atol=1e-5)
+
+
+@every_family
+def test_gradients_reach_what_is_trained(label: str) -> None:
+    model, inputs = attached(label).train(), answered(label)
+    loss = model(**labelled_only(inputs, heads_all(model))).loss
+    torch.testing.assert_close(loss, model(**inputs).loss, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    pias = [layer.skip_pia if i in SETS[0] else layer.adapt_pia for i, layer in enumerate(layers(model))]
+    assert all(p.grad.abs().sum() > 0 for pia in pias for p in pia.parameters())
+    if "pixel_values" in inputs:
+        projector = [p for module in anatomy.Anatomy.of(model).projector for p in module.parameters()]
+        assert all(p.grad.abs().sum() > 0 for p in projector if p.ndim > 1)
+
+
+@every_family
+def test_it_is_saved_and_opened_bit_for_bit(label: str, tmp_path: Any) -> None:
+    model, inputs = attached(label), prompts(label)
+    with torch.no_grad():
+        for module in anatomy.Anatomy.of(model).projector:
+            for p in module.parameters():
+                p.add_(0.1)
+    build(label).save_pretrained(tmp_path / "base")
+    eas.save(model, tmp_path / "adapter")
+    expected = logits(model, inputs)
+    assert torch.equal(logits(eas.load(tmp_path / "base", tmp_path / "adapter"), inputs), expected)
+    eas.prune(model)
+    eas.save_standalone(model, tmp_path / "standalone")
+    whole = eas.load(tmp_path / "standalone")
+    assert whole.config.model_type == f"eas_{build(label).config.model_type}"
+    assert torch.equal(logits(whole, inputs), expected)
+
+
+@every_family
+def test_its_macs_are_those_that_torch_counts(label: str) -> None:
+    base, model, inputs = build(label), attached(label), prompts(label, (7,), image=False)
+    eas.prune(model)
+    eas.fold(model, "shared")
+    for counted in (base, model):
+        counted.set_attn_implementation("eager")
+        counter = FlopCounterMode(display=False)
+        with counter, torch.inference_mode():
+            counted(**inputs, logits_to_keep=1)
+        assert count(counted, 8).macs * 2 == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", sorted({name for name, *_ in FAMILIES.values()}))
+def test_a_twin_of_it_decodes_what_it_computes(family: str) -> None:
+    assert deviation(family) < TOLERANCE / 10
+
+
+def test_every_family_is_tried() -> None:
+    from families import FAMILIES as OTHERS
+
+    assert {name for name, *_ in FAMILIES.values()} | {*OTHERS} == {*anatomy.FAMILIES}
+
+
+@every_family
+def test_sets_are_scored_as_one_by_one(label: str) -> None:
+    model, inputs = attached(label), answered(label)
+    losses = []
+    for skip in SETS:
+        eas.select(model, skip)
+        losses.append(model(**inputs).loss.item())
+    assert losses[0] != losses[1]
+    assert score_sets(model, inputs, SETS) == pytest.approx(losses, rel=1e-6)
+
+
+def test_all_modules_of_a_projector_are_trained_and_saved() -> None:
+    model = attached("Qwen3VL")
+    keys = {key.split(".")[0] for key in eas.attachment.save.adapter_state(model)}
+    assert keys == {"layers", "projector", "projector1"}
+
+
+def test_norms_behind_the_residual_are_refused() -> None:
+    model = build("Molmo2")
+    model.config.text_config.norm_after = True
+    with pytest.raises(eas.ConfigError, match="Molmo2TextModel with norm_after = True has its norms behind attention"):
+        eas.attach(tf.Molmo2ForConditionalGeneration(model.config), EASConfig(1, **RANKS))
+
+
+def test_images_that_cannot_be_counted_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="Ovis2ForConditionalGeneration takes no images, or its vision tower cannot"):
+        count(build("Ovis2"), 8, images=1)
