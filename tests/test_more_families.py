@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from families import logits, randomise
+from families import FAMILIES as OTHERS
+from families import SEEING, logits, randomise
 from more_families import FAMILIES, build, layers, prompts
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +18,7 @@ from eas import DropConfig, EASConfig
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf.labelled import heads_all, labelled_only
 from eas.measure.count import count
+from eas.measure.modules import VISION_TOWERS
 from eas.models import anatomy
 from eas.searching.scoring import score_sets
 
@@ -132,9 +135,18 @@ def test_a_twin_of_it_decodes_what_it_computes(family: str) -> None:
 
 
 def test_every_family_is_tried() -> None:
-    from families import FAMILIES as OTHERS
-
     assert {name for name, *_ in FAMILIES.values()} | {*OTHERS} == {*anatomy.FAMILIES}
+
+
+def test_the_table_of_families_is_the_code_s() -> None:
+    table = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
+    assert [row[0] for row in rows] == [f"| `{name}`" for name in anatomy.FAMILIES]
+    assert [row[1] == "yes" for row in rows] == [len(found) > 1 for found in anatomy.FAMILIES.values()]
+    counted = {row[0].strip("| `") for row in rows if row[3].startswith("yes")}
+    assert counted == {*VISION_TOWERS}
+    seen = {name for name, _, tokens, _ in FAMILIES.values() if tokens} | {*SEEING}
+    assert {row[0].strip("| `") for row in rows if row[2] == "yes"} == seen
 
 
 @every_family

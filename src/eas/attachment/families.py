@@ -104,7 +104,8 @@ def _try(model_class: type[PreTrainedModel], config: Any, text_model: str) -> No
                 expected = norm.weight * x * x.square().mean(-1, keepdim=True).rsqrt()
                 if not torch.allclose(norm(x), expected, rtol=1e-3, atol=1e-3):
                     others.add(type(norm).__name__)
-        attach_to_twin(twin, TRIED)
+        if not others:
+            attach_to_twin(twin, TRIED)
 
     off = unlike_base(model_class, config, text_model, attached)
     if others:
