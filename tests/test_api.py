@@ -49,8 +49,6 @@ def test_search_says_what_it_cannot_do():
     def search(attached, train, held_out, config=SETTINGS):
         return eas.search(attached, train, held_out, default_data_collator, config, **TRAINING)
 
-    with pytest.raises(eas.ConfigError, match=r"finalists = 4: only `eas run` tunes finalists; leave it 0"):
-        search(model(), rows(8), rows(8), eas.SearchConfig(finalists=4))
     with pytest.raises(eas.ConfigError, match="the training split is empty"):
         search(model(), [], rows(8))
     with pytest.raises(eas.ConfigError, match="needs held-out examples"):

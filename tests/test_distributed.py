@@ -27,7 +27,6 @@ from eas.training import EASTrainer
 
 FSDP2 = {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}
 RUN = [*SETTINGS, "train.search_steps=4", "train.tune_steps=2", "train.accumulation=1", "method.dropout=0.0"]
-RUN += ["search.finalists=2", "search.finalist_steps=1"]  # more steps of Adam amplify what rounding leaves of nothing
 
 
 def uneven(count: int, seed: int) -> list[dict[str, torch.Tensor]]:

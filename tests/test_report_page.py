@@ -241,18 +241,6 @@ def test_a_result_of_the_wrong_kind_takes_nothing_else_along(keys: tuple[str, ..
     assert "reaches 50.0" in page.path.read_text()
 
 
-def test_finalists_stand_with_their_losses(tmp_path: Path) -> None:
-    result = run_result(0, 4)
-    rungs = [([[0, 1], [1, 2], [2, 3], [0, 3]], [0.5, 0.25, 0.4, 0.6]), ([[1, 2], [2, 3]], [0.125, 0.3])]
-    result["search"]["rungs"] = [
-        {"steps": 20 * i, "skip_sets": sets, "losses": losses} for i, (sets, losses) in enumerate(rungs, start=1)
-    ]
-    write(tmp_path, result)
-    text = re.sub(r"<[^>]+>", " ", write_page([tmp_path], tmp_path / "page").path.read_text())
-    assert re.search(r"held-out loss after 20 steps\s+held-out loss after 40 steps", text)
-    assert re.search(r"0 1\s+0\.5000\s+1 2\s+0\.2500\s+0\.1250\s+2 3\s+0\.4000\s+0\.3000\s+0 3\s+0\.6000", text)
-
-
 def test_a_run_of_a_comparison_is_not_overwritten(tmp_path: Path) -> None:
     record = json.dumps({"row": "EAS_2", "trial": False, "score": {"test": 0.5}})
     (tmp_path / "run.yaml").write_text("seed: 0\n")

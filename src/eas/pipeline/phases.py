@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,11 +29,11 @@ def attached(run: Run) -> Any:
     return attach(model, run.task.method(run))
 
 
-def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | None = None) -> EASTrainer:
-    """What trains for so many steps in all and leaves its checkpoints in the folder, the phase's if none is named."""
+def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
+    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder."""
     settings, cuda = run.config.train, torch.cuda.is_available()
     args = TrainingArguments(
-        output_dir=str(folder or run.folder / phase),
+        output_dir=str(run.folder / phase),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -62,7 +61,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         held_out=run.data("validation") if phase == "search" else (),
         train_dataset=run.data("train"),
         data_collator=run.task.collator(run),
-        callbacks=[ProgressBar("finalist" if folder else phase)],
+        callbacks=[ProgressBar(phase)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,8 +27,6 @@ from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
-from eas.pipeline.finals import FOLDER as FINALS
-from eas.pipeline.finals import WINNER, finals
 from eas.pipeline.fit import check, check_room
 from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
@@ -86,16 +83,7 @@ def search(run: Run) -> None:
     record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
-    if config.search.finalists:
-        assert trainer.search_phase is not None
-        rule = trainer.search_phase.rule
-        del model, trainer
-        record |= finals(run, rule, found.skip_set)
-        record["seconds"] += record["finals_seconds"]
-        console.print(f"skip set {list(record['skip_set'])} of {config.search.finalists} finalists")
     run.finish("search", record)
-    if is_main():
-        shutil.rmtree(run.folder / "search" / FINALS, ignore_errors=True)
 
 
 def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
@@ -119,7 +107,7 @@ def tune(run: Run) -> None:
     except ValueError as error:
         raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
-        load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
+        load_into(model, run.folder / "search" / "adapter")
     if isinstance(run.config.method, SkipConfig):
         prune(model)
     planned = plan(run, "tune")
