@@ -300,11 +300,10 @@ class MethodConfig(Config):
     train_projector: bool | None = field(
         default=False,
         kw_only=True,
-        metadata={"help": "also tune the vision-language projector, as the authors do; null: if the model has one"},
-    )
-
-    train_head: bool = field(
-        default=False, kw_only=True, metadata={"help": "METER: also tune the task's head, poolers and token types"}
+        metadata={
+            "help": "also tune the vision-language projector, as the authors do (METER: the task's head, poolers and "
+            "token types); null: if the model has one"
+        },
     )
 
     def __post_init__(self) -> None:

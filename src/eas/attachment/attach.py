@@ -77,11 +77,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
     if config.train_projector is None:
-        config = replace(config, train_projector=anatomy.projector is not None)
-    if config.train_projector and anatomy.projector is None:
+        config = replace(config, train_projector=bool(anatomy.tuned_along))
+    if config.train_projector and not anatomy.tuned_along:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
-    if config.train_head and model.get_output_embeddings() is not None:
-        raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
         if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
@@ -100,9 +98,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         on_failure.callback(before.restore, model)
         model.requires_grad_(False)
         method.attach(model, config)
-        if config.train_projector and anatomy.projector is not None:
-            anatomy.projector.requires_grad_(True)
-        for module in anatomy.head if config.train_head else ():
+        for module in anatomy.tuned_along if config.train_projector else ():
             module.requires_grad_(True)
         if (head := model.get_output_embeddings()) is not None:  # METER has none
             read_rows(head)
@@ -133,7 +129,7 @@ def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
 
 
 _deviations: dict[tuple[str, ...], float] = {}
-TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False, "train_head": False}
+TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False}
 """Options that depend on a model's size or kind, as they are for a twin."""
 
 

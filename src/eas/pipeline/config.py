@@ -72,9 +72,7 @@ class RunConfig(Config):
     model: str = option("tiny", "folder or Hub id of a supported model, or 'tiny', the model that comes with eas")
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
-    bits: int | None = option(
-        None, "4 or 8: bits of the quantised blocks of LaVIN's language model; null: not quantised"
-    )
+    bits: int | None = option(None, "4 or 8: bits of the quantised blocks of the language model; null: not quantised")
     data: str = option(
         "scenes:textures",
         "'scenes:TASK', 'nlvr:FOLDER', a benchmark's 'NAME:FOLDER' or 'NAME:hub:ID' "

@@ -91,7 +91,7 @@ def frontier(
     base = run.load_base()
     prompt = run.task.first(run, "validation")[1]
     base_counts = count(base, *prompt)
-    model = attach(base, run.task.method(run))
+    model = attach(base, run.config.method)
     load_into(model, run.folder / "search" / "adapter")
     model.eval()
     most = len({block.index for block, _ in candidates(model)}) - 1  # at least one attention is kept

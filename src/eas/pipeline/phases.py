@@ -26,7 +26,7 @@ def attached(run: Run) -> Any:
     """The base with the run's method; its start values come from the run's seed."""
     model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
     torch.manual_seed(run.config.seed)  # of the PIAs
-    return attach(model, run.task.method(run))
+    return attach(model, run.config.method)
 
 
 def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:

@@ -23,7 +23,7 @@ from eas.example import Example
 from eas.files import claimed, write_text
 from eas.models.anatomy import auto_class
 from eas.models.folder import TINY_DIR, model_config
-from eas.models.lavin import quantisation
+from eas.models.quantisation import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
@@ -93,9 +93,8 @@ class Run:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""
         given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.config.dtype}
         if self.config.bits is not None:
-            given["quantization_config"] = quantisation(
-                self.config.bits, COMPUTE.get(self.config.dtype, torch.bfloat16)
-            )
+            compute = COMPUTE.get(self.config.dtype, torch.bfloat16)
+            given["quantization_config"] = quantisation(self.load_config(), self.config.bits, compute)
         model = load_base(self.base_id, **given)
         return model.to("cuda" if torch.cuda.is_available() and not on_host else "cpu")
 

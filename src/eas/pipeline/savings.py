@@ -39,7 +39,7 @@ def fold_mode(run: Run) -> str | None:
 
 def warning(run: Run) -> str:
     """What to say of a run that skips something and yet saves nothing, with ranks that would save; else empty."""
-    method = run.task.method(run)
+    method = run.config.method
     if not isinstance(method, SkipConfig) or method.num_skip == 0 or run.config.bits is not None:
         return ""
     config, size = run.load_config(), run.task.first(run, "test")[1]

@@ -149,7 +149,7 @@ def fold_step(run: Run) -> None:
         if decodes:
             errors["of the fold in decoding"] = relative_error(decode(model, batches[0], tokens)[1], unfolded_steps)
         record["relative_error"] = errors["of the fold"]
-    require_small(errors, model.dtype, record["mode"])
+    require_small(errors, model.dtype, record["mode"], quantised=run.config.bits is not None)
     run.finish("fold", {**record, "errors": errors})
     if mode is not None:
         console.print(f"folded ({record['mode']}: {record['reason']}): relative error {max(errors.values()):.1e}")
