@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import eas
 from eas import ConfigError, EASConfig
-from eas.config import Config, option, section
-from eas.methods import das
+from eas.config import Config, option, rank_at, section
+from eas.methods import METHODS, das, mam
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
 from eas.records import misfit
 
@@ -185,6 +185,31 @@ def test_file_errors_name_the_file(tmp_path):
 def test_every_field_has_help():
     assert all(f.metadata["help"] for f in dataclasses.fields(EASConfig))
     assert json.loads(json.dumps(EASConfig(**RANKS).to_dict())) == EASConfig(**RANKS).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("config", "preset", "words"),
+    [
+        (EASConfig(preset="released"), "lavin", "are those of preset 'released'; build a new configuration"),
+        (EASConfig(preset="meter"), "released", "are those of preset 'llava'; build"),
+        (das.DASConfig(), "lavin", "skip_rank, adapt_rank, routed are those of no preset; build"),
+        (das.DASConfig(preset="meter"), "llava", "are those of preset 'meter'; build"),
+        (mam.MAMConfig(preset="llava"), "paper", "num_tokens, rank, scale are those of preset 'llava'; build"),
+    ],
+)
+def test_another_presets_values_do_not_stay_under_a_new_label(config, preset, words):
+    with pytest.raises(ConfigError, match=rf"{type(config).__name__}.preset = '{preset}': but .*{words}"):
+        dataclasses.replace(config, preset=preset)
+    assert dataclasses.replace(config, train_projector=True).preset == config.preset
+
+
+def test_ranks_go_with_the_width():
+    assert [rank_at(256, width) for width in (4096, 1024, 896, 128, 16)] == [256, 64, 56, 8, 4]
+    assert EASConfig(skip_rank=250, adapt_rank=6, up_groups=2).rescaled(4096).skip_rank == 250
+    assert EASConfig(skip_rank=250, adapt_rank=6, up_groups=2).rescaled(2048).skip_rank == 124
+    assert EASConfig(preset="llava").rescaled(1024) == EASConfig(preset="llava")  # which attach fills
+    assert METHODS["lora"].config(rank=16).rescaled(1024).rank == 4
+    assert METHODS["adapter"].config(rank=8).rescaled(1024, of=128).rank == 64
 
 
 def test_presets_are_those_that_the_types_name():

@@ -83,6 +83,12 @@ def test_the_folder_is_named_once(tmp_path):
         ("-o seed=-1", "seed = -1: must be at least 0"),
         ("-o data=2024", "data (--data) = 2024: must be str; put quotes around it"),
         ("-o search.samples=1000000000", "search.samples = 1000000000: must be at most 1000"),
+        (
+            "-o method.name=das -o method.preset=released",
+            "method.preset = 'released': must be one of llava, lavin, meter",
+        ),
+        ("-o method.name=lora -o method.preset=meter", "method has no key 'preset'"),
+        ("-o method.name=das -o method.hidden_scale=2", "method has no key 'hidden_scale'"),
         ("-o search.finalists=4", "search has no key 'finalists'"),
         ("-o search.stop_when_settled=true", "search has no key 'stop_when_settled'"),
         ("-o train.tune_steps=1000000000", "train.tune_steps = 1000000000: must be at most 10000000"),

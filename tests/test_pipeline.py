@@ -179,6 +179,8 @@ def test_run_config_round_trips_and_ships_the_demo(tmp_path):
     changed = RunConfig().with_overrides(["method.adapt_rank=9", "method.preset=lavin", "train.learning_rate=1e-4"])
     assert (changed.method.skip_rank, changed.method.adapt_rank, changed.train.learning_rate) == (None, 9, 1e-4)
     assert changed.method.at_width(4096).skip_rank == 32
+    das = RunConfig().with_overrides(["method.preset=meter", "method.name=das", "method.num_skip=2"]).method
+    assert das == eas.DASConfig(num_skip=2, preset="meter", train_projector=None)
     with pytest.raises(eas.ConfigError, match="batch_size"):
         RunConfig().with_overrides(["train.batch_size=many"])
     config = RunConfig.from_file(Path(cli.__file__).parents[1] / "demo" / "demo.yaml")

@@ -284,6 +284,22 @@ def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+PAPER_WIDTH = 4096
+"""The hidden size of the paper's LLaVA and LaVIN."""
+RANKS = ("skip_rank", "adapt_rank", "rank")
+"""The fields of methods that grow with the width."""
+
+
+def rank_at(rank: int, width: int, of: int = PAPER_WIDTH, multiple: int = 4) -> int:
+    """A rank in a model of another width than ``of``: the same share of the width, rounded to a multiple.
+
+    Example:
+        >>> rank_at(256, width=1024)
+        64
+    """
+    return rank if width == of else max(multiple, multiple * round(rank * width / of / multiple))
+
+
 def method_name(name: str) -> Any:
     """The ``name`` field of a method's configuration."""
     return field(default=name, kw_only=True, metadata={"help": "the tuning method"})
@@ -319,6 +335,30 @@ class MethodConfig(Config):
     def at_width(self, width: int) -> Self:
         """The configuration in a model of this hidden size: what a preset leaves open is filled in."""
         return self
+
+    def rescaled(self, width: int, of: int = PAPER_WIDTH, multiple: int = 4) -> Self:
+        """The configuration for another width than ``of``: the ranks that are given stay the same share of it."""
+        given = {name: rank for name, rank in vars(self).items() if name in RANKS and rank is not None}
+        multiple = math.lcm(multiple, vars(self).get("up_groups", 1))
+        ranks: dict[str, Any] = {name: rank_at(rank, width, of, multiple) for name, rank in given.items()}
+        return dataclasses.replace(self, **ranks)
+
+    def _fill(self, preset: str | None, fills: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Fills the fields that are not given, from the values of a preset; the key None has those without a preset.
+
+        Raises:
+            ConfigError: all given values are another preset's. ``dataclasses.replace`` keeps them when only the label
+                changes.
+        """
+        self._require("preset", preset in [*fills], f"must be one of {', '.join(filter(None, fills))}")
+        for other, values in fills.items():
+            kept = values != fills[preset] and all(getattr(self, name) == value for name, value in values.items())
+            said = f"{', '.join(values)} are those of {f'preset {other!r}' if other else 'no preset'}"
+            words = f"but {said}; build a new configuration instead of replacing the label"
+            self._require("preset", preset is None or not kept, words)
+        for name, value in fills[preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 Candidates = Literal["mha", "ffn", "either", "layer"]

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from eas.attachment.save import AttachedModel
-from eas.attachment.state import Attachment, attached, attachment, base_fingerprint, candidates, skip_set
+from eas.attachment.state import (
+    Attachment,
+    attached,
+    attachment,
+    base_fingerprint,
+    candidates,
+    candidates_of,
+    skip_set,
+)
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.changes import Structure
@@ -107,7 +115,10 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
             become(model, AttachedModel)
         trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         overwrites = any(p.requires_grad for p in own)
-        model.eas = Attachment(config, trained, overwrites, fingerprint, anatomy, before.changes(), before.trained)
+        known = candidates_of(anatomy, config)
+        model.eas = Attachment(
+            config, trained, overwrites, fingerprint, anatomy, known, before.changes(), before.trained
+        )
         on_failure.pop_all()
 
 

@@ -30,6 +30,7 @@ class Attachment:
         pruned: whether the skipped modules and the unused PIAs are removed for good.
         fold_mode: the present fold mode; None if not folded.
         anatomy: the model's parts.
+        candidates: what the method may skip: each candidate's block, and its parts ("mha", "ffn").
         changes: what ``attach`` changed in the model's structure.
         trained_before: names of the parameters that were trained before.
     """
@@ -39,6 +40,7 @@ class Attachment:
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
     anatomy: Anatomy = field(compare=False, repr=False)
+    candidates: list[tuple[SkippableBlock, tuple[str, ...]]] = field(compare=False, repr=False)
     changes: list[Change] = field(compare=False, repr=False)
     trained_before: frozenset[str] = field(compare=False, repr=False)
     pruned: bool = False
@@ -80,10 +82,14 @@ def attachment(model: PreTrainedModel) -> Attachment:
 
 def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
     """What an attached model may skip: each candidate's block, and its parts ("mha", "ffn"); none for most methods."""
-    config = attachment(model).config
+    return attachment(model).candidates
+
+
+def candidates_of(anatomy: Anatomy, config: MethodConfig) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
+    """The same of a model that is being attached."""
     if not isinstance(config, SkipConfig):
         return []
-    blocks = model.eas.anatomy.blocks(config.candidates)
+    blocks = anatomy.blocks(config.candidates)
     return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 

@@ -24,7 +24,7 @@ from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
-from eas.methods import method_config
+from eas.methods import method_config, method_with_defaults
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.folder import model_config
 
@@ -182,8 +182,7 @@ def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: Sequenc
 
 def _method_config(method: str | Mapping[str, Any]) -> MethodConfig:
     values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    preset = {"preset": "llava"} if values.get("name", "eas") == "eas" else {}  # as in a run's configuration
-    return method_config({**preset, **values})
+    return method_with_defaults(values)
 
 
 def _fold(model: PreTrainedModel, mode: str | Mapping[str, str]) -> None:

@@ -141,6 +141,20 @@ def require_fit(form: str, config: MethodConfig) -> None:
             raise ConfigError(f"{type(config).__name__}.{option} = {value!r}: {words}")
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {"eas": {"preset": "llava"}}
+"""By method, keys of a run or a command where they are not given. In Python a configuration has its own defaults."""
+
+
+def method_with_defaults(values: Mapping[str, Any]) -> MethodConfig:
+    """The configuration of a run or a command: ``method_config`` with ``DEFAULTS``.
+
+    Raises:
+        ConfigError: the name is unknown, or a key or value is refused.
+    """
+    name = values.get("name", "eas")
+    return method_config({**(DEFAULTS.get(name, {}) if isinstance(name, str) else {}), **values})
+
+
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """The configuration whose ``name`` the values give; EAS without one.
 

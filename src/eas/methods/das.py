@@ -56,10 +56,7 @@ class DASConfig(SkipConfig):
     )
 
     def __post_init__(self) -> None:
-        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
-        for name, value in PRESETS[self.preset or "llava"].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        self._fill(self.preset, {None: PRESETS["llava"], **PRESETS})
         super().__post_init__()
         for name in ("skip_rank", "adapt_rank"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")

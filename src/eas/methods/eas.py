@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, SkipConfig, method_name, option
+from eas.config import ConfigError, SkipConfig, method_name, option, rank_at
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
@@ -80,10 +80,9 @@ class EASConfig(SkipConfig):
     )
 
     def __post_init__(self) -> None:
-        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
-        for name, value in {**PLAIN, **(PRESETS[self.preset] if self.preset else {})}.items():
-            if name not in RANKS and getattr(self, name) is None:
-                setattr(self, name, value)
+        fills = {preset: {**PLAIN, **values} for preset, values in (*PRESETS.items(), (None, {}))}
+        at_once = {preset: {n: v for n, v in values.items() if n not in RANKS} for preset, values in fills.items()}
+        self._fill(self.preset, at_once)
         super().__post_init__()
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
         ranks = {name: getattr(self, name) for name in RANKS}
@@ -105,11 +104,10 @@ class EASConfig(SkipConfig):
         four (of ``up_groups``)."""
         if self.preset is None:
             return self
-        share, step = width / PAPER_WIDTHS[self.preset], math.lcm(4, self.up_groups)
-        preset = {name: PRESETS[self.preset][name] for name in RANKS if getattr(self, name) is None}
-        if share != 1:
-            preset = {name: max(step, step * round(rank * share / step)) for name, rank in preset.items()}
-        return replace(self, **preset)
+        of, multiple = PAPER_WIDTHS[self.preset], math.lcm(4, self.up_groups)
+        unset = {name: PRESETS[self.preset][name] for name in RANKS if getattr(self, name) is None}
+        filled: dict[str, Any] = {name: rank_at(rank, width, of, multiple) for name, rank in unset.items()}
+        return replace(self, **filled)
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eas.attachment.attach import attach, fold, prune, select
-from eas.attachment.state import candidates
+from eas.attachment.attach import fold
+from eas.attachment.sharing import attached_copy
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
 from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
@@ -30,8 +29,7 @@ from eas.pipeline.steps import run_steps
 from eas.records import RecordError
 
 DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
-PAPER_LAYERS, PAPER_WIDTH = 32, 4096
-RANKS = ("skip_rank", "adapt_rank", "rank")
+PAPER_LAYERS = 32
 
 
 def check_rows(result: dict[str, Any], only: Sequence[str] | None) -> None:
@@ -136,20 +134,12 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTrainedModel:
-    """The base with a method's untrained modules in its dtype, pruned and folded; it shares the base's weights."""
-    own = {id(parameter): parameter for parameter in base.parameters()}
-    model = copy.deepcopy(base, own)
-    chosen = skipped(row, method, model.config.get_text_config().num_hidden_layers) or ()
-    attach(model, replace(method, num_skip=len(chosen)) if isinstance(method, SkipConfig) else method)
-    for parameter in model.parameters():
-        if id(parameter) not in own:
-            parameter.data = parameter.data.to(base.dtype)
-    if candidates(model):
-        select(model, chosen)
-        prune(model)
+    """The base with a method's untrained modules, pruned and folded; it shares the base's weights."""
+    chosen = skipped(row, method, base.config.get_text_config().num_hidden_layers) or ()
+    model: PreTrainedModel = attached_copy(base, method, chosen)
     if model.eas.method.fold is not None and row.fold_mode != "none":
         fold(model)
-    return model.eval()
+    return model
 
 
 def _inputs(model: Any, tokens: int, images: int) -> dict[str, Tensor]:
@@ -171,14 +161,9 @@ def scaled(method: MethodConfig, text_config: Any) -> MethodConfig:
     """A method of the paper's 32 layers and width 4096 in a model of other sizes: the same share of layers is skipped,
     and ranks are the same share of the width (a multiple of four)."""
     layers, width = text_config.num_hidden_layers, text_config.hidden_size
-    values = method.to_dict()
-    changed: dict[str, Any] = {}
     if isinstance(method, SkipConfig) and layers != PAPER_LAYERS:
-        changed["num_skip"] = max(1, round(method.num_skip * layers / PAPER_LAYERS))
-    if width != PAPER_WIDTH:
-        ranks = {key: values[key] for key in RANKS if values.get(key) is not None}
-        changed |= {key: max(4, round(rank * width / PAPER_WIDTH / 4) * 4) for key, rank in ranks.items()}
-    return replace(method, **changed)
+        method = replace(method, num_skip=max(1, round(method.num_skip * layers / PAPER_LAYERS)))
+    return method.rescaled(width)
 
 
 def add_training(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
-from eas.methods import METHODS, method_config
-from eas.methods.eas import PLAIN
+from eas.methods import METHODS, method_with_defaults
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.searching import SearchConfig
 from eas.tasks.collate import CUTS
@@ -60,11 +59,6 @@ class TrainConfig(Config):
         self._require("precision", self.precision in ("float32", "bfloat16"), "must be 'float32' or 'bfloat16'")
 
 
-def _method(values: Mapping[str, Any]) -> MethodConfig:
-    preset = {"preset": "llava"} if values.get("name", "eas") == "eas" else {}
-    return method_config({**preset, **values})
-
-
 @dataclass
 class RunConfig(Config):
     """A whole run."""
@@ -102,7 +96,7 @@ class RunConfig(Config):
     )
     benchmark_repeats: int = option(20, "timed repetitions of base and folded model, in turns")
     benchmark_new_tokens: int = option(16, "tokens that one repetition decodes")
-    method: MethodConfig = section(_method, "tuning method", train_projector=None)
+    method: MethodConfig = section(method_with_defaults, "tuning method", train_projector=None)
     search: SearchConfig = section(SearchConfig.from_dict, "the search")
     train: TrainConfig = section(TrainConfig.from_dict, "both training phases")
 
@@ -175,8 +169,14 @@ class RunConfig(Config):
                     )
                 at = at[part]
             at[name] = given[key]
-            if key == "method.preset":
-                at |= dict.fromkeys((*PLAIN, "skip_rank", "adapt_rank"))  # the preset's, not those of before
+            if key == "method.preset" and at["name"] in METHODS:  # its values, not those of before
+                at |= dict.fromkeys(_filled_by_preset(METHODS[at["name"]].config))
             if key == "method.name" and at["name"] != self.method.name:
                 values["method"] = {"name": at["name"]}  # another method's keys
         return type(self).from_dict(values)
+
+
+def _filled_by_preset(method: type[MethodConfig]) -> list[str]:
+    """The fields of a method that a preset fills; none where the method has no presets."""
+    unset = {f.name for f in fields(method) if f.default is None}
+    return sorted(unset - {"preset", "train_projector"}) if "preset" in unset else []
