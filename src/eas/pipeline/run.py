@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,32 @@ COMPUTE = {"float32": torch.float32, "float16": torch.float16}
 """What quantised maps compute in, by ``dtype``; bfloat16 otherwise."""
 
 
+@dataclass
+class Kept:
+    """Models that a step leaves to the next step in the same process, which takes them instead of loading them again.
+
+    Args:
+        attached: the model of the search, for ``tune``.
+        base: for ``measure``.
+        folded: the tuned model, folded where the method folds, for ``measure``.
+    """
+
+    attached: Any = None
+    base: Any = None
+    folded: Any = None
+
+
 @dataclass(frozen=True)
 class Run:
     """One run in its folder.
 
     Args:
         config: what the run is.
+        kept: models that steps leave to each other.
     """
 
     config: RunConfig
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:

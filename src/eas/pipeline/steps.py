@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from eas.attachment.attach import fold, prune, select
 from eas.attachment.load import load, load_into
@@ -67,6 +68,7 @@ def search(run: Run) -> None:
         return
     model = attached(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
+        run.kept.attached = model
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
         return
     planned = plan(run, "search")
@@ -83,6 +85,8 @@ def search(run: Run) -> None:
     record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
+    if config.train.continue_pias and not dist.is_initialized():  # several processes have wrapped or sharded it
+        run.kept.attached = model
     run.finish("search", record)
 
 
@@ -101,7 +105,7 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
-    model = attached(run)
+    model, run.kept.attached = run.kept.attached or attached(run), None
     try:
         select(model, found["skip_set"])
     except ValueError as error:
@@ -179,8 +183,9 @@ def evaluate_step(run: Run) -> None:
         record["examples_of"] = dict(result.report.counts)
         console.print(f"{name}: {share(result.score, len(examples))} of {len(examples)}")
 
-    score("zero_shot", run.load_base(), config.eval_batch_size)
-    model = load(run.load_base(), run.folder / "adapter")
+    run.kept.base = run.load_base()
+    score("zero_shot", run.kept.base, config.eval_batch_size)
+    run.kept.folded = model = load(run.load_base(), run.folder / "adapter")
     score("tuned", model, config.eval_batch_size)
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
@@ -195,10 +200,13 @@ def measure(run: Run) -> None:
     config = run.config
     inputs, size = run.task.first(run, "test")
     prompt_tokens, images, _ = size
-    base, tuned = run.load_base(), load(run.load_base(), run.folder / "adapter")
+    base, tuned = run.kept.base or run.load_base(), run.kept.folded
+    run.kept.base = run.kept.folded = None
     mode = fold_mode(run)
-    if mode is not None:
-        fold(tuned, mode)
+    if tuned is None:
+        tuned = load(run.load_base(), run.folder / "adapter")
+        if mode is not None:
+            fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
     counts = {name: count(model, *size) for name, model in models.items()}
     blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
