@@ -19,6 +19,15 @@ PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)),
 
 
 @dataclass
+class Adapter:
+    """An adapter of an attached model that is not the active one: its configuration, skip set and weights."""
+
+    config: MethodConfig
+    skip_set: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+
+@dataclass
 class Attachment:
     """State of an attached model, ``model.eas``; it never holds data of a single request.
 
@@ -29,6 +38,8 @@ class Attachment:
         fingerprint: ``base_fingerprint`` before the method; None if the weights were not loaded yet.
         pruned: whether the skipped modules and the unused PIAs are removed for good.
         fold_mode: the present fold mode; None if not folded.
+        active: name of the adapter whose weights the model holds.
+        adapters: the others, by name.
         anatomy: the model's parts.
         candidates: what the method may skip: each candidate's block, and its parts ("mha", "ffn").
         changes: what ``attach`` changed in the model's structure.
@@ -45,6 +56,8 @@ class Attachment:
     trained_before: frozenset[str] = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
+    active: str = "default"
+    adapters: dict[str, Adapter] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def form(self) -> str:
