@@ -183,7 +183,9 @@ def test_the_command_writes_markdown_csv_and_json(tmp_path: Path) -> None:
         (["table4", "--row", "EAS_9"], "no row 'EAS_9'; its rows are Full"),
     ],
 )
-def test_what_is_refused(words: list[str], match: str, tmp_path: Path) -> None:
+def test_what_is_refused(words: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for build in ("on_meta", "Meter"):
+        monkeypatch.setattr(f"eas.paper.reproduce.{build}", lambda *_, **__: pytest.fail("a model was built"))
     with pytest.raises(ConfigError if "add" not in match else ValueError, match=match):
         CliRunner().invoke(cli.app, ["reproduce", *words, "--output-dir", str(tmp_path)], catch_exceptions=False)
     assert not list(tmp_path.iterdir())

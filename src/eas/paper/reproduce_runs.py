@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,29 @@ DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
 PAPER_LAYERS = 32
 
 
-def check_rows(result: dict[str, Any], only: Sequence[str] | None) -> None:
-    """Refuses names that are no rows of the table.
+def require_possible(
+    table: str, only: Sequence[str] | None, measure: bool = False, training: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses what cannot be reproduced, before a model is built.
+
+    Args:
+        table: one of ``TABLES``.
+        only: names of rows, None for all.
+        measure: whether the rows are to be timed.
+        training: arguments of ``training_configs``, where the rows are to be trained.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such table or row, the rows have no recipe, the table cannot be timed, or weights or
+            data are missing.
     """
-    names = [row["name"] for row in result["rows"]]
+    spec = table_spec(table)
+    names = [row.name for row in spec.rows]
     if wrong := [name for name in only or [] if name not in names]:
-        raise ConfigError(f"{result['table']} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
+        raise ConfigError(f"{table} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
+    if measure and spec.shape is None:
+        raise ConfigError(f"{table} cannot be timed: METER has no timed rows in the paper; leave --measure out")
+    if training is not None:
+        training_configs(table, only, **training)
 
 
 def add_latency(
@@ -62,11 +76,8 @@ def add_latency(
     Raises:
         ConfigError: the table has no shape, or the model does not fit into the memory of GPU or machine.
     """
+    require_possible(result["table"], only, measure=True)
     geometry, spec = result["geometry"], table_spec(result["table"])
-    if "shape" not in geometry:
-        raise ConfigError(
-            f"{result['table']} cannot be timed: METER has no timed rows in the paper; leave --measure out"
-        )
     shape, images, tokens = geometry["shape"], geometry.get("images", 0), next(iter(geometry["prompts"].values()))
     rows = [(row, r) for row, r in zip(spec.rows, result["rows"], strict=True) if not only or row.name in only]
     methods = [(row_method(row), row, r) for row, r in rows if row.recipes]
@@ -193,24 +204,10 @@ def add_training(
             put it. Nothing has been trained then.
     """
     spec = table_spec(result["table"])
-    rows = zip(spec.rows, result["rows"], strict=True)
-    chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
-    if not chosen:
-        raise ConfigError(
-            f"{result['table']} has no recipe for these rows; leave out --train, or name other rows with --row"
-        )
-    if spec.shape is None and model == "tiny":
-        raise ConfigError(
-            f"{result['table']} is about METER, which has another form than the embedded model; leave it out"
-        )
-    configs = {
-        name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
-        for row, _ in chosen
-        for name in row.recipes
-    }
-    for name, of_seeds in configs.items():
-        require_inputs(name, of_seeds[0])
-    for row, r in chosen:
+    configs = training_configs(result["table"], only, output_dir, model, data, options, seeds)
+    for row, r in zip(spec.rows, result["rows"], strict=True):
+        if (only and row.name not in only) or not row.recipes:
+            continue
         r["trained"] = {}
         for name in row.recipes:
             found = [_trained(config) for config in configs[name]]
@@ -227,6 +224,31 @@ def add_training(
     if model is not None or data is not None:
         said += "; not the paper's model and data: k is the same share of the layers, ranks of the width"
     result["training_notes"] = [said]
+
+
+def training_configs(
+    table: str,
+    only: Sequence[str] | None,
+    output_dir: Path,
+    model: str | None = None,
+    data: str | None = None,
+    options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> dict[str, list[RunConfig]]:
+    """The runs of ``add_training`` by recipe, one for each seed; it refuses what that refuses."""
+    spec = table_spec(table)
+    recipes = [name for row in spec.rows if not only or row.name in only for name in row.recipes]
+    if not recipes:
+        raise ConfigError(f"{table} has no recipe for these rows; leave out --train, or name other rows with --row")
+    if spec.shape is None and model == "tiny":
+        raise ConfigError(f"{table} is about METER, which has another form than the embedded model; leave it out")
+    configs = {
+        name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
+        for name in recipes
+    }
+    for name, of_seeds in configs.items():
+        require_inputs(name, of_seeds[0])
+    return configs
 
 
 def _trained(config: RunConfig) -> tuple[float, dict[str, float]]:
