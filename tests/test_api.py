@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 import torch
 from families import build
-from test_training import CONFIG, arguments, lively, rows
+from trainers import CONFIG, arguments, lively, rows
 from transformers import default_data_collator
 
 import eas

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from families import build
 from safetensors.torch import load_file
 from test_kill import SETTINGS
-from test_training import CONFIG, arguments, rows
+from trainers import CONFIG, arguments, rows
 
 import eas
 from eas import METHODS, cli

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import searcher
+from trainers import searcher
 
 from eas.attachment.save import adapter_state
 from eas.files import WriteError

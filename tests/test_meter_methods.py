@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contract import METER_CONFIGS as CONFIGS
+from contract import PIA, method
 from test_meter import close
 from test_meter_contract import batch, build, exactly, logits, tuned
-from test_methods import METER_CONFIGS as CONFIGS
-from test_methods import PIA, method
 from transformers import TrainingArguments
 
 import eas

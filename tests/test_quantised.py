@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoding import answered, answers, decode
 from families import FAMILIES, attached, blocks, build, logits, prompts
-from test_generation import answered, answers, decode
 from torch import nn
 from transformers import TrainingArguments
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_reports import whole_result, write
+from results import comparison, run_result, write
 from typer.testing import CliRunner
 
 from eas.cli import app
@@ -30,53 +30,6 @@ SLOW = 180_000  # milliseconds, on a busy machine
 COSTS = ("prefill", "decode", "macs", "kv_bytes_per_token")
 OF_SEVERAL = ("pattern", "losses", "importances")
 OF_A_RUN = {"accuracy", "latency", "decode", "importance", "loss", "categories", "layers"}
-
-
-def run_result(seed: int, k: int) -> dict[str, Any]:
-    result = whole_result(k=k)
-    result["seed"] = seed
-    result["config"] = {"seed": seed, "output_dir": f"run{seed}", "method": {"num_skip": k}}
-    result["model"]["method"] = "eas"
-    result["accuracy"] |= {"tuned": 0.7 + 0.02 * seed, "folded": 0.7 + 0.02 * seed}
-    result["counts"]["tuned"]["macs"] += 1_000_000 * (4 - k)
-    result["latency"]["variants"]["folded"]["prefill_ms"]["median"] += 4 - k
-    numbers = {"all": 40.0, "open questions": 30.0, "yes or no": 52.5}
-    result["categories"] = {"zero_shot": dict.fromkeys(numbers, 10.0), "tuned": numbers, "folded": numbers}
-    block = {"mha": 2_000_000, "ffn": 4_000_000, "other": 0, "kv_bytes": 1024}
-    skipped = {"mha": 0, "ffn": 4_000_000, "other": 90_000, "kv_bytes": 0}
-    tuned = [skipped if i in result["model"]["skip_set"] else block for i in range(12)]
-    result["layers"] = {"base": [block] * 12, "tuned": tuned}
-    return result
-
-
-def comparison() -> dict[str, Any]:
-    counts = {"macs": 100, "kv_bytes_per_token": 4096, "params_trained": 10}
-    rows: list[dict[str, Any]] = [
-        {"row": "base", "label": "base", "method": None, "k": 0, "seeds": [], "failed": 0, "counts": counts},
-        {"row": "lora", "label": "lora", "method": "lora", "k": 0, "seeds": [], "failed": 2},
-    ]
-    for k, scores in ((2, [0.7, 0.74]), (6, [0.71, 0.69])):
-        rows.append(
-            {
-                "row": f"EAS_{k}",
-                "label": "EAS",
-                "method": "eas",
-                "k": k,
-                "seeds": [0, 1],
-                "failed": 0,
-                "learning_rate": 0.003,
-                "test": {"values": scores, "mean": sum(scores) / 2, "sd": 0.014},
-                "counts": {**counts, "macs": 100 - 2 * k, "kv_bytes_per_token": 4096 - 256 * k},
-                "skip_sets": [list(range(k)), list(range(1, k + 1))],
-                "folders": [f"runs/cmp/runs/EAS-k{k}-s{seed}" for seed in (0, 1)],
-            }
-        )
-    entries = [{"label": "EAS", "run": {"method": {"skip_rank": 32}}}]
-    task = {"data": "scenes:odd", "metric": "exact"}
-    return {"command": "eas compare", "config": {"seeds": [0, 1], "run": {}, "entries": entries}, "task": task} | {
-        "rows": rows,
-        "latency": None,
-    }
 
 
 @pytest.fixture(scope="module")

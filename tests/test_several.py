@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from contract import CONFIGS, base_of, config_of, inputs_of, method
 from families import build, logits, prompts
-from test_methods import CONFIGS, base_of, config_of, inputs_of, method
 
 import eas
 from eas.attachment.save import adapter_state
