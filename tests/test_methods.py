@@ -1,4 +1,4 @@
-"""The contract that every tuning method keeps, on several tiny families; a new method joins with a line in contract.py."""
+"""The contract that every tuning method keeps, on several tiny families; a new one joins by a line in contract.py."""
 
 from collections import Counter
 from functools import partial

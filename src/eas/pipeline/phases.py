@@ -22,7 +22,7 @@ from eas.training import EASTrainer, Phase, last_checkpoint
 console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
 
 
-def attached(run: Run) -> Any:
+def attached_base(run: Run) -> Any:
     """The base with the run's method; its start values come from the run's seed."""
     model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
     torch.manual_seed(run.config.seed)  # of the PIAs

@@ -43,7 +43,7 @@ def warning(run: Run) -> str:
     if not isinstance(method, SkipConfig) or method.num_skip == 0 or run.config.bits is not None:
         return ""
     config, size = run.load_config(), run.task.first(run, "test")[1]
-    last = run.task.candidates(config, method)
+    last = run.task.num_candidates(config, method)
     skip_set = run.config.skip_set or range(last - method.num_skip, last)
     dtype = _dtype(run.config.dtype, config)
     with torch.device("meta"), no_init_weights():

@@ -29,7 +29,7 @@ from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
-from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
+from eas.pipeline.phases import announce, attached_base, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.samples import samples
@@ -66,7 +66,7 @@ def search(run: Run) -> None:
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
-    model = attached(run)
+    model = attached_base(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.kept.attached = model
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
@@ -105,7 +105,7 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
-    model, run.kept.attached = run.kept.attached or attached(run), None
+    model, run.kept.attached = run.kept.attached or attached_base(run), None
     try:
         select(model, found["skip_set"])
     except ValueError as error:
@@ -266,7 +266,7 @@ def gather_into(run: Run, folder: Path) -> None:
             "id": config.model,
             "class": model_config.architectures[0],
             "layers": run.task.layers(model_config),
-            "candidates": run.task.candidates(model_config, run.config.method),
+            "candidates": run.task.num_candidates(model_config, run.config.method),
             "skip_set": found.get("skip_set"),
             "k": config.num_skip,
             "method": config.method.name,

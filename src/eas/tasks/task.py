@@ -122,7 +122,7 @@ class Task:
         layers: int = config.get_text_config().num_hidden_layers
         return layers
 
-    def candidates(self, config: Any, method: MethodConfig) -> int:
+    def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
         kind = method.candidates if isinstance(method, SkipConfig) else "mha"
         return self.layers(config) * (2 if kind == "either" else 1)
@@ -214,7 +214,7 @@ class MeterTask(Task):
     def layers(self, config: Any) -> int:
         return 2 * int(config.coattention_config.num_hidden_layers)
 
-    def candidates(self, config: Any, method: MethodConfig) -> int:
+    def num_candidates(self, config: Any, method: MethodConfig) -> int:
         layerwise = isinstance(method, SkipConfig) and method.candidates == "layer"
         return self.layers(config) * (1 if layerwise else 2)  # self and cross attention
 
