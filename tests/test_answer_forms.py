@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import eas.tasks.evaluation_forms as forms
 from eas.demo.tiny import load_tiny
 from eas.example import Example
 from eas.tasks.evaluation import Evaluation, evaluate, score_answers, target_losses
@@ -79,7 +78,7 @@ def test_choices_are_ranked_where_none_is_named(monkeypatch: pytest.MonkeyPatch)
         seen.extend((row.id, row.target) for row in rows)
         return [losses[row.id, row.target] for row in rows]
 
-    monkeypatch.setattr(forms, "target_losses", target_losses)
+    monkeypatch.setattr("eas.tasks.evaluation.target_losses", target_losses)
     before = found(examples, ["an animal", "It is a dog", "the dog", "cat or dog"])
     result = meant(None, None, examples, before, metric="exact", batch_size=4)
     assert seen == list(losses)  # only those that named none or several
@@ -93,7 +92,9 @@ def test_the_likeliest_choice_has_the_highest_mean_log_probability() -> None:
     rows = [replace(example, target=choice) for choice in example.choices]
     losses = target_losses(model, processor, rows, 2)
     best = example.choices[losses.index(min(losses))]
-    assert forms._likeliest(model, processor, [example], "exact", 2, "") == {"a": best}
+    ranked = evaluate(model, processor, [example], metric="ranking", batch_size=2, max_new_tokens=1)
+    assert ranked.answers == {"a": best}
+    assert ranked.report.numbers["loss"] == pytest.approx(losses[0], rel=1e-5)
     plain = evaluate(model, processor, rows[1:2], metric="none", batch_size=1, max_new_tokens=1)
     assert plain.report.numbers["loss"] == pytest.approx(losses[1], rel=1e-5)
 

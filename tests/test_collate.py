@@ -151,7 +151,7 @@ def test_prompts_are_the_same_in_training_and_generation(processor):
     assert "labels" not in ask
     assert (ask["prompt_mask"] == ask["attention_mask"].bool()).all()
     assert ask["prompt_mask"][:, -1].all()
-    assert train["attention_mask"][:, 0].all()
+    assert (train["labels"][:, -1] == processor.tokenizer.eos_token_id).all()
     per_token = {"input_ids", "token_type_ids", "mm_token_type_ids"} & ask.keys()
     for row in range(4):
         for name in per_token:
@@ -173,9 +173,9 @@ def test_labels_are_answers_and_nothing_else(processor):
         answer = out["labels"][row] != -100
         assert tokens.decode(out["labels"][row][answer]) == example.target + "</s>"
         assert torch.equal(out["labels"][row][answer], out["input_ids"][row][answer])
-        # Prompt, then answer, then padding, and every token is one of the three.
+        # Padding, then prompt, then answer, and every token is one of the three.
         padding = ~out["attention_mask"][row].bool()
-        kind = out["prompt_mask"][row] * 0 + answer * 1 + padding * 2
+        kind = out["prompt_mask"][row] * 1 + answer * 2 + padding * 0
         assert torch.equal(kind, kind.sort().values)
         assert (out["prompt_mask"][row].int() + answer.int() + padding.int() == 1).all()
         assert (out["input_ids"][row][padding] == tokens.pad_token_id).all()
@@ -209,7 +209,7 @@ def test_what_is_cut_is_never_an_image(processor, cut):
     for fewer in (1, 5, 12):
         out = Collator(processor, training=True, max_length=most - fewer, cut=cut)(examples)
         assert out["attention_mask"].sum(1).max() == most - fewer
-        assert torch.equal(out["labels"][:3, : most - fewer], whole["labels"][:3, : most - fewer])
+        assert torch.equal(out["labels"][:3, fewer - most :], whole["labels"][:3, fewer - most :])
         assert torch.equal(out["pixel_values"], whole["pixel_values"])
         token = processor.image_token_id
         assert (out["input_ids"] == token).sum(1).tolist() == (whole["input_ids"] == token).sum(1).tolist()

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from eas.files import WriteError
 from eas.paper import compare
 from eas.paper.compare import choose_rate, compare_runs
 from eas.paper.compare_config import CompareConfig
-from eas.pipeline import steps
+from eas.pipeline import Run, steps
+from eas.pipeline.fit import check_method
 from eas.reports.comparison import comparison_table, write_comparison
 from eas.reports.page import ReportError
 
@@ -143,7 +145,7 @@ def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path, monkeypatch)
 
     def fails(run: Any) -> None:
         if run.config.seed == 1:
-            raise RuntimeError("no space left")
+            raise eas.ConfigError("EASConfig.num_skip = 3: no space left")
         tune(run)
 
     path = tmp_path / "compare.yaml"
@@ -157,6 +159,7 @@ def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path, monkeypatch)
         "runs": 3,
         "failed": 1,
     }
+    assert "failed: ConfigError: method.num_skip = 3: no space left (" in shown.stdout
     assert "failed: 1" in shown.stdout
     error = tmp_path / "out" / "runs" / "EAS-k3-s1" / "error.txt"
     assert "no space left" in error.read_text()
@@ -247,13 +250,28 @@ def test_a_bad_comparison_is_refused(tmp_path, values, words):
             r"'X': skip_set = .*: skip set names \[12\]; the model's candidates are 0 to 11",
         ),
         ({"run": {"method": {"name": "llama_adapter", "num_layers": 13}}}, "'X': .*num_layers = 13: the model has 12"),
+        ({"run": {"train": {"report_to": "wanda"}}}, "'X': train.report_to = 'wanda': use one of none, all, "),
+        ({"run": {"train": {"report_to": "wandb"}}}, "'X': train.report_to = 'wandb': the tracker is not installed"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused_before_anything_is_computed(tmp_path, entry, words):
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_computed(tmp_path, entry, words, monkeypatch):
+    monkeypatch.setattr("eas.pipeline.fit.get_available_reporting_integrations", lambda: ["tensorboard"])
     settings = config(tmp_path, BASE, {"label": "X", **entry}, learning_rates=[0.001, 0.003])
     with pytest.raises(eas.ConfigError, match=words):
         compare_runs(settings)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch):
+    lora = {"label": "LoRA", "run": {"method": {"name": "lora"}}}
+    (job,) = config(tmp_path, lora, seeds=[0]).jobs_of_seed(0, {})
+    trained = sum(p.numel() for p in check_method(Run(job.config)).parameters() if p.requires_grad)
+    need = 3 * 16 * trained + 2 * 4 * trained  # checkpoints of one run at a time, adapters of both
+    for free, fits in ((need - 1, False), (need, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
+        monkeypatch.setattr(compare, "_do", lambda jobs, pool: None)
+        with nullcontext() if fits else pytest.raises(WriteError, match="checkpoints and adapters need about"):
+            compare_runs(config(tmp_path, lora, BASE))
 
 
 def test_damaged_files_are_named(done, tmp_path):

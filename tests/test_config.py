@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eas
-from eas import ConfigError, EASConfig
+from eas import ConfigError, DASConfig, EASConfig
 from eas.config import Config, option, rank_at, section
 from eas.methods import METHODS, das, mam
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
+from eas.models.folder import TINY_DIR
+from eas.pipeline import RunConfig
 from eas.records import misfit
 
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
@@ -46,7 +48,6 @@ def test_unknown_keys_suggest_the_closest():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"skip_rank": None}, "skip_rank = None: must be at least 1; give it, or a preset"),
         ({"adapt_rank": 0}, "adapt_rank = 0: must be at least 1"),
         ({"skip_rank": 2.0}, "skip_rank = 2.0: must be int or None"),
         ({"num_skip": -1}, "num_skip = -1: must be at least 0"),
@@ -65,7 +66,8 @@ def test_unknown_keys_suggest_the_closest():
         ({"dropout": False}, "dropout = False: must be float"),
         ({"up_groups": 0}, "up_groups = 0: must be at least 1"),
         ({"up_groups": 4}, "adapt_rank = 2: must be a multiple of up_groups = 4"),
-        ({"train_scale": "no"}, "train_scale = 'no': must be bool"),
+        ({"adapt_router_bias": "no"}, "adapt_router_bias = 'no': must be bool"),
+        ({"form": "plain"}, "form = 'plain': must be 'residual' or 'paper'"),
         ({"train_projector": 1}, "train_projector = 1: must be bool"),
         ({"router": "gate"}, "router = 'gate': must be 'input' or 'constant'"),
         ({"pooling": "max"}, "pooling = 'max': must be 'prompt', 'causal' or 'none'"),
@@ -83,13 +85,15 @@ def test_impossible_values_name_the_field(values, words):
 
 def test_presets_fill_what_is_not_given():
     plain = EASConfig(**RANKS)
-    assert (plain.hidden_scale, plain.dropout, plain.up_groups, plain.train_scale) == (1.0, 0.0, 1, False)
+    assert (plain.form, plain.hidden_scale, plain.dropout, plain.up_groups) == ("residual", 1.0, 0.0, 1)
+    assert plain.adapt_router_bias
     for name, values in PRESETS.items():
         config = EASConfig(preset=name)
         assert config.at_width(PAPER_WIDTHS[name]).to_dict().items() >= values.items()
         assert EASConfig.from_dict(config.to_dict()) == config
-    released = EASConfig(preset="released", dropout=0.0, train_scale=False, skip_rank=8)  # as in the plain form
-    assert (released.dropout, released.train_scale, released.skip_rank, released.up_groups) == (0.0, False, 8, 2)
+    released = EASConfig(preset="released", dropout=0.0, form="residual", skip_rank=8)  # as in the plain form
+    assert (released.dropout, released.form, released.skip_rank, released.up_groups) == (0.0, "residual", 8, 2)
+    assert not released.adapt_router_bias
     assert EASConfig.from_dict(released.to_dict()) == released
 
 
@@ -104,12 +108,38 @@ def test_presets_fill_what_is_not_given():
         ("lavin", 2048, {"up_groups": 8}, (16, 8)),
         ("meter", 384, {}, (72, 48)),
         ("released", 1024, {}, (64, 32)),
+        (None, 576, {}, (36, 16)),
+        (None, 576, {"skip_rank": 6}, (6, 16)),
+        (None, 128, {"up_groups": 8}, (8, 8)),
     ],
 )
 def test_a_preset_s_ranks_go_with_the_width(preset, width, more, ranks):
     config = EASConfig(preset=preset, **more).at_width(width)
     assert (config.skip_rank, config.adapt_rank) == ranks
     assert config.at_width(width) == config
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "ranks"),
+    [(None, 4096, (256, 128)), (None, 128, (8, 4)), ("lavin", 4096, (32, 8)), ("meter", 768, (288, 96))],
+)
+def test_the_ranks_of_das_go_with_the_width_too(preset, width, ranks):
+    config = DASConfig(preset=preset)
+    assert (config.skip_rank, config.adapt_rank) == (None, None)
+    assert (config.at_width(width).skip_rank, config.at_width(width).adapt_rank) == ranks
+    assert DASConfig(preset=preset, skip_rank=6).at_width(width).skip_rank == 6  # what is given stays
+
+
+def test_das_saves_on_the_small_model_by_its_defaults():
+    base, skipped = eas.count(TINY_DIR, 26, 1), eas.count(TINY_DIR, 26, 1, method={"name": "das"}, skip_set=(10, 11))
+    assert skipped.macs < base.macs
+    assert skipped.weight_bytes < base.weight_bytes
+
+
+def test_a_preset_of_das_is_an_option():
+    method = RunConfig().with_values({"method.name": "das", "method.preset": "lavin"}).method
+    assert (method.preset, method.routed, method.skip_rank) == ("lavin", True, None)
+    assert not RunConfig().with_values({"method.name": "das"}).with_values({"method.preset": "meter"}).method.routed
 
 
 def test_attaching_fills_the_ranks_in():
@@ -135,7 +165,8 @@ configs = st.builds(
     hidden_scale=st.none() | st.floats(1e-6, 10),
     dropout=st.none() | st.floats(0, 1, exclude_max=True),
     up_groups=st.none() | st.sampled_from([1, 2]),
-    train_scale=st.none() | st.booleans(),
+    form=st.sampled_from([None, "residual", "paper"]),
+    adapt_router_bias=st.none() | st.booleans(),
     train_projector=st.booleans(),
     preset=st.sampled_from([None, *PRESETS]),
 )
@@ -192,8 +223,6 @@ def test_every_field_has_help():
     [
         (EASConfig(preset="released"), "lavin", "are those of preset 'released'; build a new configuration"),
         (EASConfig(preset="meter"), "released", "are those of preset 'llava'; build"),
-        (das.DASConfig(), "lavin", "skip_rank, adapt_rank, routed are those of no preset; build"),
-        (das.DASConfig(preset="meter"), "llava", "are those of preset 'meter'; build"),
         (mam.MAMConfig(preset="llava"), "paper", "num_tokens, rank, scale are those of preset 'llava'; build"),
     ],
 )

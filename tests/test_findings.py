@@ -13,6 +13,7 @@ import pytest
 from results import comparison, run_result, times, whole_result, write
 from rich.console import Console
 
+import eas
 from eas.metrics.report import Report
 from eas.reports.benchmark import report_table
 from eas.reports.card import card
@@ -243,7 +244,7 @@ def test_the_random_stand_in_is_not_called_my_model(tmp_path: Path) -> None:
 
 
 def test_dollars_and_backslashes_in_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    result, odd = whole_result(), "$x_1 \\frac{a} of a name of forty characters"
+    result, odd = whole_result(), "$x_1 \\frac{a}$"  # between two dollars, and no formula that could be drawn
     result["task"] |= {"majority": 0.3, "majority_answer": odd}
     result["latency"]["variants"][odd] = result["latency"]["variants"]["base"]
     numbers = {odd: 10.0, f"{odd}$": 20.0}
@@ -254,6 +255,8 @@ def test_dollars_and_backslashes_in_names_are_drawn_as_they_are(tmp_path: Path) 
 
 
 def test_wide_tables_say_that_they_scroll(tmp_path: Path) -> None:
+    template = (Path(eas.__file__).parent / "reports" / "page.html").read_text()
+    assert template.count('<div class="scroll') == template.count('<p class="soft hint">The table is wider') == 3
     result = run_result(0, 4)
     page = write_report(write(tmp_path, result)).read_text()
     assert (

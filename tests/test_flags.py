@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
-from eas.cli.errors import as_typed
+from eas.keys import as_typed
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.run import CONFIG_FILE
 
@@ -155,8 +155,11 @@ def test_keys_are_named_as_they_are_typed():
         "there is no key 'r'; did you mean 'rank'?"
     )
     assert as_typed("BenchConfig.prompt_tokens = 1: no", "bench") == "--prompt = 1: no"
+    assert as_typed("BenchConfig.model = 'x': no", "bench") == "MODEL = 'x': no"
     assert as_typed("BenchConfig.batch_sizes = [0]: no", "bench") == "--batch-sizes = [0]: no"
     assert as_typed("a.yaml: RunConfig.dtype = 3: no", "run") == "a.yaml: dtype = 3: no"
+    assert as_typed("LoRAConfig.targets: no such maps", "run") == "method.targets: no such maps"
+    assert as_typed("CompareConfig.run.seed: no", "compare") == "run.seed: no"
     assert as_typed("VQA2Options.images = 3: no", "data") == "data_options.images = 3: no"
     assert as_typed("entry 'X': TrainConfig.cut = 3: no", "compare") == "entry 'X': train.cut = 3: no"
 
@@ -195,6 +198,13 @@ def test_every_word_of_the_help_is_shown(path, command):
 def test_version():
     shown = CliRunner().invoke(cli.app, ["--version"])
     assert (shown.exit_code, shown.output) == (0, f"eas {eas.__version__}\n")
+
+
+def test_a_step_says_what_it_wrote(tmp_path, monkeypatch):
+    Run.create(RunConfig(output_dir=str(tmp_path / "a b")))
+    monkeypatch.setitem(STEPS, "measure", lambda run: None)
+    done = CliRunner().invoke(cli.app, ["measure", str(tmp_path / "a b")])
+    assert done.output == f"{tmp_path}/a b/measure.json is written; `eas report '{tmp_path}/a b'` shows it\n"
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, monkeypatch):

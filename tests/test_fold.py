@@ -22,14 +22,15 @@ torch.set_num_threads(1)
 LLAMA, LLAVA, QWEN = "LlamaForCausalLM", "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
 CONSTANT = {"router": "constant"}
 RUNNING = {"pooling": "causal", "decode_pooling": "running"}
+RELEASED = {"form": "paper", "hidden_scale": 0.5, "up_groups": 2, "adapt_router_bias": False}
 CASES = {
     "shared": {},
     "shared, running": RUNNING,
-    "shared, released": {"hidden_scale": 0.5, "up_groups": 2, "train_scale": True},
+    "shared, released": RELEASED,
     "per_example": {},
     "per_example, constant router": CONSTANT,
     "constant": CONSTANT,
-    "constant, released": CONSTANT | {"hidden_scale": 0.5, "up_groups": 2, "train_scale": True},
+    "constant, released": CONSTANT | RELEASED,
     "constant, causal": CONSTANT | {"pooling": "causal"},
     "constant, running": CONSTANT | RUNNING,
     "constant, none": CONSTANT | {"pooling": "none"},

@@ -142,7 +142,7 @@ def test_a_search_over_several_sizes_anchors_at_nothing_skipped(tmp_path):
     assert [row["standard_error"] > 0 for row in record["rows"]] == [False] + [True] * 11
     options = [f"output_dir={tmp_path / 'x'}", *SHORT, "search.num_skip_range=[1,12]"]
     too_many = Run.create(RunConfig().with_overrides(options))
-    with pytest.raises(ConfigError, match="at least one is kept"):
+    with pytest.raises(ConfigError, match=r"\[1, 12\]: the model has 12 attentions; at least one is kept"):
         STEPS["search"](too_many)
 
 

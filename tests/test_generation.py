@@ -162,9 +162,12 @@ def test_started_caches():
 
 
 @every_family
-@pytest.mark.parametrize("mode", ["shared", "per_example"])
-def test_folded_equals_unfolded(family, mode):
-    model, answer = attached(family, config={"hidden_scale": 0.5, "up_groups": 2, "train_scale": True}), answers(1, 16)
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("shared", "paper"), ("per_example", "paper"), ("shared", "residual"), ("per_example", "residual")],
+)
+def test_folded_equals_unfolded(family, mode, form):
+    model, answer = attached(family, config={"hidden_scale": 0.5, "up_groups": 2, "form": form}), answers(1, 16)
     inputs = prompts(family, (6,))
     prefill, steps = logits(model, inputs), decode(model, inputs, answer)
     torch.manual_seed(0)

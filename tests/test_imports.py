@@ -9,7 +9,7 @@ import eas
 SOURCE = Path(eas.__file__).parent
 # from the ground up; a room imports only from rooms of lower floors
 FLOORS = (
-    "files records errors costed progress terminal distributed",
+    "files records errors keys costed progress terminal distributed",
     "weights config card picture",
     "hf example",
     "pia",

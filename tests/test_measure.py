@@ -67,7 +67,7 @@ def test_macs_are_those_torch_counts(family: str, name: str) -> None:
     assert count(model, inputs["input_ids"].shape[1], **vision(family)).macs == torch_macs(model, inputs)
 
 
-@pytest.mark.parametrize("options", [{}, {"up_groups": 2, "hidden_scale": 0.5}, {"train_scale": True}])
+@pytest.mark.parametrize("options", [{}, {"up_groups": 2, "hidden_scale": 0.5}, {"form": "paper"}])
 @pytest.mark.parametrize("name", ["selected", "shared", "per_example"])
 def test_macs_of_every_form_of_pia(name: str, options: dict[str, Any]) -> None:
     model, inputs = variant(name, "Qwen2ForCausalLM", **options), prompts("Qwen2ForCausalLM", (20,))

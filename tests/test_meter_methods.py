@@ -204,9 +204,8 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
     for name, values, words in (
         ("eas", {**PIA, "candidates": "ffn"}, "candidates = 'ffn': of METER attentions may be skipped"),
         ("eas", {**PIA, "pooling": "causal"}, "METER's tokens have no order"),
-        ("eas", {**PIA, "preset": "released"}, "train_scale = True"),
         ("eas", {**PIA, "num_skip": 8}, "num_skip = 8: the model has 8 attentions"),
-        ("das", {**PIA, "num_skip": 4}, "num_skip = 4: the model has 4 attentions"),
+        ("das", {**PIA, "num_skip": 4}, "num_skip = 4: the model has 4 layers"),
         ("das", {"preset": "lavin"}, "routed = True: on METER the adapters are plain"),
         ("drop", {"candidates": "ffn"}, "on METER it must be 'mha' or 'layer'"),
         ("prefix", {"reparameterise": 8}, "on METER keys and values are trained directly; leave it out"),

@@ -248,7 +248,7 @@ def test_a_method_that_skips_nothing_refuses_a_skip_set():
 
 def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
     for label, values, words in (
-        ("das", {"num_skip": 4}, "DASConfig.num_skip = 4: the model has 4 attentions"),
+        ("das", {"num_skip": 4}, "DASConfig.num_skip = 4: the model has 4 layers"),
         ("lavin_adapter", {"rank": 5, "up_groups": 5}, "up_groups = 5: must divide"),
         ("lora", {"train_projector": True}, "LoRAConfig.train_projector = True: the model has no"),
     ):

@@ -14,17 +14,17 @@ from eas.pia import PIA, SharedFold, fold_weights, naive_fold, naive_pia, naive_
 
 torch.set_num_threads(1)
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
-# pooling, hidden_scale, up_groups, train_scale, router
+# pooling, hidden_scale, up_groups, router_bias, router
 OPTIONS = [
     o
     for o in itertools.product(("prompt", "causal", "none"), (1.0, 0.5), (1, 2), (True, False), ("input", "constant"))
-    if o[0] != "none" or not o[3]
+    if o[4] == "input" or o[3]
 ]
 
 
 def make(options, size=8, rank=4, dtype=torch.float32, seed=0):
     """A PIA with every weight random, the norm weight g of the FFN after it, and the generator."""
-    pooling, hidden_scale, groups, train_scale, router = options
+    pooling, hidden_scale, groups, router_bias, router = options
     g = torch.Generator().manual_seed(seed)
     pia = PIA(
         size,
@@ -33,7 +33,7 @@ def make(options, size=8, rank=4, dtype=torch.float32, seed=0):
         router=router,
         hidden_scale=hidden_scale,
         up_groups=groups,
-        train_scale=train_scale,
+        router_bias=router_bias,
         temperature=2.0,
     ).to(dtype)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def make(options, size=8, rank=4, dtype=torch.float32, seed=0):
 def corrected(pia, n, state, norm_weight):
     """What the linear maps after a PIA read, as the block computes it."""
     z = n + pia(n, state)
-    return z if norm_weight is None else pia.output_scale(norm_weight) * z
+    return z if norm_weight is None else norm_weight * z
 
 
 @settings(deadline=None, max_examples=60)
@@ -57,7 +57,7 @@ def test_equals_the_naive_reference_in_output_and_gradient(options, data):
     mask = torch.tensor(data.draw(st.lists(masks, min_size=1, max_size=3)))
     pia, _, g = make(options, size, rank, seed=data.draw(st.integers(0, 99)))
     n = torch.randn(*mask.shape, size, generator=g, requires_grad=True)
-    weights = [p for name, p in pia.named_parameters() if name != "scale"]
+    weights = [*pia.parameters()]
 
     def fast():
         return pia(n, pia.prompt_state(n, mask))
@@ -78,7 +78,7 @@ def test_equals_the_naive_reference_in_output_and_gradient(options, data):
 @pytest.mark.parametrize("pooling", ["prompt", "causal"])
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), 1e38])
 def test_statistics_ignore_whatever_padding_holds(fill, pooling):
-    pia, _, g = make((pooling, 1.0, 1, False, "input"))
+    pia, _, g = make((pooling, 1.0, 1, True, "input"))
     n = torch.randn(2, 5, 8, generator=g)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], dtype=torch.bool)
     dirty = n.masked_fill(~mask[..., None], fill).requires_grad_()
@@ -127,7 +127,7 @@ def test_folds_are_exact(options, bias):
         z = corrected(pia, n, state, g_or_none)
         direct = torch.cat([linear(z) for linear in linears], -1)
         tight(torch.cat([m(shared(pia, g_or_none, torch.float64, n, state)) for m in linears], -1), direct)
-        scale = torch.ones_like(norm_weight) if g_or_none is None else pia.output_scale(norm_weight)
+        scale = torch.ones_like(norm_weight) if g_or_none is None else norm_weight
         for token in range(state.shape[1]):  # with causal pooling each has a c of its own
             alpha, c = state[0, token, :2], pia.c(state)[0, token] if options[0] != "none" else None
             weight, part, from_c = fold_weights(linears, pia, alpha, g_or_none)

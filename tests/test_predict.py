@@ -18,6 +18,7 @@ from eas.example import DataError, Example
 from eas.files import WriteError, locked
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.predict import predict, read_questions
+from eas.progress import Bar
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,8 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
         return really(model, processor, examples, **more)
 
     monkeypatch.setattr("eas.pipeline.predict.answer", answer)
+    advanced, advance = [], Bar.advance
+    monkeypatch.setattr(Bar, "advance", lambda bar, done=None: (advance(bar, done), advanced.append(bar.line()))[0])
     monkeypatch.setattr("sys.argv", ["eas", *command, str(part)])
     stopped = CliRunner().invoke(cli.app, [*command, str(part)])
     assert stopped.exit_code == 130
@@ -80,6 +83,9 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     assert calls == [["q0", "q1"], ["q2", "q3"], ["q2", "q3"], ["q4"]]
     assert CliRunner().invoke(cli.app, [*command, str(part)]).exit_code == 0
     assert len(calls) == 4  # nothing is left to answer
+    assert [line.partition(",")[0] for line in advanced if line.startswith("answering")] == [
+        *("answering: 2 of 5", "answering: 4 of 5", "answering: 5 of 5")
+    ]
 
 
 def test_an_output_of_something_else_is_never_written_over(tuned, questions, tmp_path):

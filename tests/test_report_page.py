@@ -168,17 +168,24 @@ def test_the_command_goes_on_with_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "value"),
+    ("keys", "value", "words"),
     [
-        (("categories", "folded"), {"all": {"of": 1}, "open questions": 1.0}),  # met by the template
-        (("layers", "tuned"), [{"mha": 1}]),
-        (("search", "importances"), ["high", 0.1]),
-        (("counts", "tuned", "macs"), 10**400),
-        (("samples",), [{"images": ["../../secret.png"]}]),
-        (("training", "tune"), [{"step": 1}]),
+        (("categories", "folded"), {"all": {"of": 1}}, "categories['folded']['all'] = {'of': 1} must be float"),
+        (("layers", "tuned"), [{"mha": 1}], "layers['tuned'][0] has no 'ffn'"),
+        (("search", "importances"), ["high", 0.1], "search.importances[0] = 'high' must be float"),
+        (("search", "rounds"), [{"step": 1, "importances": 2}], "search.rounds[0].importances = 2 must be list[float]"),
+        (("counts", "tuned", "macs"), 10**400, "must be below 1e308"),
+        (("samples",), [{"images": ["../../secret.png"]}], "samples[0] has no 'question'"),
+        (("training", "tune"), [{"step": 1}], "training.tune[0] has no 'loss'"),
+        (("latency", "variants", "base"), {"prefill_ms": {"median": 1.0}}, "['base']['prefill_ms'] has no 'low'"),
+        (("accuracy",), [0.5], "accuracy = [0.5] must be dict[str, float or None]"),
+        (("model", "skip_set"), "1 2", "model.skip_set = '1 2' must be list[int]"),
+        (("task", "examples"), "many", "task.examples = 'many' must be int"),
     ],
 )
-def test_a_result_of_the_wrong_kind_takes_nothing_else_along(keys: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+def test_a_result_of_the_wrong_kind_takes_nothing_else_along(
+    keys: tuple[str, ...], value: Any, words: str, tmp_path: Path
+) -> None:
     bad = run_result(0, 4)
     place: Any = bad
     for key in keys[:-1]:
@@ -190,6 +197,9 @@ def test_a_result_of_the_wrong_kind_takes_nothing_else_along(keys: tuple[str, ..
     page = write_page([tmp_path / "bad", tmp_path / "good"], tmp_path / "page")
     (message,) = page.left_out
     assert str(tmp_path / "bad" / "result.json") in message
+    assert words in message
+    with pytest.raises(ReportError, match=re.escape(words)):  # alone, too
+        write_page([tmp_path / "bad"], tmp_path / "page")
     assert "reaches 50.0" in page.path.read_text()
 
 

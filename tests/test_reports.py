@@ -107,8 +107,8 @@ def test_single_numbers_that_are_missing(tmp_path: Path) -> None:
         (None, "missing"),
         ("{", "damaged"),
         ("[]", "mapping"),
-        ('{"accuracy": 3}', "'accuracy' must be a dict"),
-        ('{"samples": {}}', "'samples' must be a list"),
+        ('{"accuracy": 3}', r"accuracy = 3 must be dict\[str, float or None\]"),
+        ('{"samples": {}}', r"samples = \{\} must be list\[mapping\]"),
     ],
 )
 def test_a_broken_result_is_named(text: str | None, said: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from results import whole_result, write
 
 from eas.example import Example
-from eas.pipeline.samples import MOST, SIDE, samples, spread_evenly, turns
+from eas.pipeline.samples import SIDE, samples, spread_evenly, turns
 from eas.reports.page import FEW, write_page, write_report
 
 
@@ -36,7 +36,7 @@ def test_samples_are_spread_over_the_split_with_their_turns_scores_and_categorie
     scores = {"zero_shot": {e.id: 0.0 for e in examples}, "folded": {e.id: 1.0 for e in examples}}
     meant = {"meant": {e.id: "two" for e in examples}}
     made = samples(run_of(tmp_path, examples), {"answers": answers, "scores": scores, "zero_shot": meant}, tmp_path)
-    assert [made[0]["id"], made[-1]["id"], len(made)] == ["e0", "e99", MOST]
+    assert [made[0]["id"], made[-1]["id"], len(made)] == ["e0", "e99", 60]
     assert made[0]["turns"] == [
         {"role": "user", "text": "[image] what is <this> ?"},
         {"role": "assistant", "text": "a cat"},

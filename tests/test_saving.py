@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import attached, build, logits, prompts, randomise
+from families import attached, build, build_meter, logits, meter_batch, prompts, randomise
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -53,6 +53,25 @@ def test_a_folded_pruned_or_standalone_model_can_be_pickled(mode, tmp_path):
     torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)
 
 
+def test_a_model_that_saw_pictures_can_be_pickled():
+    model, inputs = attached("LlavaForConditionalGeneration"), prompts("LlavaForConditionalGeneration")
+    before = logits(model, inputs)  # after it, hooks of transformers record what the vision tower gives
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again, inputs), before)
+    assert torch.equal(logits(model, inputs), before)
+    again = pickle.loads(pickle.dumps(model))  # with the hooks that the last pass put on
+    assert torch.equal(logits(again, inputs), before)
+
+
+@pytest.mark.parametrize("options", [{"name": "eas", "num_skip": 2, "preset": "meter"}, {"name": "prefix"}], ids=str)
+def test_an_attached_meter_can_be_pickled(options):
+    model, batch = attach(build_meter("vqa"), method_config(options)).eval(), meter_batch("vqa")
+    if "num_skip" in options:
+        select(model, [0, 1])
+    before = model(**batch).logits
+    assert torch.equal(pickle.loads(pickle.dumps(model))(**batch).logits, before)
+
+
 def test_another_process_opens_a_pickled_model(tmp_path):
     model, inputs = attached(LLAMA), prompts(LLAMA)
     torch.save((model, inputs, logits(model, inputs)), tmp_path / "model.pt")
@@ -76,6 +95,23 @@ def test_save_pretrained_leaves_nothing_that_opens_as_the_stock_class(pruned, tm
     assert torch.equal(logits(again, inputs), logits(model, inputs))
     written = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in written.items())
+
+
+@pytest.mark.parametrize("family", [LLAMA, "LlavaForConditionalGeneration"])
+@pytest.mark.parametrize("options", [{"name": "eas", "num_skip": 2, "preset": "llava"}, {"name": "lora"}], ids=str)
+def test_save_pretrained_of_a_part_with_the_method_in_it_is_refused(family, options, tmp_path):
+    model = attach(build(family), method_config(options))
+    parts = [model.model, model.model.language_model] if family.startswith("Llava") else [model.model]
+    for part in parts:
+        with pytest.raises(ValueError, match=r"a part of an attached model.*save the whole model \(eas\.save\)"):
+            part.save_pretrained(tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+    if family.startswith("Llava"):
+        model.model.vision_tower.save_pretrained(tmp_path / "vision")
+        assert (tmp_path / "vision" / "model.safetensors").is_file()
+    eas.detach(model)
+    parts[-1].save_pretrained(tmp_path / "part")
+    assert (tmp_path / "part" / "model.safetensors").is_file()
 
 
 def test_save_pretrained_of_lora_and_of_a_tuned_base(tmp_path):

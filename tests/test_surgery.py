@@ -10,7 +10,18 @@ import transformers as tf
 from accelerate import cpu_offload, dispatch_model
 from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, prompts, randomise
 
-from eas import ConfigError, EASConfig, UnsupportedModelError, attach, fold, prune, select, skip_set, unfold
+from eas import (
+    ConfigError,
+    EASConfig,
+    UnsupportedModelError,
+    attach,
+    fold,
+    method_config,
+    prune,
+    select,
+    skip_set,
+    unfold,
+)
 from eas.attachment.state import attachment
 from eas.hf.one_token import read_rows
 from eas.hf.trainer import checkpoint_activations
@@ -20,6 +31,24 @@ torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
 PLAIN = {"skip_rank": 4, "adapt_rank": 2}
 every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "eas", "candidates": "mha"}, "the model has 4 attentions; at least one is kept"),
+        ({"name": "eas", "candidates": "ffn"}, "the model has 4 FFNs; at least one is kept"),
+        ({"name": "das"}, "the model has 4 layers; at least one is kept"),
+        ({"name": "drop", "candidates": "either"}, "4 attentions and 4 FFNs; at most 3 of them are skipped, so that"),
+        ({"name": "eas", "candidates": "either"}, "an attention is kept whichever they are"),
+    ],
+    ids=str,
+)
+def test_one_of_what_may_be_skipped_is_kept(options, words):
+    ranks = PLAIN if options["name"] == "eas" else {}
+    attach(build(LLAMA), method_config({**options, **ranks, "num_skip": 3}))
+    with pytest.raises(ConfigError, match=f"num_skip = 4: .*{words}"):
+        attach(build(LLAMA), method_config({**options, **ranks, "num_skip": 4}))
 
 
 def training_batch(family):
@@ -43,7 +72,7 @@ def test_untrained_and_unskipped_is_the_base(family):
     model, base = build(family), build(family)
     kinds, vision = type(model), [type(m) for n, m in model.named_modules() if "vision" in n or "visual" in n]
     signatures = [inspect.signature(m.forward) for m in (model, *Anatomy.of(model).layers)]
-    assert attach(model, EASConfig(**PLAIN, num_skip=2, up_groups=2, train_scale=True)) is model
+    assert attach(model, EASConfig(**PLAIN, num_skip=2, up_groups=2)) is model
     for inputs in (prompts(family), prompts(family, images=False), training_batch(family)):
         ours, theirs = (m(**inputs, output_hidden_states=True, output_attentions=True) for m in (model, base))
         assert torch.equal(ours.logits, theirs.logits)
@@ -62,14 +91,15 @@ def test_untrained_and_unskipped_is_the_base(family):
 
 
 def test_options_reach_the_pias():
-    options = {"temperature": 3.0, "hidden_scale": 0.25, "dropout": 0.5, "up_groups": 2, "train_scale": True}
+    options = {"temperature": 3.0, "hidden_scale": 0.25, "dropout": 0.5, "up_groups": 2, "adapt_router_bias": False}
     model = attach(build(LLAMA, dtype=torch.bfloat16), EASConfig(**PLAIN, **options))
     for block in blocks(model):
         for pia, rank in ((block.skip_pia, 4), (block.adapt_pia, 2)):
-            assert (pia.temperature, pia.hidden_scale, pia.dropout.p, pia.training) == (3.0, 0.25, 0.5, False)
+            assert (pia.temperature, pia.dropout.p, pia.training) == (3.0, 0.5, False)
             assert (pia.down1.out_features, pia.up1.weight.shape[0]) == (rank, 2)
             assert all(p.dtype == torch.float32 for p in pia.parameters())  # whatever the base's
-        assert (block.skip_pia.scale is None, block.adapt_pia.scale is None) == (False, True)
+        assert (block.skip_pia.hidden_scale, block.adapt_pia.hidden_scale) == (0.25, 1.0)  # as in the released code
+        assert (block.skip_pia.router.bias is None, block.adapt_pia.router.bias is None) == (False, True)
 
 
 @every_family
@@ -82,7 +112,7 @@ def test_exactly_the_pias_in_use_get_gradients(family, train_projector):
         assert all(p.requires_grad for p in model.parameters())
         attach(model, EASConfig(**PLAIN))
         return
-    model = attached(family, (0, 2), {"train_projector": train_projector, "train_scale": True}).train()
+    model = attached(family, (0, 2), {"train_projector": train_projector}).train()
     anatomy = Anatomy.of(model)
     projector = set(anatomy.projector.parameters()) if train_projector else set()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -261,7 +291,9 @@ def test_prune_frees_what_the_choice_makes_dead(family):
 
     before, total = logits(model, inputs), weight(model)
     dead = sum(
-        weight(block.self_attn) + weight(block.adapt_pia) if block.skip_mha else weight(block.skip_pia)
+        sum(map(weight, (block.self_attn, block.adapt_pia, block.input_layernorm)))
+        if block.skip_mha
+        else weight(block.skip_pia)
         for block in blocks(model)
     )
     prune(model)

@@ -63,7 +63,7 @@ def test_errors_and_warnings_are_text(monkeypatch, capsys):
 
 def test_a_traceback_is_text(monkeypatch, capsys):
     def fail() -> None:
-        raise KeyError(NASTY.encode(errors="ignore").decode())
+        raise RuntimeError(NASTY.encode(errors="ignore").decode())  # of a KeyError Python shows the repr
 
     monkeypatch.setattr(cli, "app", fail)
     monkeypatch.setattr("warnings.showwarning", warnings.showwarning)

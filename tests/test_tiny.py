@@ -117,3 +117,9 @@ def test_scores_are_those_of_the_recipe() -> None:
     report = json.loads((TINY_DIR / "scores.json").read_text())
     assert set(report["scores"]) == {*FAMILIES, *TASKS}
     assert all(report["scores"][family]["test"] > 0.85 for family in FAMILIES)
+
+
+def test_the_embedded_model_can_be_timed():
+    from eas.measure.bench import _load
+
+    assert type(_load("tiny", torch.device("cpu"), torch.float32)).__name__ == "LlavaForConditionalGeneration"

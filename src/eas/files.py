@@ -44,8 +44,11 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f"{path.name}.partial")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        try:
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, path)
+        finally:  # it is still there where the disk is full
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """PIA, the adapter that replaces a skipped attention, and its fold (paper section 4.2, Eq. 4-13).
 
-Notation, as in the paper: n is the normalised input of a block, ``(batch, tokens, d)``. nbar is the mean of n over the
+Notation, as in the paper: n is the normalised input of a block, ``(batch, tokens, d)``; before a skip PIA in the
+residual form it is normalised without a weight. nbar is the mean of n over the
 prompt tokens of a sequence, ``(batch, 1, d)``. A skip PIA exchanges information through c, a projection of nbar. An
 adapt PIA comes before a kept attention and has no c. The equations, and where this file computes them:
 
@@ -8,7 +9,7 @@ adapt PIA comes before a kept attention and has no c. The equations, and where t
 - Eq. 4, ``c = nbar Wd2 + bd2``, ``(batch, 1, r)``: ``PIA.prompt_state``.
 - Eq. 4, ``h = s (n Wd1 + bd1 + c)``, ``(batch, tokens, r)``: ``PIA.forward``.
 - Eq. 5, ``p = alpha_1 (h Wu1 + bu1) + alpha_2 (h Wu2 + bu2)``, ``(batch, tokens, d)``: ``PIA.forward``.
-- Eq. 7, ``FFN(g * (n + p))``: the block; g, ``(d,)``, is ``PIA.output_scale``.
+- Eq. 7, ``FFN(g * (n + p))``: the block; g, ``(d,)``, is the weight of the FFN's norm.
 - Eq. 8-13, the fold W' ``(out, d)`` and b' ``(out,)``: ``fold_weights``; the form for any batch: ``SharedFold``.
 
 The *prompt state* of a sequence is ``[alpha, c]``, all that its tokens share: ``(batch, 1, 2 + r)``; without c it is
@@ -71,7 +72,7 @@ class PIA(Costed):
         hidden_scale: factor on h.
         dropout: dropout on h in training.
         up_groups: groups of the up-projections.
-        train_scale: adds a trained ``(d,)`` factor to the norm weight g of the FFN that follows.
+        router_bias: whether a router of "input" has br.
     """
 
     def __init__(
@@ -86,23 +87,23 @@ class PIA(Costed):
         hidden_scale: float = 1.0,
         dropout: float = 0.0,
         up_groups: int = 1,
-        train_scale: bool = False,
+        router_bias: bool = True,
     ) -> None:
         super().__init__()
         self.temperature, self.hidden_scale = temperature, hidden_scale
         self.causal, self.running = pooling == "causal", pooling == "causal" and running
-        self.router = nn.Linear(hidden_size, 2) if router == "input" else None
+        self.router = nn.Linear(hidden_size, 2, bias=router_bias) if router == "input" else None
         self.mix = nn.Parameter(torch.zeros(2)) if router == "constant" else None
         self.down1 = nn.Linear(hidden_size, rank)
         self.down2 = nn.Linear(hidden_size, rank) if pooling != "none" else None
         self.up1 = GroupedLinear(rank, hidden_size, up_groups)
         self.up2 = GroupedLinear(rank, hidden_size, up_groups)
         self.dropout = nn.Dropout(dropout)
-        self.scale = nn.Parameter(torch.ones(hidden_size)) if train_scale else None
         for linear in (self.router, self.down1, self.down2):
             if linear is not None:
                 nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
 
     @property
     def reads_prompt(self) -> bool:
@@ -205,16 +206,12 @@ class PIA(Costed):
         read = [*self.down1.parameters(), *self.up1.parameters(), *self.up2.parameters()]
         if self.running and self.down2 is not None:
             read += self.down2.parameters()
-        return sum(p.nbytes for p in read) + (0 if self.scale is None else self.scale.nbytes)
+        return sum(p.nbytes for p in read)
 
     def prompt_state_bytes(self) -> int:
         """Bytes of alpha and c that are stored while one sequence is decoded."""
         rank = 0 if self.down2 is None else self.down2.out_features
         return (2 + rank + self.running) * self.down1.weight.element_size() if self.reads_prompt else 0
-
-    def output_scale(self, norm_weight: Tensor) -> Tensor:
-        """g of Eq. 7, ``(d,)``: the norm weight, times the trained scale if there is one."""
-        return norm_weight if self.scale is None else (norm_weight * self.scale).to(norm_weight.dtype)
 
 
 class SharedFold(nn.Module):
@@ -239,7 +236,7 @@ class SharedFold(nn.Module):
     @torch.no_grad()
     def __init__(self, pia: PIA, norm_weight: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        scale = None if norm_weight is None else pia.output_scale(norm_weight).clone()
+        scale = None if norm_weight is None else norm_weight.clone()
         up = torch.cat([pia.up1.dense(), pia.up1.bias[None], pia.up2.dense(), pia.up2.bias[None]])
         tensors = {
             "down": F.pad(pia.hidden_scale * pia.down1.weight, (0, 0, 0, 1)).to(dtype),
@@ -311,7 +308,7 @@ def fold_weights(
     up = pia.hidden_scale * (alpha[0] * pia.up1.dense() + alpha[1] * pia.up2.dense())  # U, (r, d)
     weight = torch.cat([linear.weight.to(dtype) for linear in linears])  # a copy, (out, d); it becomes W' in place
     if norm_weight is not None:
-        weight *= pia.output_scale(norm_weight).to(dtype)
+        weight *= norm_weight.to(dtype)
     from_h = weight @ up.T.to(dtype)  # W diag(g) U^T, (out, r)
     added = pia.down1.bias if c is None else pia.down1.bias + c
     bias = from_h @ added.to(dtype) + weight @ (alpha[0] * pia.up1.bias + alpha[1] * pia.up2.bias).to(dtype)
@@ -327,7 +324,7 @@ def naive_prompt_state(pia: PIA, n: Tensor, prompt_mask: Tensor) -> tuple[Tensor
     """Reference for one sequence: alpha ``(2,)`` (Eq. 6) and c ``(r,)`` (Eq. 4), here the mean of projected tokens."""
     prompt = n[prompt_mask]
     if pia.router is not None:
-        logits = prompt.mean(0) @ pia.router.weight.T + pia.router.bias
+        logits = prompt.mean(0) @ pia.router.weight.T + (0 if pia.router.bias is None else pia.router.bias)
     else:
         assert pia.mix is not None
         logits = 1.0 * pia.mix

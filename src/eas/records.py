@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,9 +160,13 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
             return must(kind_name(kind))
         inside = [(one, parts[-1 if origin is dict else 0], f"{where}[{key!r}]") for key, one in entries]
     else:
-        if kind is float and isinstance(value, float):
-            return None if math.isfinite(value) else must("finite")
         is_bool = isinstance(value, bool)  # an int to Python, but not to us
+        if kind is float and isinstance(value, float | int) and not is_bool:
+            return (
+                None
+                if abs(value) <= sys.float_info.max
+                else must("finite" if isinstance(value, float) else "below 1e308")
+            )
         ok = kind is bool if is_bool else isinstance(value, int if kind is float else kind)
         return None if ok else must(kind_name(kind))
     return next((wrong for one in inside if (wrong := misfit(*one))), None)
@@ -175,4 +179,8 @@ def kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         *others, last = map(repr, get_args(kind))
         return f"{', '.join(others)} or {last}" if others else last
-    return "None" if kind is NoneType else kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    if parts := get_args(kind):
+        return f"{get_origin(kind).__name__}[{', '.join(map(kind_name, parts))}]"
+    if is_typeddict(kind):
+        return "mapping"
+    return "None" if kind is NoneType else kind.__name__ if isinstance(kind, type) else str(kind)

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from eas import cli
 from eas.attachment.load import load_base
-from eas.cli.errors import as_typed
 from eas.config import ConfigError, read_yaml
+from eas.keys import as_typed
 from eas.measure.count import count
 from eas.models.folder import TINY_DIR
 from eas.paper.compare_config import CompareConfig

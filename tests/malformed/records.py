@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from families import attached, build
 from safetensors.torch import save_file
-from test_training import searcher
+from trainers import searcher
 
 from eas import load, prune, save, save_standalone
 from eas.attachment.save import CheckpointError

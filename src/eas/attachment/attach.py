@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from eas.attachment.save import AttachedModel
+from eas.attachment.save import AttachedModel, InnerModel
 from eas.attachment.state import (
     Attachment,
+    all_but_one,
     attached,
     attachment,
     base_fingerprint,
@@ -83,7 +84,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     require_fit(anatomy.form, config)
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
-        raise ConfigError(f"{what}: the model has {blocks} attentions; at least one is kept")
+        raise ConfigError(f"{what}: {all_but_one(config.candidates, blocks)}")
     if config.train_projector is None:
         config = replace(config, train_projector=bool(anatomy.tuned_along))
     if config.train_projector and not anatomy.tuned_along:
@@ -113,6 +114,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         added = {*map(id, model.parameters())} != {*map(id, own)}
         if added or isinstance(config, SkipConfig):
             become(model, AttachedModel)
+            for part in [part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model]:
+                if layers[0] in part.modules():
+                    become(part, InnerModel)
         trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         overwrites = any(p.requires_grad for p in own)
         known = candidates_of(anatomy, config)

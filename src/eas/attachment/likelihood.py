@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from eas.hf.labelled import answer_losses
 
 
 @torch.no_grad()
@@ -39,7 +40,4 @@ def log_likelihood(model: Any, inputs: Mapping[str, Any]) -> Tensor:
         )
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
-    targets = inputs["labels"][:, 1:]
-    logits = model(**inputs).logits[:, : targets.shape[1]].float()
-    losses = F.cross_entropy(logits.transpose(1, 2), targets.to(logits.device), ignore_index=-100, reduction="none")
-    return -losses.sum(1)
+    return -answer_losses(model, inputs)[0]

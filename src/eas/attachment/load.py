@@ -30,9 +30,10 @@ from eas.config import ConfigError
 from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
 from eas.hf.classes import unmixed
-from eas.methods import method_config
+from eas.methods import recorded_method
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.folder import TINY_DIR, adapter_folder, model_config
+from eas.models.folder import adapter_folder, model_config
+from eas.models.gguf import base_folder
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
 
@@ -97,7 +98,7 @@ def load(
     model: Any = model_or_id
     if not isinstance(model, nn.Module):
         model = load_base(str(model), revision=base_revision, **from_pretrained)
-    config = method_config(record["config"])
+    config = recorded_method(record["config"])
     if attached(model) and name is not None:
         require_agreement(model, name, config)
     elif attached(model):
@@ -132,7 +133,7 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
     with raised_as(CheckpointError):
         record, file = _read(folder)
     # as configurations, where a field that came later has its default
-    if method_config(record["config"]) != state.config or record["pruned"] != state.pruned:
+    if recorded_method(record["config"]) != state.config or record["pruned"] != state.pruned:
         raise CheckpointError(
             f"{folder} was saved with another configuration; resume with that configuration, or start over"
         )
@@ -153,8 +154,7 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         CheckpointError: config.json or a file of weights is damaged, or weights are missing.
         OSError: there is no such model.
     """
-    if id_or_folder == "tiny":
-        id_or_folder = str(TINY_DIR)
+    id_or_folder = base_folder(id_or_folder)
     revision, own = from_pretrained.get("revision"), "attn_implementation" not in from_pretrained
     with raised_as(CheckpointError):
         auto = auto_class(model_config(id_or_folder, revision, own_attention=own).model_type)
@@ -226,7 +226,7 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
             "another save); copy or save the adapter again"
         )
     try:
-        method_config(record["config"])
+        recorded_method(record["config"])
     except ConfigError as error:
         version = record["versions"].get("eas", "of another version")
         raise CheckpointError(f"{path}: {error}; open it with eas {version}, which wrote it") from error
@@ -237,7 +237,7 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
 def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> PreTrainedModel:
     """The model as the record wants it, on the meta device: whatever sizes that names, nothing is allocated."""
     with torch.device("meta"), no_init_weights(), fitting(folder):
-        twin = attach(unmixed(type(model))[0](copy.deepcopy(model.config)), method_config(record["config"]))
+        twin = attach(unmixed(type(model))[0](copy.deepcopy(model.config)), recorded_method(record["config"]))
         select(twin, record["skip_set"])
         if record["pruned"]:
             prune(twin)

@@ -184,3 +184,18 @@ class AttachedModel(nn.Module):
         save_torch_state_dict(state, folder, max_shard_size=kwargs.get("max_shard_size", "50GB"))
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
+
+
+class InnerModel(nn.Module):
+    """A model inside an attached one, for example its language model: the stock class would open it alone."""
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Is refused.
+
+        Raises:
+            ValueError: always; the message says what to save.
+        """
+        raise ValueError(
+            f"{save_directory} is not written: this {type(self).__name__} is a part of an attached model, and the "
+            "stock class would open it without the method; save the whole model (eas.save), or eas.detach(model) first"
+        )

@@ -8,6 +8,8 @@ weights and only warn, so it must find neither.
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from transformers import AutoConfig, PreTrainedModel
 from eas.attachment.attach import attach, prune, select
 from eas.attachment.save import CheckpointError, refuse_non_finite
 from eas.attachment.state import attachment, candidates, skip_set
+from eas.files import writing
 from eas.hf.api import no_init_weights
-from eas.methods import method_config
+from eas.methods import recorded_method
 from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
 from eas.models.folder import REMEDY, model_config
 from eas.records import IndexRecord, RecordError, StandaloneRecord, raised_as, read_record
@@ -37,7 +40,10 @@ FLOAT32 += ["modality_token", "prefix"]
 def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes the pruned model with its PIAs as one self-describing folder; the model itself is left as it is.
 
+    The files are written aside (in ``partial``) and then moved; a standalone model in the folder is replaced.
+
     Raises:
+        WriteError: the folder cannot be written; a standalone model in it is intact.
         ValueError: the model is not attached, not pruned (``prune`` it first), folded (``unfold`` it first), or holds
             NaN or infinite numbers.
 
@@ -68,9 +74,27 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
         names = {"mha": "attention", "ffn": "mlp"}
         skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
         config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
-    # the family's own key renames do not apply to eas_ types
-    PreTrainedModel.save_pretrained(model, folder, variant=VARIANT, save_original_format=False)
-    config.save_pretrained(folder)
+    folder = Path(folder)
+    aside, new = folder / "partial", not folder.exists()
+    try:
+        with writing(folder):
+            # the family's own key renames do not apply to eas_ types
+            PreTrainedModel.save_pretrained(model, aside, variant=VARIANT, save_original_format=False)
+            config.save_pretrained(aside)
+            _move(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _move(aside: Path, folder: Path) -> None:
+    """Puts the files in the place of another standalone model's; until all are there, no config.json opens them."""
+    (folder / "config.json").unlink(missing_ok=True)
+    for old in [*folder.glob(f"model.{VARIANT}*.safetensors"), folder / INDEX_FILE]:
+        old.unlink(missing_ok=True)
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, folder / path.name)
 
 
 def _standalone_class(name: str) -> Any:
@@ -79,7 +103,7 @@ def _standalone_class(name: str) -> Any:
 
     def __init__(self: Any, config: Any) -> None:
         base.__init__(self, config)
-        attach(self, method_config(config.eas["config"]))
+        attach(self, recorded_method(config.eas["config"]))
         select(self, config.eas["skip_set"])
         if candidates(self):
             prune(self)

@@ -106,6 +106,20 @@ def candidates_of(anatomy: Anatomy, config: MethodConfig) -> list[tuple[Skippabl
     return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 
+def all_but_one(kind: str, blocks: int) -> str:
+    """Why fewer candidates of a kind are skipped than a model has blocks, in words.
+
+    With "either" there are twice as many candidates; but a search draws any of them, and an attention must be left.
+    """
+    if kind == "either":
+        return (
+            f"the model has {blocks} attentions and {blocks} FFNs; at most {blocks - 1} of them are skipped, so that "
+            "an attention is kept whichever they are"
+        )
+    names = {"mha": "attentions", "ffn": "FFNs", "layer": "layers"}
+    return f"the model has {blocks} {names[kind]}; at least one is kept"
+
+
 def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
     """The candidates that are skipped at present, ascending.
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from eas.cli import run, predict, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
 from eas.cli.app import app
-from eas.cli.errors import as_typed
+from eas.keys import as_typed
 from eas.terminal import console, printable
 
 __all__ = ["app", "main"]

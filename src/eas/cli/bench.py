@@ -14,7 +14,9 @@ from eas.terminal import console
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(help="Folder, Hub id, or a shape: llava-0.5b, llava-7b, ...")] = "llava-0.5b",
+    model: Annotated[
+        str, typer.Argument(help="Folder, Hub id, 'tiny', or a shape: llava-0.5b, llava-7b, ...")
+    ] = "llava-0.5b",
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 700,

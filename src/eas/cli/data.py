@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eas.cli.app import DataOverrides, SkipBad, data_app
+from eas.files import write_text
 from eas.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ def score_predictions(
     found = {"examples": result.examples, "score": report.score, "numbers": dict(report.numbers)}
     if json_file is not None:
         rest = {"counts": dict(report.counts), "left_out": result.left_out, "scores": dict(report.scores)}
-        json_file.write_text(
-            json.dumps({**given, **found, **rest}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_text(json_file, json.dumps({**given, **found, **rest}, indent=2, ensure_ascii=False) + "\n")
     print(printable(json.dumps({**given, **found, "left_out": len(result.left_out)}, ensure_ascii=False)))
 
 

@@ -12,6 +12,7 @@ import typer
 
 from eas.cli.app import app
 from eas.files import write_text
+from eas.keys import as_typed
 from eas.terminal import console, printable
 
 PAGE = "report.html"
@@ -83,7 +84,7 @@ def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
                 gather_into(run, gathered)
             readable.append(gathered)
         except (ValueError, KeyError, TypeError, OSError) as error:  # this folder's files; the others are fine
-            left_out.append(f"{folder}: {error}")
+            left_out.append(f"{folder}: {as_typed(str(error), 'report')}")
     page = write_page(readable, out, left_out)
     if len(folders) == 1 and readable and (result := readable[0] / RESULT_FILE).is_file():
         console().print(summary_view(read_json(result)))

@@ -225,12 +225,16 @@ def _options(folder: Path, option: list[str] | None) -> dict[str, Any]:
 
 
 def _step(folder: Path, name: str) -> None:
+    from eas.distributed import is_main
     from eas.pipeline import STEPS, Run
     from eas.pipeline.run import working
 
     opened = Run.open(folder)
     with working(folder):
         STEPS[name](opened)
+    if is_main():
+        page = f"eas report {shlex.quote(str(folder))}"
+        console().print(f"{folder / f'{name}.json'} is written; `{page}` shows it", highlight=False, soft_wrap=True)
 
 
 def _show(folder: Path) -> None:

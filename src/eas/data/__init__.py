@@ -14,12 +14,14 @@ from eas.data.nlvr import load_nlvr
 from eas.data.nlvr2 import NLVR2
 from eas.data.own import load_own
 from eas.data.scienceqa import SCIENCEQA
+from eas.data.scienceqa_text import SCIENCEQA_TEXT
 from eas.data.slake import SLAKE
 from eas.data.vqa2 import VQA2
 from eas.example import DataError, Example
 
 _ALL = (
     SCIENCEQA,
+    SCIENCEQA_TEXT,
     SLAKE,
     AID,
     VQA2,

@@ -128,6 +128,7 @@ class Benchmark:
         options: the class of its options.
         score_file: the official metric of a result file that holds no texts (a score matrix); instead of
             `read_predictions` and `score`.
+        ranked: whether an answer is the likeliest of the example's choices, where it has some; nothing is generated.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Benchmark:
     read_predictions: Callable[[Path], dict[str, str]]
     options: type[DataOptions] = DataOptions
     score_file: Callable[[Sequence[Example], Path], Report] | None = None
+    ranked: bool = False
 
     def official(self, split: str, options: DataOptions) -> str:
         """The official split behind a run's "train", "validation" or "test"; any other name is official already."""

@@ -91,10 +91,10 @@ def load(source: Source, split: str, options: ScienceQAOptions) -> Sequence[Exam
     folder = source.folder
     alone = folder / f"problems_{split}.json"
     path = alone if alone.is_file() else find_file(folder, "problems.json")
-    problems = _object(path)
+    problems = read_problems(path)
     pids_path = folder / (options.pid_splits or "pid_splits.json")
     if options.pid_splits or pids_path.is_file():
-        pids = _pids(pids_path, split)
+        pids = read_pids(pids_path, split)
     else:
         pids = [pid for pid, problem in problems.items() if problem.get("split") == split]
         if not pids:
@@ -106,13 +106,13 @@ def load(source: Source, split: str, options: ScienceQAOptions) -> Sequence[Exam
             "...); complete it, or name the ids of a subset by data_options.pid_splits"
         )
     images = Path(options.images) if options.images else folder / "images"
-    captions = _captions(folder) if options.captions else {}
+    captions = read_captions(folder) if options.captions else {}
 
     def build(pid: str) -> Example:
         problem = problems[pid]
         name = problem.get("image")
         image = images / str(problem.get("split")) / pid / str(name) if name else None
-        return _example(pid, problem, image, captions.get(pid, ""), options)
+        return make_example(pid, problem, image, captions.get(pid, ""), options)
 
     left_out = [f"problem {pid}: listed in {pids_path}, but not in {path}" for pid in absent]
     return Examples([pid for pid in pids if pid in problems], build, left_out)
@@ -126,13 +126,13 @@ def _load_hub(source: Source, split: str, options: ScienceQAOptions) -> Sequence
     rows = hub_rows(source, name, options, columns, optional=("image", "pid", "task", "category", "skill"))
     pids = [f"row-{row}" for row in range(len(rows))]
     if options.pid_splits:
-        pids = _pids(Path(options.pid_splits), split)[: options.stream]
+        pids = read_pids(Path(options.pid_splits), split)[: options.stream]
         if len(pids) != len(rows):
             raise DataError(
                 f"{options.pid_splits} has {len(pids)} ids for {split}, but {source.path} has {len(rows)} rows; name "
                 "the whole of that split (ids are given by row), or leave data_options.pid_splits out"
             )
-    captions = _captions(Path(options.pid_splits or ".").parent) if options.captions else {}
+    captions = read_captions(Path(options.pid_splits or ".").parent) if options.captions else {}
     return Examples(range(len(rows)), partial(_hub_example, rows, pids, captions, options))
 
 
@@ -141,10 +141,10 @@ def _hub_example(
 ) -> Example:
     problem = rows[row]
     pid = str(problem.get("pid", pids[row]))
-    return _example(pid, problem, problem.get("image"), captions.get(pid, ""), options)
+    return make_example(pid, problem, problem.get("image"), captions.get(pid, ""), options)
 
 
-def _example(
+def make_example(
     pid: str, problem: Mapping[str, Any], image: ImageSource | None, caption: str, options: ScienceQAOptions
 ) -> Example:
     try:
@@ -233,14 +233,14 @@ def _collapsed(text: str) -> str:
     return text.replace("  ", " ").strip()
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_problems(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict) or not value or not all(isinstance(entry, dict) for entry in value.values()):
         raise DataError(f"{path} holds no problems; expected one object of them by id")
     return value
 
 
-def _pids(path: Path, split: str) -> list[str]:
+def read_pids(path: Path, split: str) -> list[str]:
     splits = read_json(path)
     if not isinstance(splits, dict):
         raise DataError(f"{path} is not an object of ids by split; name the official pid_splits.json")
@@ -251,7 +251,7 @@ def _pids(path: Path, split: str) -> list[str]:
     return [str(pid) for pid in pids]
 
 
-def _captions(folder: Path) -> Mapping[str, str]:
+def read_captions(folder: Path) -> Mapping[str, str]:
     path = find_file(folder, "captions.json", (".", ".."))
     match read_json(path):
         case {"captions": dict() as captions} if all(isinstance(caption, str) for caption in captions.values()):

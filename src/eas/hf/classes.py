@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+from transformers.utils import output_capturing
+
+CAPTURES = output_capturing.__name__
 
 
 def become(module: Any, mixin: type) -> None:
@@ -74,7 +77,20 @@ def same_name_subclass(mixin: type, base: type) -> type:
 
 def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
     """How to pickle a module whose class pickle cannot find by name: by the class below, and the mix-ins."""
+    _release_captures(module)
     return _rebuild, unmixed(type(module)), module.__dict__
+
+
+def _release_captures(module: nn.Module) -> None:
+    """Takes off the hooks by which transformers records hidden states, as they cannot be pickled.
+
+    It puts them on in a forward pass, and again in the next one.
+    """
+    for part in module.modules():
+        for key, hook in [*part._forward_hooks.items()]:
+            if isinstance(hook, FunctionType) and hook.__module__ == CAPTURES:
+                del part._forward_hooks[key]
+        vars(part).pop("_output_capturing_hooks_installed", None)
 
 
 def _rebuild(base: type, mixins: list[type]) -> Any:

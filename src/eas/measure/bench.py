@@ -29,7 +29,7 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.folder import model_config
+from eas.models.folder import TINY_DIR, model_config
 from eas.progress import Bar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -160,6 +160,8 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     if name in SHAPES:
         return build(name, device, dtype)
+    if name == "tiny":
+        name = str(TINY_DIR)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
     auto = auto_class(model_config(name).model_type)

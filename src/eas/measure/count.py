@@ -24,7 +24,7 @@ from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
-from eas.methods import method_config, method_with_defaults
+from eas.methods import method_config, recorded_method
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.folder import model_config
 
@@ -130,7 +130,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
     record = read_adapter_record(folder)
     base = _from_config(_config(record["base"]["id"]), dtype)
     with fitting(folder):
-        config, skipped = method_config(record["config"]), record["skip_set"]
+        config, skipped = recorded_method(record["config"]), record["skip_set"]
         if isinstance(config, SkipConfig):  # a search that goes on draws sets of other sizes
             config = dataclasses.replace(config, num_skip=len(skipped))
         built = attach(base, config)
@@ -182,7 +182,7 @@ def _apply(model: PreTrainedModel, method: Any, k: int | None, skip_set: Sequenc
 
 def _method_config(method: str | Mapping[str, Any]) -> MethodConfig:
     values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    return method_with_defaults(values)
+    return method_config(values)
 
 
 def _fold(model: PreTrainedModel, mode: str | Mapping[str, str]) -> None:

@@ -225,7 +225,8 @@ def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
     total = sum(_bytes(module) for module in live(layer, branches))
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn:
-            total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
+            if layer.unit_norm is None:
+                total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
             if _folded(layer):
                 total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
         if _folds_maps(layer):  # the folded maps are read in place of the originals
@@ -252,7 +253,7 @@ def unused_params(layer: Any, branches: Sequence[Branch]) -> int:
     total = sum(_params(module) for module in live(layer, branches))
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
-            total += _params(layer.input_layernorm)
+            total += _params(layer.input_layernorm) if layer.unit_norm is None else 0
             total -= _params(layer.post_attention_layernorm) if _folds_maps(layer) else 0
         if _folds_maps(layer):
             total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)

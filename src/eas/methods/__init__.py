@@ -110,7 +110,6 @@ REFUSED_OPTIONS: dict[str, tuple[tuple[str, str, tuple[Any, ...], str], ...]] = 
     "coattention": (
         ("eas", "candidates", ("mha",), "of METER attentions may be skipped ('mha')"),
         ("eas", "pooling", ("prompt", "none"), "METER's tokens have no order; use 'prompt' or 'none'"),
-        ("eas", "train_scale", (False,), "METER's PIAs stand before a LayerNorm, which has a scale"),
         ("das", "routed", (False,), "on METER the adapters are plain; use preset 'meter'"),
         ("drop", "candidates", ("mha", "layer"), "on METER it must be 'mha' or 'layer'"),
         ("prefix", "reparameterise", (None,), "on METER keys and values are trained directly; leave it out"),
@@ -141,20 +140,6 @@ def require_fit(form: str, config: MethodConfig) -> None:
             raise ConfigError(f"{type(config).__name__}.{option} = {value!r}: {words}")
 
 
-DEFAULTS: dict[str, dict[str, Any]] = {"eas": {"preset": "llava"}}
-"""By method, keys of a run or a command where they are not given. In Python a configuration has its own defaults."""
-
-
-def method_with_defaults(values: Mapping[str, Any]) -> MethodConfig:
-    """The configuration of a run or a command: ``method_config`` with ``DEFAULTS``.
-
-    Raises:
-        ConfigError: the name is unknown, or a key or value is refused.
-    """
-    name = values.get("name", "eas")
-    return method_config({**(DEFAULTS.get(name, {}) if isinstance(name, str) else {}), **values})
-
-
 def method_config(values: Mapping[str, Any]) -> MethodConfig:
     """The configuration whose ``name`` the values give; EAS without one.
 
@@ -170,3 +155,23 @@ def method_config(values: Mapping[str, Any]) -> MethodConfig:
     if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method {shortened(name)} is unknown; use one of {', '.join(METHODS)}")
     return METHODS[name].config.from_dict(values)
+
+
+def recorded_method(values: Mapping[str, Any]) -> MethodConfig:
+    """The configuration that a stored model holds.
+
+    An EAS without "form" is older than the residual form. Its ``hidden_scale`` was also that of adapt PIAs, and
+    ``train_scale`` trained a factor of g.
+
+    Raises:
+        ConfigError: it holds what only the older EAS computed, or a key or value is refused.
+    """
+    if values.get("name", "eas") != "eas" or "form" in values:
+        return method_config(values)
+    older = {"form": "paper", "adapt_router_bias": True, **values}
+    if older.pop("train_scale", False) or older.get("hidden_scale", 1.0) != 1.0:
+        raise ConfigError(
+            "it was trained by an EAS whose hidden_scale was also that of adapt PIAs, or whose train_scale trained a "
+            "factor of the norm's weight; train it again"
+        )
+    return method_config(older)

@@ -1,8 +1,9 @@
 """DAS (Wu et al., NeurIPS 2023, arXiv 2309.01479): whole layers are skipped, a bottleneck adapter in place of each.
 
-As in the authors' code for LLaVA, kept layers have an adapter before their attention, and the adapter in place of a
-skipped layer reads the normalised stream. Theirs adds that input to its output, so that an untrained skipped layer adds
-the normalised stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
+As in the authors' code for LLaVA, the adapter in place of a skipped layer reads the normalised stream. Kept layers have
+one adapter, before their attention; theirs have two of half its rank, before the attention and before the FFN. In a
+skipped layer theirs adds the adapter's input to its output, so that an untrained skipped layer adds the normalised
+stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
 LaVIN the authors have LaVIN's routed adapters in both places (preset "lavin"); here they route on the prompt's mean, as
 EAS does, so that rounds can share what skip sets have in common. METER is post-norm: there the adapter in place of a
 skipped layer reads the stream, and kept layers have adapters beside attentions and FFN. The search is DAS's own:
@@ -11,7 +12,7 @@ skipped layer reads the stream, and kept layers have adapters beside attentions 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.hf.skipping import Request, SkippableBlock, SkippingTextModel
 from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
 from eas.methods.eas_block import EASBlock, given
+from eas.methods.ranks import at_width
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
 
@@ -32,12 +34,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "meter": {"skip_rank": 288, "adapt_rank": 96, "routed": False},
 }
 """Values of the authors' scripts for LLaVA (whose FLOPs count 512 at skipped layers), for LaVIN and for METER."""
+WIDTHS = {"llava": 4096, "lavin": 4096, "meter": 768}
+"""The hidden sizes that a preset's ranks are for; elsewhere they are the same share of the width."""
 GROUPS = 2  # of the routed adapters' up paths
 
 
 @dataclass
 class DASConfig(SkipConfig):
-    """A preset fills the fields that are not given; "llava" by default.
+    """A preset fills the fields that are not given; "llava" by default. ``attach`` fills in the ranks, in proportion to
+    the model's width.
 
     Example:
         >>> import eas
@@ -47,8 +52,12 @@ class DASConfig(SkipConfig):
 
     name: str = method_name("das")
     candidates: Literal["layer"] = option("layer", "modules that may be skipped: 'layer'")
-    skip_rank: int = option(None, "bottleneck of the adapter that replaces a skipped layer; 256 by default")
-    adapt_rank: int = option(None, "bottleneck of the adapter before a kept layer's attention; 128 by default")
+    skip_rank: int | None = option(
+        None, "bottleneck of the adapter that replaces a skipped layer; by default 1/16 of the width"
+    )
+    adapt_rank: int | None = option(
+        None, "bottleneck of the adapter before a kept layer's attention; by default 1/32 of the width"
+    )
     dropout: float = option(0.0, "dropout on the bottlenecks in training")
     routed: bool = option(None, "true: LaVIN's routed adapters; false: plain adapters")
     preset: Literal["llava", "lavin", "meter"] | None = option(
@@ -56,13 +65,21 @@ class DASConfig(SkipConfig):
     )
 
     def __post_init__(self) -> None:
-        self._fill(self.preset, {None: PRESETS["llava"], **PRESETS})
+        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
+        if self.routed is None:
+            self.routed = PRESETS[self.preset or "llava"]["routed"]
         super().__post_init__()
-        for name in ("skip_rank", "adapt_rank"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
-            even = not self.routed or getattr(self, name) % GROUPS == 0
+        for name, rank in (("skip_rank", self.skip_rank), ("adapt_rank", self.adapt_rank)):
+            self._require(name, rank is None or rank >= 1, "must be at least 1")
+            even = not self.routed or rank is None or rank % GROUPS == 0
             self._require(name, even, f"must be a multiple of {GROUPS} where adapters are routed")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+
+    def at_width(self, width: int) -> DASConfig:
+        """With the preset's ranks where none are given: the published ones at their width, elsewhere multiples of 4."""
+        preset = self.preset or "llava"
+        ranks: dict[str, Any] = at_width(self, PRESETS[preset], width / WIDTHS[preset], 4)
+        return replace(self, **ranks)
 
 
 class DASBlock(SkippableBlock):
@@ -101,6 +118,13 @@ class RoutedDASBlock(EASBlock):
         return replaced
 
 
+def _ranks(config: DASConfig) -> tuple[int, int]:
+    """Of the adapters of skipped and of kept layers."""
+    assert config.skip_rank is not None  # at_width filled it in
+    assert config.adapt_rank is not None
+    return config.skip_rank, config.adapt_rank
+
+
 def attach(model: PreTrainedModel, config: DASConfig) -> None:
     """Adds both adapters to every layer; untrained and with nothing skipped they change nothing."""
     if config.routed:
@@ -109,7 +133,7 @@ def attach(model: PreTrainedModel, config: DASConfig) -> None:
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
         _may_be_skipped(layer, index, layer.input_layernorm, config)
-        put(layer.self_attn, AdaptedInput, layer.input_layernorm, config.adapt_rank, dropout=config.dropout)
+        put(layer.self_attn, AdaptedInput, layer.input_layernorm, _ranks(config)[1], dropout=config.dropout)
         become(layer, DASBlock)
     become(anatomy.text_model, SkippingTextModel)
 
@@ -121,12 +145,12 @@ def attach_post_norm(model: PreTrainedModel, config: DASConfig) -> None:
         _may_be_skipped(layer, index, layer.mlp_norm, config)
         for branch in anatomy.branches:
             body, norm = layer.get_submodule(branch.body), layer.get_submodule(branch.norm)
-            put(body, BESIDE[branch.part], norm, config.adapt_rank, dropout=config.dropout)
+            put(body, BESIDE[branch.part], norm, _ranks(config)[1], dropout=config.dropout)
         become(layer, PostNormDASBlock)
 
 
 def _may_be_skipped(layer: Any, index: int, norm: Any, config: DASConfig) -> None:
-    layer.skip_adapter = bottleneck(norm, config.skip_rank, layer.training, dropout=config.dropout)
+    layer.skip_adapter = bottleneck(norm, _ranks(config)[0], layer.training, dropout=config.dropout)
     layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
 
 
@@ -135,15 +159,16 @@ def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
     size = model.config.get_text_config().hidden_size
     if size % GROUPS:
         raise ConfigError(f"DASConfig.routed = True: the hidden size {size} is no multiple of {GROUPS}")
+    skip_rank, adapt_rank = _ranks(config)
     for index, layer in enumerate(anatomy.layers):
 
         def pia(rank: int, layer: Any = layer) -> PIA:
             made = PIA(size, rank, pooling="none", dropout=config.dropout, up_groups=GROUPS)
             return made.to(layer.input_layernorm.weight.device).train(layer.training)
 
-        layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(config.adapt_rank), pia(config.skip_rank), None
+        layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(adapt_rank), pia(skip_rank), None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
+        layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
         become(layer, RoutedDASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)

@@ -9,39 +9,35 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, SkipConfig, method_name, option, rank_at
+from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
+from eas.hf.norms import UnitNorm
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
+from eas.methods.ranks import RANKS, at_width
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA, SharedFold
 
-PLAIN = {"hidden_scale": 1.0, "dropout": 0.0, "up_groups": 1, "train_scale": False}
+PLAIN = {"form": "residual", "hidden_scale": 1.0, "dropout": 0.0, "up_groups": 1, "adapt_router_bias": True}
+PAPER = {"form": "paper"}
+RELEASED = {**PAPER, "hidden_scale": 0.5, "dropout": 0.1, "up_groups": 2, "adapt_router_bias": False}
 PRESETS: dict[str, dict[str, Any]] = {
-    "llava": {"skip_rank": 256, "adapt_rank": 128},
-    "lavin": {"skip_rank": 32, "adapt_rank": 8},
-    "meter": {"skip_rank": 144, "adapt_rank": 96},
-    "released": {
-        "skip_rank": 256,
-        "adapt_rank": 128,
-        "hidden_scale": 0.5,
-        "dropout": 0.1,
-        "up_groups": 2,
-        "train_scale": True,
-    },
+    "llava": {**PAPER, "skip_rank": 256, "adapt_rank": 128},
+    "lavin": {**PAPER, "skip_rank": 32, "adapt_rank": 8},
+    "meter": {**PAPER, "skip_rank": 144, "adapt_rank": 96},
+    "released": {**RELEASED, "skip_rank": 256, "adapt_rank": 128},
 }
 """Values of the paper's LLaVA (ScienceQA), LaVIN and METER runs, and of the authors' released code."""
 PAPER_WIDTHS = {"llava": 4096, "lavin": 4096, "meter": 768, "released": 4096}
 """The hidden sizes that a preset's ranks are for; elsewhere they are the same share of the width."""
-RANKS = ("skip_rank", "adapt_rank")
 
 
 @dataclass
 class EASConfig(SkipConfig):
     """What to skip and with which PIAs (paper section 4).
 
-    A preset fills the fields that are not given; without a preset they have the plain paper form. ``attach`` fills in
-    the ranks of a preset, in proportion to the model's width.
+    A preset fills the fields that are not given. ``attach`` fills in the ranks that are not given, in proportion to
+    the model's width.
 
     Raises:
         ConfigError: a value is impossible; the message names the field.
@@ -53,10 +49,16 @@ class EASConfig(SkipConfig):
     """
 
     name: str = method_name("eas")
-    skip_rank: int | None = option(None, "r: rank of the PIA that replaces a skipped attention (or FFN)")
-    adapt_rank: int | None = option(None, "r': rank of the PIA before a kept attention")
+    skip_rank: int | None = option(
+        None, "r: rank of the PIA that replaces a skipped attention (or FFN); null: the preset's, or width / 16"
+    )
+    adapt_rank: int | None = option(
+        None, "r': rank of the PIA before a kept attention; null: the preset's, or width / 32"
+    )
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
-    hidden_scale: float = option(None, "factor on the PIA's hidden state h; 1 by default (0.5 in the released code)")
+    hidden_scale: float = option(
+        None, "factor on the hidden state h of skip PIAs; 1 by default (0.5 in the released code)"
+    )
     dropout: float = option(None, "dropout on h in training; 0 by default (0.1 in the released code)")
     up_groups: int = option(None, "groups of the up-projections; 1 by default (2 in the released code)")
     router: Literal["input", "constant"] = option(
@@ -75,8 +77,12 @@ class EASConfig(SkipConfig):
     preset: Literal["llava", "lavin", "meter", "released"] | None = option(
         None, f"preset of published values: {', '.join(PRESETS)}"
     )
-    train_scale: bool = option(
-        None, "train a scale in addition to the FFN norm's weight on skipped blocks (released code)"
+    adapt_router_bias: bool = option(None, "a bias in the routers of adapt PIAs; true by default (not released code)")
+    form: Literal["residual", "paper"] = option(
+        None,
+        "what a skipped attention's PIA and FFN read: 'residual' (the stream over its rms; an untrained skip leaves "
+        "the attention out) or 'paper' (Eq. 7: times the weight of the attention's norm); null: 'residual', or the "
+        "preset's",
     )
 
     def __post_init__(self) -> None:
@@ -87,8 +93,7 @@ class EASConfig(SkipConfig):
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
         ranks = {name: getattr(self, name) for name in RANKS}
         for name, rank in ranks.items():
-            ok = self.preset is not None if rank is None else rank >= 1
-            self._require(name, ok, "must be at least 1; give it, or a preset")
+            self._require(name, rank is None or rank >= 1, "must be at least 1")
         self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
         self._require("hidden_scale", 0 < self.hidden_scale <= 1000, "must be above 0 and at most 1000")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
@@ -100,14 +105,12 @@ class EASConfig(SkipConfig):
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 
     def at_width(self, width: int) -> EASConfig:
-        """With the preset's ranks where none are given: as in the paper at its width, elsewhere rounded to multiples of
-        four (of ``up_groups``)."""
-        if self.preset is None:
-            return self
-        of, multiple = PAPER_WIDTHS[self.preset], math.lcm(4, self.up_groups)
-        unset = {name: PRESETS[self.preset][name] for name in RANKS if getattr(self, name) is None}
-        filled: dict[str, Any] = {name: rank_at(rank, width, of, multiple) for name, rank in unset.items()}
-        return replace(self, **filled)
+        """With the ranks that are not given, the preset's (without one, "llava"'s): as in the paper at its width,
+        elsewhere rounded to multiples of four (of ``up_groups``)."""
+        preset = self.preset or "llava"
+        share, step = width / PAPER_WIDTHS[preset], math.lcm(4, self.up_groups)
+        ranks: dict[str, Any] = at_width(self, PRESETS[preset], share, step)
+        return replace(self, **ranks)
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
@@ -119,6 +122,7 @@ def attach(model: PreTrainedModel, config: EASConfig) -> None:
         layer.adapt_pia = make_pia(config, norm, training, exchange=False)
         layer.ffn_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "mha" else None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
+        layer.unit_norm = UnitNorm(layer.post_attention_layernorm) if config.form == "residual" else None
         layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
         become(layer, EASBlock)
     become(anatomy.text_model, PromptedTextModel)
@@ -142,10 +146,10 @@ def make_pia(config: EASConfig, norm: Any, training: bool, *, exchange: bool) ->
         running=config.decode_pooling == "running",
         router=config.router,
         temperature=config.temperature,
-        hidden_scale=config.hidden_scale,
+        hidden_scale=config.hidden_scale if exchange else 1.0,
         dropout=config.dropout,
         up_groups=config.up_groups,
-        train_scale=config.train_scale and exchange,
+        router_bias=config.adapt_router_bias or exchange,
     )
     return pia.to(norm.weight.device).train(training)
 
@@ -159,6 +163,8 @@ def prune(model: PreTrainedModel) -> None:
             block.adapt_pia = None
         if not block.skip_ffn:
             block.ffn_pia = None
+        if block.unit_norm is not None and block.skip_mha:
+            block.input_layernorm = None  # the unit norm takes its place
 
 
 def best_fold(model: PreTrainedModel) -> tuple[str, str]:

@@ -1,12 +1,16 @@
 """The block of EAS: skip PIAs replace skipped attentions, adapt PIAs correct kept ones (paper Eq. 4-7, Fig. 2).
 
-The steps of a block, for hidden states x ``(batch, tokens, d)`` and the input n = Na(x) of the same shape:
+The steps of a block, for hidden states x ``(batch, tokens, d)`` and the input n of the same shape. n is Na(x) before a
+kept attention. In place of a skipped attention n is u = x / rms(x) in the residual form, and Na(x) in the paper's form:
 
 1. The prompt state ``[alpha, c]``, ``(batch, 1, 2 + r)``, from the prompt tokens of n (Eq. 6 and c of Eq. 4). Once per
    request: ``EASBlock.prompt_state``.
 2. The PIA's output p, ``(batch, tokens, d)``, from n and the prompt state (Eq. 4 and 5): ``eas.pia.PIA``.
 3. Attention skipped: ``x += FFN(g * (n + p))`` (Eq. 7), with g the weight of the norm Nf. Attention kept:
    ``x += MHA(n + p); x += FFN(Nf(x))``.
+
+With p = 0 the residual form is the block with its attention left out, since ``g * u = Nf(x)``. Eq. 7 as printed, the
+paper's form, feeds the FFN ``g * Na(x)`` instead, which carries the weight of the attention's norm.
 
 Folded, steps 2 and 3 are one: the maps that read ``n + p`` read n (Eq. 8-13, ``eas.methods.eas_fold``).
 """
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eas.hf.norms import UnitNorm
 from eas.hf.skipping import Request, SkippableBlock
 from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_fold import Aside, fold_attention, fold_ffn
@@ -30,13 +35,14 @@ class EASBlock(SkippableBlock):
     """A pre-norm decoder block whose attention, or FFN, may be skipped.
 
     Attention kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped (Eq. 7):
-    ``x += FFN(g * (n + skip_pia(n)))``. FFN skipped: ``x += ffn_pia(Nf(x))``. If both are skipped, only the
-    FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it.
+    ``x += FFN(g * (n + skip_pia(n)))``, n being u in the residual form. FFN skipped: ``x += ffn_pia(Nf(x))``. If both
+    are skipped, only the FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it.
     """
 
     skip_pia: PIA | None
     adapt_pia: PIA | None
     ffn_pia: PIA | None
+    unit_norm: UnitNorm | None
     shared_fold: SharedFold | None
     constant_fold: Aside | None
     fold_per_example: bool
@@ -52,7 +58,8 @@ class EASBlock(SkippableBlock):
             n = self.post_attention_layernorm(hidden_states)
             hidden_states = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, request))
         elif self.skip_mha:  # Eq. 7: x += FFN(g * (n + p))
-            z, ffn = self._adapt(self.input_layernorm(hidden_states), request)
+            norm = self.input_layernorm if self.unit_norm is None else self.unit_norm
+            z, ffn = self._adapt(norm(hidden_states), request)
             hidden_states = hidden_states + ffn(z)
         else:  # x += FFN(Nf(x))
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -81,7 +88,7 @@ class EASBlock(SkippableBlock):
             return n, own
         z = n + pia(n, self.prompt_state(pia, n, request))  # n + p, Eq. 4 and 5
         if self.skip_mha:
-            z = pia.output_scale(self.post_attention_layernorm.weight) * z  # g * (n + p), Eq. 7
+            z = self.post_attention_layernorm.weight * z  # g * (n + p), Eq. 7
         return z, body
 
     def _kept(self, mode: str, n: Tensor, request: Request) -> Tensor:
@@ -161,7 +168,7 @@ class EASBlock(SkippableBlock):
                 f"per_example folding serves one sequence at a time, got a batch of {state.shape[0]}; "
                 "use fold(model, 'shared') for batches and beams"
             )
-        pia, dtype = self.foldable_pia(), self.input_layernorm.weight.dtype
+        pia, dtype = self.foldable_pia(), self.post_attention_layernorm.weight.dtype
         assert pia is not None
         alpha = state[0, 0, :2]
         if not self.skip_mha:

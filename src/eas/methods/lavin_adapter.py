@@ -124,7 +124,7 @@ def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
         layer.adapt_pia = pia.to(layer.input_layernorm.weight.device).train(layer.training)
         layer.skip_pia = layer.ffn_pia = None
         layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
+        layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
         become(layer, EASBlock)
     if isinstance(model, LavinForConditionalGeneration):
         token = ModalityToken(anatomy.layers, size)

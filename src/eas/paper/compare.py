@@ -26,7 +26,8 @@ from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.attachment.save import library_versions
 from eas.config import ConfigError
-from eas.files import claimed
+from eas.files import claimed, write_text
+from eas.keys import as_typed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.paper.compare_config import CompareConfig, Job
@@ -34,7 +35,7 @@ from eas.paper.compare_rows import result_of, rows_of, summary_of
 from eas.paper.compare_timing import time_rows
 from eas.pipeline import phases, steps
 from eas.pipeline.config import RunConfig
-from eas.pipeline.fit import check_method
+from eas.pipeline.fit import BYTES_TRAINED, KEPT_CHECKPOINTS, check_method, check_tracker, require_room, training_bytes
 from eas.pipeline.records import ComparisonRecord
 from eas.pipeline.run import CONFIG_FILE, Run, changes
 from eas.pipeline.savings import fold_mode, warning
@@ -78,7 +79,8 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
     tried, jobs = [job for group in trials.values() for job in group], _all_jobs(config, {})
     _refuse_changes(tried)
     _refuse_changes(jobs, "train.learning_rate")  # which the trials may have yet to tell
-    _refuse_misfits(config.jobs_of_seed(config.seeds[0], {}))
+    needs = _refuse_misfits(config.jobs_of_seed(config.seeds[0], {}))
+    _refuse_full_disk(config, [*tried, *jobs], needs)
     old = _read(path)
     for split in ("train", "validation", "test"):
         Run(jobs[0].config).data(split)  # bad data is refused before anything is computed
@@ -129,9 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(path.with_suffix(".partial"), path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     write_comparison(path)
 
 
@@ -239,7 +239,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
 def _failed(job: Job, error: BaseException) -> str:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / ERROR_FILE).write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {as_typed(str(error), 'compare')}"
 
 
 def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
@@ -283,7 +283,7 @@ def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job,
 def _pool(config: CompareConfig, most: int) -> Iterator[Executor | None]:
     """Processes that stay for many runs, as importing torch takes long; None where runs are done in this one."""
     cores = _cores()
-    jobs = min(config.jobs or _default_jobs(config, cores), most)
+    jobs = _at_a_time(config, cores, most)
     if jobs == 1:
         yield None
         return
@@ -316,10 +316,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _default_jobs(config: CompareConfig, cores: int) -> int:
-    if config.run.get("model", "tiny") != "tiny":
-        return 1  # how much memory it takes is known to its owner
-    return max(1, min(cores, int(psutil.virtual_memory().available / WORKER_BYTES)))
+def _at_a_time(config: CompareConfig, cores: int, most: int) -> int:
+    """Runs that are done side by side."""
+    default = 1  # how much memory another model takes is known to its owner
+    if config.run.get("model", "tiny") == "tiny":
+        default = max(1, min(cores, int(psutil.virtual_memory().available / WORKER_BYTES)))
+    return min(config.jobs or default, most)
 
 
 def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
@@ -337,16 +339,32 @@ def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
             )
 
 
-def _refuse_misfits(jobs: Sequence[Job]) -> None:
-    """Attaches every row's method to the base, without storage, so that nothing is computed before it is refused."""
+def _refuse_misfits(jobs: Sequence[Job]) -> dict[str, int]:
+    """Attaches every row's method to the base, without storage, so that nothing is computed before it is refused.
+
+    Returns:
+        By row, the bytes of what it trains.
+    """
+    needs = dict[str, int]()
     for job in jobs:
         run = Run(job.config)
         try:
             run.task.check(run)
             if job.evaluate_only:
                 continue
-            check_method(run)
+            check_tracker(job.config.train.report_to)
+            needs[job.row] = training_bytes(check_method(run))
             if told := warning(run):
                 console.print(f"{job.row}: {told}", highlight=False, soft_wrap=True)
         except ValueError as error:
             raise ConfigError(f"entry {job.entry!r}: {error}") from error
+    return needs
+
+
+def _refuse_full_disk(config: CompareConfig, jobs: Sequence[Job], needs: Mapping[str, int]) -> None:
+    """Checkpoints lie there for the runs that are done side by side, adapters of all."""
+    left = [needs[job.row] for job in jobs if job.row in needs and result_of(job) is None]
+    at_once = _at_a_time(config, _cores(), len(jobs))
+    adapters = sum(left) // BYTES_TRAINED * 4  # in float32
+    need = KEPT_CHECKPOINTS * sum(sorted(left)[-at_once:]) + adapters
+    require_room(Path(config.output_dir), need, "checkpoints and adapters")

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, read_assignments, section
 from eas.data import BENCHMARKS, benchmark_of, data_options
-from eas.methods import METHODS, method_with_defaults
+from eas.methods import METHODS, method_config
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.searching import SearchConfig
 from eas.tasks.collate import CUTS
@@ -96,7 +96,7 @@ class RunConfig(Config):
     )
     benchmark_repeats: int = option(20, "timed repetitions of base and folded model, in turns")
     benchmark_new_tokens: int = option(16, "tokens that one repetition decodes")
-    method: MethodConfig = section(method_with_defaults, "tuning method", train_projector=None)
+    method: MethodConfig = section(method_config, "tuning method", train_projector=None)
     search: SearchConfig = section(SearchConfig.from_dict, "the search")
     train: TrainConfig = section(TrainConfig.from_dict, "both training phases")
 

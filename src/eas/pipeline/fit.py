@@ -77,7 +77,7 @@ def check_method(run: Run) -> Any:
             select(model, chosen)
         except ValueError as error:
             raise ConfigError(f"skip_set = {chosen}: {error}") from error
-    need = BYTES_TRAINED * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    need = training_bytes(model)
     there = psutil.virtual_memory().total
     if torch.cuda.is_available():
         there = max(there, torch.cuda.mem_get_info()[1])
@@ -98,13 +98,27 @@ def check_room(run: Run) -> None:
     if not is_main() or run.record("fold") is not None:
         return
     model = check_method(run)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     standalone = sum(parameter.nbytes for parameter in model.parameters()) if run.config.num_skip else 0
-    need = standalone + KEPT_CHECKPOINTS * BYTES_TRAINED * trained
-    if need > (free := shutil.disk_usage(_existing(run.folder)).free):
+    need = standalone + KEPT_CHECKPOINTS * training_bytes(model)
+    require_room(run.folder, need, "checkpoints and the standalone model")
+
+
+def training_bytes(model: Any) -> int:
+    """What training a model keeps for the parameters that it trains."""
+    trained: list[int] = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return BYTES_TRAINED * sum(trained)
+
+
+def require_room(folder: Path, need: float, what: str) -> None:
+    """Refuses to begin what does not fit on a folder's disk.
+
+    Raises:
+        WriteError: it does not.
+    """
+    if need > (free := shutil.disk_usage(_existing(folder)).free):
         raise WriteError(
-            f"{run.folder}: checkpoints and the standalone model need about {need / 2**30:.1f} GiB, and its disk has "
-            f"{free / 2**30:.1f} GiB free; make room, or name a folder on another disk"
+            f"{folder}: {what} need about {need / 2**30:.1f} GiB, and its disk has {free / 2**30:.1f} GiB free; make "
+            "room, or name a folder on another disk"
         )
 
 

@@ -15,6 +15,7 @@ from eas.attachment.attach import attach, fold, select, unfold
 from eas.attachment.load import load_into
 from eas.attachment.state import candidates
 from eas.config import ConfigError
+from eas.files import write_text
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline.run import Run
@@ -141,7 +142,7 @@ def frontier(
         "hardware": hardware(),
         "seconds": time.perf_counter() - began,
     }
-    (run.folder / "frontier.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(run.folder / "frontier.json", json.dumps(result, indent=1) + "\n")
     write_frontier(result, run.folder)
     return result
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.attachment.save import WEIGHTS_FILE
@@ -20,6 +18,7 @@ from eas.example import DataError, Example
 from eas.files import locked, write_text, writing
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
+from eas.progress import Bar
 from eas.tasks.evaluation import answer
 from eas.terminal import console
 
@@ -128,18 +127,20 @@ def _done(output: Path, about: Mapping[str, Any], examples: Sequence[Example]) -
 def _answer(
     run: Run, examples: Sequence[Example], output: Path, done: int, size: int, mode: str | None, max_new_tokens: int
 ) -> None:
-    progress, model = console(stderr=True), load(run.load_base(), run.folder / "adapter")
+    model = load(run.load_base(), run.folder / "adapter")
     if mode is not None:
         fold(model, mode)
     if done:
-        progress.print(f"going on after {done} of {len(examples)} answers")
-    with writing(output.parent), output.open("a", encoding="utf-8") as file:
-        for at in track(range(done, len(examples), size), "answering", console=progress):
+        console(stderr=True).print(f"going on after {done} of {len(examples)} answers")
+    bar = Bar("answering", len(examples), done)
+    with writing(output.parent), output.open("a", encoding="utf-8") as file, bar:
+        for at in range(done, len(examples), size):
             asked = examples[at : at + size]
             answers = answer(model, run.processor, asked, batch_size=size, max_new_tokens=max_new_tokens)
             file.write("".join(_line(e.id, text) + "\n" for e, text in zip(asked, answers, strict=True)))
             file.flush()
             os.fsync(file.fileno())
+            bar.advance(at + len(asked))
 
 
 def _line(id: str, text: str) -> str:

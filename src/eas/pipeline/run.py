@@ -22,7 +22,8 @@ from eas.distributed import is_main, join
 from eas.example import Example
 from eas.files import claimed, write_text
 from eas.models.anatomy import auto_class
-from eas.models.folder import TINY_DIR, model_config
+from eas.models.folder import model_config
+from eas.models.gguf import base_folder
 from eas.models.quantisation import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
@@ -102,9 +103,7 @@ class Run:
     @property
     def base_id(self) -> str:
         """Where the base is loaded from."""
-        if self.config.model == "tiny":
-            return str(TINY_DIR)
-        return self.config.model
+        return base_folder(self.config.model)
 
     def load_base(self, on_host: bool = False) -> Any:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""

@@ -12,12 +12,11 @@ from eas.config import MethodConfig, SkipConfig
 from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
+from eas.methods.ranks import RANKS
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
-
-RANKS = ("skip_rank", "adapt_rank")
 
 
 def bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:

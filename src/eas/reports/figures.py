@@ -206,6 +206,7 @@ def loss(result: Mapping[str, Any]) -> Plot | None:
         start = steps[-1]
         said.append(f"{name} from {losses[0]:.3f} to {losses[-1]:.3f} in {log[-1]['step']} steps")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("training step")
     axes.set_ylabel("loss")
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)

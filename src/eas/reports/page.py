@@ -22,7 +22,7 @@ from eas.reports.sources import (
     RESULT_FILE,
     ReportError,
     read_comparison,
-    read_json,
+    read_frontier,
     read_result,
 )
 from eas.reports.summary import BOUND, INTERVAL, NOT_MEASURED, number
@@ -169,7 +169,7 @@ def _frontier(folder: Path, problems: list[str]) -> dict[str, Plot | None]:
     """The figures of a run's `eas frontier`, if it ran; if its file is broken, the page shows the run without them."""
     path = folder / FRONTIER_FILE
     try:
-        return frontier_plots(read_json(path)) if path.is_file() else {}
+        return frontier_plots(read_frontier(path)) if path.is_file() else {}
     except ReportError as error:
         problems.append(str(error))
     except DAMAGE as error:

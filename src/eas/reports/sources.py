@@ -6,31 +6,18 @@ import base64
 import json
 import mimetypes
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from eas.records import misfit
+from eas.reports.records import FrontierRecord, ResultRecord, ShownComparison
 
 RESULT_FILE, COMPARISON_FILE, FRONTIER_FILE = "result.json", "comparison.json", "frontier.json"
-SECTIONS: dict[str, type] = {
-    "versions": dict,
-    "hardware": dict,
-    "config": dict,
-    "model": dict,
-    "task": dict,
-    "accuracy": dict,
-    "categories": dict,
-    "counts": dict,
-    "layers": dict,
-    "latency": dict,
-    "search": dict,
-    "training": dict,
-    "samples": list,
-}
-
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What a file raises that holds something else than it should."""
 
 
 class ReportError(ValueError):
-    """A result file that is missing or damaged; the message names it."""
+    """A result file that is missing or damaged; the message names file and field."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,7 +39,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """A run's ``result.json``; sections that are absent or null are there, empty.
 
     Raises:
-        ReportError: it is missing, is not JSON, is of something else, has a section of the wrong kind, or is that of a
+        ReportError: it is missing, is not JSON, is of something else, has a field of another kind, or is that of a
             comparison's run.
     """
     path = folder / RESULT_FILE
@@ -61,14 +48,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     result = read_json(path)
     if {"row", "trial"} <= result.keys():
         raise ReportError(f"{path} is one run of a comparison; name the comparison's folder")
-    if result and not SECTIONS.keys() & result.keys():
+    sections = get_type_hints(ResultRecord)
+    if result and not sections.keys() & result.keys():
         raise ReportError(f"{path} is no result of eas; name the folder of a run or of a comparison")
-    for name, kind in SECTIONS.items():
-        if result.get(name) is None:
-            result[name] = kind()
-        elif not isinstance(result[name], kind):
-            raise ReportError(f"{path}: {name!r} must be a {kind.__name__}, not {type(result[name]).__name__}")
-    return result
+    _require(path, result, ResultRecord, "`eas report` on the whole run folder writes it again")
+    empty: dict[str, Any] = {name: [] if name == "samples" else {} for name in sections if result.get(name) is None}
+    return result | empty
 
 
 def is_of_comparison(folder: Path) -> bool:
@@ -86,9 +71,24 @@ def read_comparison(path: Path) -> dict[str, Any]:
         ReportError: the file is missing or damaged.
     """
     result = read_json(path)
-    if not isinstance(result.get("rows"), list):
-        raise ReportError(f"{path} is damaged (it has no list 'rows'); run `eas compare` on its folder again")
+    _require(path, result, ShownComparison, "run `eas compare` on its folder again")
     return result
+
+
+def read_frontier(path: Path) -> dict[str, Any]:
+    """A ``frontier.json``.
+
+    Raises:
+        ReportError: the file is missing or damaged.
+    """
+    result = read_json(path)
+    _require(path, result, FrontierRecord, "run `eas frontier` on its folder again")
+    return result
+
+
+def _require(path: Path, values: dict[str, Any], kind: Any, remedy: str) -> None:
+    if wrong := misfit(values, kind, ""):
+        raise ReportError(f"{path} is damaged ({wrong}); {remedy}")
 
 
 def image_uri(folder: Path, name: str) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eas.attachment.attach import select
-from eas.attachment.state import attachment, candidates
+from eas.attachment.state import all_but_one, attachment, candidates
 from eas.config import Config, ConfigError, SkipConfig, option
 from eas.distributed import from_main, is_main
 from eas.files import write_text
@@ -134,8 +134,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         score: Callable[[list[SkipSet], list[Any]], list[float]],
     ) -> None:
         method = attachment(model).config
-        num_skip = method.num_skip if isinstance(method, SkipConfig) else 0
-        if num_skip == 0:
+        if not isinstance(method, SkipConfig) or (num_skip := method.num_skip) == 0:
             kind = type(method).__name__
             raise ConfigError(f"{kind}.num_skip = 0: there is nothing to search; set it to at least 1")
         if len(held_out) == 0:
@@ -148,7 +147,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
             layers = len({block.index for block, _ in candidates(model)})
             if high >= layers:
                 what = f"SearchConfig.num_skip_range = {config.num_skip_range}"
-                raise ConfigError(f"{what}: the model has {layers} attentions; at least one is kept")
+                raise ConfigError(f"{what}: {all_but_one(method.candidates, layers)}")
             self.sizes = low, high
         self.rule = make_rule(config.rule, self.num_candidates, num_skip, config.seed)
         self.rounds: list[Round] = []

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from eas.attachment.attach import select
 from eas.attachment.state import candidates
 from eas.hf.api import cache_of
+from eas.hf.labelled import labelled_only
 from eas.models.anatomy import Anatomy
 from eas.searching.base import SkipSet
 
@@ -54,7 +55,8 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
     plans = [_plan(model, skip_set) for skip_set in skip_sets]
     order = sorted(dict(zip(plans, skip_sets, strict=True)).items())
     starts = [0, *(_shared(a, b) for (a, _), (b, _) in pairwise(order))]
-    columns, targets = _answer_columns(inputs["labels"])
+    given = labelled_only({**inputs, "use_cache": False})
+    columns, targets = given["logits_to_keep"], given["shift_labels"]
     called: list[dict[str, Any]] = []  # what each block was called with, hidden states aside
     states: dict[int, Tensor] = {}  # hidden states before the blocks at which later sets set out
     last: Tensor | None = None
@@ -81,7 +83,7 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
     losses: dict[Plan, float] = {}
     try:
         select(model, order[0][1])
-        output = model(**{**inputs, "use_cache": False}, logits_to_keep=columns, shift_labels=targets)
+        output = model(**given)
         losses[order[0][0]] = float(output.loss)
         for hook in seen:
             hook.remove()
@@ -138,13 +140,3 @@ def _plan(model: PreTrainedModel, skip_set: SkipSet) -> Plan:
 def _shared(a: Plan, b: Plan) -> int:
     """How many blocks two sets have in common before the first in which they differ."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=True)))
-
-
-def _answer_columns(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns whose next token is an answer's in some row, ``(columns,)``, and those tokens, ``(batch, columns)``.
-
-    The last token predicts nothing; -100 stands where a row has no answer token.
-    """
-    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-    columns = (shifted != -100).any(0).nonzero()[:, 0].cpu()  # indexes hidden states on whatever device
-    return columns, shifted[:, columns]

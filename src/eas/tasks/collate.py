@@ -77,7 +77,7 @@ class Collator:
             - prompt_mask, B x T, True on the tokens of image and question (not on padding or answer);
             - labels, B x T, when training: the answer and the end token, -100 elsewhere.
 
-            Padding is on the right when training, on the left for generation.
+            Padding is on the left: answers end together, so the head reads few positions (`eas.hf.labelled`).
 
         Raises:
             DataError: naming the example: too long, an unreadable image, other than one image token per image, or what
@@ -196,7 +196,7 @@ class Collator:
         bos, text_only = self.tokenizer.bos_token, self.tokenizer.split_special_tokens
         options = {
             "padding": True,
-            "padding_side": "right" if self.training else "left",
+            "padding_side": "left",
             "return_tensors": "pt",
             # Many chat templates write the first token themselves; it must not come twice. To LaVIN it is text.
             "add_special_tokens": bos is None or text_only or not prompts[0].startswith(bos),
@@ -210,13 +210,24 @@ class Collator:
             raise ValueError(
                 f"{type(self.processor).__name__} returns {found}, and answers cannot be appended to these"
             )
-        width = max(start + len(answer) for start, answer in zip(starts, answers, strict=True))
-        for name in _PER_TOKEN & batch.keys():
-            fill = self.tokenizer.pad_token_id if name == "input_ids" else 0
-            batch[name] = pad(batch[name], (0, width - batch[name].shape[1]), value=fill)
-        batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
-        for row, (start, answer) in enumerate(zip(starts, answers, strict=True)):
-            place = (row, slice(start, start + len(answer)))
-            batch["input_ids"][place] = batch["labels"][place] = torch.tensor(answer)
-            batch["attention_mask"][place] = 1
+        rows = [
+            self._row(batch, row, start, answer)
+            for row, (start, answer) in enumerate(zip(starts, answers, strict=True))
+        ]
+        width = max(len(row["input_ids"]) for row in rows)
+        for name in rows[0]:
+            fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED}.get(name, 0)
+            batch[name] = torch.stack([pad(row[name], (width - len(row[name]), 0), value=fill) for row in rows])
         return batch
+
+    @staticmethod
+    def _row(batch: dict[str, Tensor], row: int, start: int, answer: list[int]) -> dict[str, Tensor]:
+        """What there is of a row per token, without padding: its prompt of ``start`` tokens, and the answer."""
+        prompts = {name: batch[name][row, -start:] for name in _PER_TOKEN & batch.keys()}
+        added = {"input_ids": torch.tensor(answer), "attention_mask": torch.ones(len(answer), dtype=torch.long)}
+        found = {
+            name: torch.cat([prompt, added.get(name, prompt.new_zeros(len(answer))).to(prompt.dtype)])
+            for name, prompt in prompts.items()
+        }
+        found["labels"] = torch.cat([torch.full((start,), IGNORED), added["input_ids"]])
+        return found

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from eas.data import BENCHMARKS
 from eas.example import DataError, Example
-from eas.metrics import LOSS_ONLY, METRICS
+from eas.hf.labelled import answer_losses
+from eas.metrics import LOSS_ONLY, METRICS, RANKING
 from eas.metrics.report import Report
 from eas.metrics.vqa import percent
 from eas.progress import track
-from eas.tasks.collate import IGNORED, Collator
+from eas.tasks.collate import Collator
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def evaluate(
         metric: a name in ``METRICS``; a benchmark's, for examples that `load_data` read for it; or ``LOSS_ONLY``: no
             answer is generated, an example's score is the geometric mean of the probabilities of its target's tokens
             (teacher forcing), and the report has their mean "loss", in nats per token, examples weighing the same.
+            Where choices are ranked (``RANKING``, or a benchmark's own), the answer is the choice whose tokens have the
+            highest mean log-probability, the first of equals, and the report has the right choice's "loss".
         options: the benchmark's ``data_options``.
 
     Raises:
@@ -87,6 +90,16 @@ def evaluate(
         return Evaluation(report.score, {}, report)
     if metric not in METRICS and metric not in BENCHMARKS:
         raise DataError(f"metric {metric!r} is unknown; use one of {', '.join((*METRICS, LOSS_ONLY, *BENCHMARKS))}")
+    closed = bool(examples) and all(example.choices for example in examples)
+    if metric == RANKING and not closed:
+        raise DataError(f"metric {RANKING!r} needs choices in every example; use 'exact' or 'contains'")
+    if closed and (metric == RANKING or (metric in BENCHMARKS and BENCHMARKS[metric].ranked)):
+        ranked = choice_losses(model, processor, [(e, e.choices) for e in examples], batch_size, title)
+        answers = {id: min(each, key=each.__getitem__) for id, each in ranked.items()}
+        report = score_answers(metric, examples, answers, options)
+        loss = sum(ranked[example.id][example.target] for example in examples) / len(examples)
+        report = replace(report, numbers={**report.numbers, "loss": loss})
+        return Evaluation(report.score, answers, report)
     given = answer(model, processor, examples, batch_size=batch_size, max_new_tokens=max_new_tokens, title=title)
     answers = {example.id: text for example, text in zip(examples, given, strict=True)}
     report = score_answers(metric, examples, answers, options)
@@ -103,11 +116,23 @@ def target_losses(
         # The labels tell an attached model where the prompt ends.
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}
         with torch.inference_mode():
-            logits = model(**inputs).logits[:, :-1].float()
-        labels = inputs["labels"][:, 1:]
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        losses += (each.sum(1) / (labels != IGNORED).sum(1)).tolist()
+            sums, tokens = answer_losses(model, inputs)
+        losses += (sums / tokens).tolist()
     return losses
+
+
+def choice_losses(
+    model: Any, processor: Any, asked: Sequence[tuple[Example, Sequence[str]]], batch_size: int, title: str = ""
+) -> dict[str, dict[str, float]]:
+    """The mean loss of each choice of each example, by the example's id; see ``target_losses``."""
+    rows = [(example.id, choice, replace(example, target=choice)) for example, choices in asked for choice in choices]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][2].question) + len(rows[i][1]))  # less padding
+    losses = target_losses(model, processor, [rows[i][2] for i in order], batch_size, title) if rows else []
+    found: dict[str, dict[str, float]] = {example.id: {} for example, _ in asked}
+    by_row = dict(zip(order, losses, strict=True))
+    for i, (id, choice, _) in enumerate(rows):
+        found[id][choice] = by_row[i]
+    return found
 
 
 def score_answers(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from eas.data import BENCHMARKS
 from eas.example import Example
-from eas.metrics import LOSS_ONLY
+from eas.metrics import LOSS_ONLY, RANKING
 from eas.metrics.exact import normalise
 from eas.metrics.scienceqa import LETTERS
-from eas.tasks.evaluation import Evaluation, score_answers, target_losses
+from eas.tasks.evaluation import Evaluation, choice_losses, score_answers
 
 CLOSED = 50
 """A split with at most so many different answers, each given twice on average, has a closed answer set."""
-ALREADY = ("contains", "slake", LOSS_ONLY)
+ALREADY = ("contains", "slake", "scienceqa-text", LOSS_ONLY, RANKING)
 """Metrics that forgive the form by themselves, or look at no answer."""
 
 
@@ -116,7 +116,8 @@ def meant(
             answers[example.id] = said
         elif own:
             open_ones.append(example)
-    answers |= _likeliest(model, processor, open_ones, metric, batch_size, title)
+    losses = choice_losses(model, processor, [(e, choices_of(e, metric)) for e in open_ones], batch_size, title)
+    answers |= {id: min(each, key=each.__getitem__) for id, each in losses.items()}
     known = counts.keys() | {normalise(choice) for example in examples for choice in choices_of(example, metric)}
     report = score_answers(metric, examples, answers, options)
     in_form = sum(normalise(answer) in known for answer in answers.values())
@@ -143,22 +144,3 @@ def named(text: str, options: Sequence[str]) -> str | None:
             found.append(option)
             rest = re.sub(pattern, " ", rest)
     return found[0] if len(found) == 1 else None
-
-
-def _likeliest(
-    model: Any, processor: Any, examples: Sequence[Example], metric: str, batch_size: int, title: str
-) -> dict[str, str]:
-    """The choice of each example with the highest mean log-probability, the first of equals."""
-    asked = [
-        (example.id, choice, replace(example, target=choice))
-        for example in examples
-        for choice in choices_of(example, metric)
-    ]
-    if not asked:
-        return {}
-    losses = target_losses(model, processor, [row for _, _, row in asked], batch_size, title)
-    best: dict[str, tuple[float, str]] = {}
-    for (id, choice, _), loss in zip(asked, losses, strict=True):
-        if id not in best or loss < best[id][0]:
-            best[id] = loss, choice
-    return {id: choice for id, (_, choice) in best.items()}

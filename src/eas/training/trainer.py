@@ -17,6 +17,7 @@ from eas.attachment.save import CheckpointError, save
 from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
 from eas.files import writing
+from eas.hf.labelled import labelled_only
 from eas.hf.prompt import PromptedModel, prompt_tokens
 from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME, OpenTrainer
 from eas.records import raised_as
@@ -82,6 +83,10 @@ class EASTrainer(OpenTrainer):
             args.ddp_find_unused_parameters = not state.pruned or state.config.train_projector
         super().__init__(model, args, **kwargs)
         keep_gradients(model)
+        # a loss that is computed outside of the model reads the logits of every token
+        outside = self.label_smoother is not None or self.compute_loss_func is not None
+        own = type(self).compute_loss is not OpenTrainer.compute_loss
+        self.labelled_only = model.can_generate() and not outside and not own
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if search is not None and not search.train:
@@ -129,6 +134,8 @@ class EASTrainer(OpenTrainer):
         prompted = isinstance(self.model, PromptedModel) and self.model.needs_prompt()
         if prompted and inputs.get("labels") is not None and inputs.get("prompt_mask") is None:
             inputs = {**inputs, "prompt_mask": prompt_tokens(inputs["labels"], inputs.get("attention_mask"))}
+        if self.model.training and self.labelled_only and inputs.get("labels") is not None:
+            inputs = labelled_only(inputs)
         return inputs
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

