@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import eas
 from eas import ConfigError, DASConfig, EASConfig
 from eas.config import Config, option, rank_at, section
-from eas.methods import METHODS, das, mam
+from eas.methods import METHODS, das
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
 from eas.models.folder import TINY_DIR
 from eas.pipeline import RunConfig
@@ -216,20 +216,6 @@ def test_file_errors_name_the_file(tmp_path):
 def test_every_field_has_help():
     assert all(f.metadata["help"] for f in dataclasses.fields(EASConfig))
     assert json.loads(json.dumps(EASConfig(**RANKS).to_dict())) == EASConfig(**RANKS).to_dict()
-
-
-@pytest.mark.parametrize(
-    ("config", "preset", "words"),
-    [
-        (EASConfig(preset="released"), "lavin", "are those of preset 'released'; build a new configuration"),
-        (EASConfig(preset="meter"), "released", "are those of preset 'llava'; build"),
-        (mam.MAMConfig(preset="llava"), "paper", "num_tokens, rank, scale are those of preset 'llava'; build"),
-    ],
-)
-def test_another_presets_values_do_not_stay_under_a_new_label(config, preset, words):
-    with pytest.raises(ConfigError, match=rf"{type(config).__name__}.preset = '{preset}': but .*{words}"):
-        dataclasses.replace(config, preset=preset)
-    assert dataclasses.replace(config, train_projector=True).preset == config.preset
 
 
 def test_ranks_go_with_the_width():

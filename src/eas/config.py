@@ -344,18 +344,8 @@ class MethodConfig(Config):
         return dataclasses.replace(self, **ranks)
 
     def _fill(self, preset: str | None, fills: Mapping[Any, Mapping[str, Any]]) -> None:
-        """Fills the fields that are not given, from the values of a preset; the key None has those without a preset.
-
-        Raises:
-            ConfigError: all given values are another preset's. ``dataclasses.replace`` keeps them when only the label
-                changes.
-        """
+        """Fills the fields that are not given, from the values of a preset; the key None has those without a preset."""
         self._require("preset", preset in [*fills], f"must be one of {', '.join(filter(None, fills))}")
-        for other, values in fills.items():
-            kept = values != fills[preset] and all(getattr(self, name) == value for name, value in values.items())
-            said = f"{', '.join(values)} are those of {f'preset {other!r}' if other else 'no preset'}"
-            words = f"but {said}; build a new configuration instead of replacing the label"
-            self._require("preset", preset is None or not kept, words)
         for name, value in fills[preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
