@@ -3,7 +3,7 @@
 python benchmarks/smollm2_sets.py FOLDER [benchmarks/smollm2_sets.json]
 
 FOLDER is ScienceQA's. In the residual form an untrained skip is the attention left out, so losses before training say
-something. Every set is scored once on the same 32 validation questions (loss per token of the right choice) and kept in
+something. Every set is scored once on the same 16 validation questions (loss per token of the right choice) and kept in
 the file, from which a stopped run goes on. Measured are 300 random sets of ten, every single attention, sets by
 position, and the sets that each search rule draws and chooses in 20 rounds of three.
 
@@ -32,8 +32,8 @@ from eas.searching.fixed import FIXED
 from eas.searching.scoring import score_sets
 from eas.tasks.collate import Collator
 
-MODEL, LAYERS, K, RANDOM, QUESTIONS, LONGEST = "smollm2-135m", 30, 10, 300, 32, 120
-RULES, ROUNDS, SAMPLES = ("spread", "regression", "bandit"), 20, 3
+MODEL, LAYERS, K, RANDOM, QUESTIONS, LONGEST = "smollm2-135m", 30, 10, 300, 16, 120
+RULES, SEEDS, ROUNDS, SAMPLES = ("spread", "regression"), 2, 20, 3
 SkipSet = tuple[int, ...]
 
 
@@ -115,7 +115,7 @@ def main(folder: str, path: Path) -> None:
     } | {"singles": spearman(features(test, False) @ alone, losses[200:])}
     searched = {}
     for name in RULES:
-        for seed in range(3):
+        for seed in range(SEEDS):
             rule = eas.make_rule(name, LAYERS, K, seed)
             for _ in range(ROUNDS):
                 sets = rule.propose(SAMPLES)
