@@ -343,6 +343,11 @@ class MethodConfig(Config):
         ranks: dict[str, Any] = {name: rank_at(rank, width, of, multiple) for name, rank in given.items()}
         return dataclasses.replace(self, **ranks)
 
+    def _missing_ranks(self, preset: Mapping[str, Any], width: int, of: int, multiple: int) -> dict[str, Any]:
+        """The ranks that are not given: those of a preset, which are for the width ``of``, at another width."""
+        left = {name: rank for name, rank in preset.items() if name in RANKS and getattr(self, name) is None}
+        return {name: rank_at(rank, width, of, multiple) for name, rank in left.items()}
+
     def _fill(self, preset: str | None, fills: Mapping[Any, Mapping[str, Any]]) -> None:
         """Fills the fields that are not given, from the values of a preset; the key None has those without a preset."""
         self._require("preset", preset in [*fills], f"must be one of {', '.join(filter(None, fills))}")

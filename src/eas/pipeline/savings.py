@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from eas.attachment.state import attachment
-from eas.config import MethodConfig, SkipConfig
+from eas.config import RANKS, MethodConfig, SkipConfig
 from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
-from eas.methods.ranks import RANKS
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
