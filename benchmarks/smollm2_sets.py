@@ -33,7 +33,7 @@ from eas.searching.scoring import score_sets
 from eas.tasks.collate import Collator
 
 MODEL, LAYERS, K, RANDOM, QUESTIONS, LONGEST = "smollm2-135m", 30, 10, 300, 16, 120
-RULES, ROUNDS, SAMPLES = ("spread", "regression", "bandit"), 20, 3
+RULES, SEEDS, ROUNDS, SAMPLES = ("spread", "regression"), 2, 20, 3
 SkipSet = tuple[int, ...]
 
 
@@ -115,7 +115,7 @@ def main(folder: str, path: Path) -> None:
     } | {"singles": spearman(features(test, False) @ alone, losses[200:])}
     searched = {}
     for name in RULES:
-        for seed in range(3):
+        for seed in range(SEEDS):
             rule = eas.make_rule(name, LAYERS, K, seed)
             for _ in range(ROUNDS):
                 sets = rule.propose(SAMPLES)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import eas
 from eas import ConfigError, DASConfig, EASConfig
-from eas.config import Config, option, section
-from eas.methods import das
+from eas.config import Config, option, rank_at, section
+from eas.methods import METHODS, das
 from eas.methods.eas import PAPER_WIDTHS, PRESETS
 from eas.models.folder import TINY_DIR
 from eas.pipeline import RunConfig
@@ -35,7 +35,7 @@ class Outer(Config):
 def test_unknown_keys_suggest_the_closest():
     with pytest.raises(ConfigError, match="EASConfig has no key 'skip_ranks'; did you mean 'skip_rank'"):
         EASConfig.from_dict({"skip_ranks": 4})
-    with pytest.raises(ConfigError, match="has no key 'zzz'; the keys are name, train_projector, train_head, num_skip"):
+    with pytest.raises(ConfigError, match="has no key 'zzz'; the keys are name, train_projector, num_skip"):
         EASConfig.from_dict({"zzz": 4})
     with pytest.raises(ConfigError, match="Outer has no key 1; the keys are name"):
         Outer.from_dict({1: 2})
@@ -216,6 +216,15 @@ def test_file_errors_name_the_file(tmp_path):
 def test_every_field_has_help():
     assert all(f.metadata["help"] for f in dataclasses.fields(EASConfig))
     assert json.loads(json.dumps(EASConfig(**RANKS).to_dict())) == EASConfig(**RANKS).to_dict()
+
+
+def test_ranks_go_with_the_width():
+    assert [rank_at(256, width) for width in (4096, 1024, 896, 128, 16)] == [256, 64, 56, 8, 4]
+    assert EASConfig(skip_rank=250, adapt_rank=6, up_groups=2).rescaled(4096).skip_rank == 250
+    assert EASConfig(skip_rank=250, adapt_rank=6, up_groups=2).rescaled(2048).skip_rank == 124
+    assert EASConfig(preset="llava").rescaled(1024) == EASConfig(preset="llava")  # which attach fills
+    assert METHODS["lora"].config(rank=16).rescaled(1024).rank == 4
+    assert METHODS["adapter"].config(rank=8).rescaled(1024, of=128).rank == 64
 
 
 def test_presets_are_those_that_the_types_name():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from contract import CONFIGS as CONTRACT
 from families import FAMILIES, IMAGE, SEEING, build, image_inputs, prompts
-from test_methods import CONFIGS as CONTRACT
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 

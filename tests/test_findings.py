@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from results import comparison, run_result, times, whole_result, write
 from rich.console import Console
-from test_report_page import comparison, run_result
-from test_reports import times, whole_result, write
 
 import eas
 from eas.metrics.report import Report

@@ -6,10 +6,10 @@ from functools import cache, partial
 
 import pytest
 import torch
+from decoding import answers, decode
 from families import IMAGE, attached, blocks, build, logits, prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_generation import answers, decode
 from transformers.cache_utils import DynamicCache, StaticCache
 
 import eas

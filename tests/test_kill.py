@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import searcher
+from trainers import searcher
 
 from eas.attachment.save import adapter_state
 from eas.files import WriteError
@@ -32,8 +32,6 @@ SETTINGS = [
     "search.warmup_steps=2",
     "search.interval=2",
     "search.batch_size=4",
-    "search.finalists=4",
-    "search.finalist_steps=3",
     "train.search_steps=8",
     "train.tune_steps=5",
     "train.batch_size=2",
@@ -78,8 +76,8 @@ def outcome(folder: Path) -> dict[str, object]:
     search, tune = (json.loads((folder / f"{step}.json").read_text()) for step in ("search", "tune"))
     for record in (search, tune):
         record.pop("seconds")
-    search.pop("round_seconds"), search.pop("finals_seconds")
-    adapters = ("adapter", "search/adapter", "search/finalist")
+    search.pop("round_seconds")
+    adapters = ("adapter", "search/adapter")
     tensors = {name: load_file(folder / name / "adapter.safetensors") for name in adapters}
     return {"search": search, "tune": tune} | {
         f"{name}/{key}": tensor.tolist() for name, found in tensors.items() for key, tensor in found.items()

@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from contract import METER_CONFIGS as CONFIGS
+from contract import method, with_weights
 from families import build_meter as build_task
 from families import logits as logits_of
 from families import meter_batch as batch
 from test_meter import close
-from test_methods import METER_CONFIGS as CONFIGS
-from test_methods import method, with_weights
 
 import eas
 from eas import METHODS

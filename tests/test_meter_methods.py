@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contract import METER_CONFIGS as CONFIGS
+from contract import PIA, method
 from test_meter import close
 from test_meter_contract import batch, build, exactly, logits, tuned
-from test_methods import METER_CONFIGS as CONFIGS
-from test_methods import PIA, method
 from transformers import TrainingArguments
 
 import eas
@@ -175,7 +175,7 @@ def test_a_search_and_a_tune_phase(label, tmp_path):
             use_cpu=True,
         )
 
-    config = METHODS[method(label)].config(**CONFIGS[label], train_head=True)
+    config = METHODS[method(label)].config(**CONFIGS[label], train_projector=True)
     model = eas.attach(build(), config)
     search = SearchConfig(rule="spread", warmup_steps=1, interval=1, samples=2, batch_size=2)
     trainer = EASTrainer(
@@ -212,7 +212,6 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
         ("llama_adapter", {}, "does not exist for this model: its gated prompts .* use 'deep_prompt' or 'prefix'"),
         ("lavin_adapter", {}, "does not exist for this model: its routers .* use 'adapter'"),
         ("lora", {"targets": ["gate_proj"]}, "the model's blocks have no such maps"),
-        ("lora", {"train_projector": True}, "the model has no vision-language projector"),
     ):
         model = build()
         with pytest.raises(ConfigError, match=words):
@@ -234,7 +233,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was():
 
 def test_a_folder_opens_with_its_head(tmp_path):
     build("nlvr2").save_pretrained(tmp_path / "base")
-    model = tuned("eas", task="nlvr2", train_head=True)
+    model = tuned("eas", task="nlvr2", train_projector=True)
     assert {"nlvr2_classifier.3.weight", "token_type_embeddings.weight"} <= adapter_state(model).keys()
     eas.save(model, tmp_path / "adapter")
     again = eas.load(str(tmp_path / "base"), tmp_path / "adapter")

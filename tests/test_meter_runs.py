@@ -161,8 +161,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
     assert (tmp_path / "run" / "frontier.png").is_file()
 
     tuned = eas.load(began.load_base(), tmp_path / "run" / "adapter")
-    assert tuned.eas.config.train_head  # a run tunes the head along, as it does the projector elsewhere
-    assert not tuned.eas.config.train_projector
+    assert tuned.eas.config.train_projector  # of METER this is the head, which a run tunes along
     alone = eas.load(tmp_path / "run" / "model")
     assert all(torch.equal(tensor, tuned.state_dict()[key]) for key, tensor in alone.state_dict().items())
     assert MeterProcessor.from_pretrained(tmp_path / "run" / "model").max_text_length == 50

@@ -83,7 +83,7 @@ def learned(task, examples, collator, tmp_path, steps=80):
         config.label2id, config.id2label = dict(collator.vocabulary), {i: a for a, i in collator.vocabulary.items()}
         torch.manual_seed(0)
         model = TASKS[task](config)
-    eas.attach(model, eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4, train_head=True))
+    eas.attach(model, eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4, train_projector=True))
     eas.select(model, (1, 6))
     eas.prune(model)
     args = TrainingArguments(

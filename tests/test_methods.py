@@ -1,4 +1,4 @@
-"""The contract that every tuning method keeps, on several tiny families; a new method joins with a line in CONFIGS."""
+"""The contract that every tuning method keeps, on several tiny families; a new one joins by a line in contract.py."""
 
 from collections import Counter
 from functools import partial
@@ -6,8 +6,9 @@ from itertools import product
 
 import pytest
 import torch
-from families import build, build_meter, logits, meter_batch, prompts
-from test_generation import alone, answered, answers, decode, teacher_forced
+from contract import CONFIGS, METER, METER_CONFIGS, base_of, batch_of, config_of, inputs_of, method, select_as, tuned
+from decoding import alone, answers, decode, teacher_forced
+from families import build, logits, prompts
 
 import eas
 from eas import METHODS, ConfigError
@@ -26,48 +27,7 @@ FAMILIES = [
     "LlavaForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",  # multimodal rotary positions
 ]
-METER = "MeterForVisualQuestionAnswering"  # an encoder, which decodes nothing
-PIA = {"skip_rank": 4, "adapt_rank": 2}
-CONFIGS = {
-    "eas": {"num_skip": 2, **PIA},
-    "eas, released": {"num_skip": 2, **PIA, "preset": "released", "dropout": 0.0},
-    "eas, ffn": {"num_skip": 2, **PIA, "candidates": "ffn"},
-    "eas, either": {"num_skip": 3, **PIA, "candidates": "either"},
-    "eas, causal": {"num_skip": 2, **PIA, "pooling": "causal"},
-    "eas, running": {"num_skip": 2, **PIA, "router": "constant", "pooling": "causal", "decode_pooling": "running"},
-    "eas, constant": {"num_skip": 2, **PIA, "router": "constant", "pooling": "none"},
-    "das": {"num_skip": 2, **PIA},
-    "das, routed": {"num_skip": 2, **PIA, "routed": True},
-    "drop": {"num_skip": 2, "rank": 2},
-    "drop, either": {"num_skip": 3, "rank": 2, "candidates": "either"},
-    "full": {},
-    "head": {},
-    "lora": {"rank": 2},
-    "adapter": {"rank": 3},
-    "adapter, both": {"rank": 3, "placement": "both"},
-    "parallel_adapter": {"rank": 8},
-    "lavin_adapter": {"rank": 2},
-    "prefix": {"num_tokens": 3},
-    "prefix, MLP": {"num_tokens": 3, "reparameterise": 6},
-    "shallow_prompt": {"num_tokens": 3},
-    "deep_prompt": {"num_tokens": 3},
-    "llama_adapter": {"num_tokens": 3},
-    "mam": {"num_tokens": 3, "rank": 8},
-}
-SHARED = ("eas", "drop", "full", "head", "lora", "prefix", "shallow_prompt", "deep_prompt")
-METER_CONFIGS = {
-    label: {key: 4 if key == "num_skip" else value for key, value in CONFIGS[label].items()} for label in SHARED
-} | {
-    "eas, grouped": {"num_skip": 4, **PIA, "router": "constant", "pooling": "none", "up_groups": 2},
-    "das, wide": {"num_skip": 2, "skip_rank": 8, "adapt_rank": 16},  # a narrow ReLU may be zero for all tokens
-    "drop, layers": {"num_skip": 2, "rank": 2, "candidates": "layer"},
-    "adapter, wide": {"rank": 16, "placement": "both"},
-    "parallel_adapter, both": {"rank": 16, "placement": "both"},
-    "mam, short": {"num_tokens": 2, "rank": 16, "scale": 2.0},
-}
 PAIRS = [*product(FAMILIES, CONFIGS), *((METER, label) for label in METER_CONFIGS)]
-SETS = {"either": (0, 2, 5), "ffn": (1, 2)}  # others skip 0 and 2
-METER_SETS = {"mha": (1, 2, 5, 6), "layer": (0, 3)}  # of both modalities, self and cross
 CHANGES_UNTRAINED = {"prefix", "shallow_prompt", "deep_prompt", "mam"}  # the softmax is shared with m more keys
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
 
@@ -78,43 +38,6 @@ def test_every_method_has_signed():
     for name, entry in METHODS.items():
         assert entry.config.name == name
         assert (entry.fold is None) == (entry.unfold is None) == (not entry.fold_modes)
-
-
-def method(label):
-    return label.split(",")[0]
-
-
-def config_of(label, family=""):
-    configs = METER_CONFIGS if family == METER else CONFIGS  # METER's skip sets have other sizes
-    return METHODS[method(label)].config(**configs[label])
-
-
-def base_of(family, **options):
-    return build_meter("vqa", **options) if family == METER else build(family, **options)
-
-
-def tuned(family, label, pruned=False, **build_options):
-    """An attached tiny model under its skip set, with trained weights that show in the logits."""
-    return with_weights(base_of(family, **build_options), config_of(label, family), pruned)
-
-
-def with_weights(base, config, pruned=False):
-    torch.manual_seed(1)
-    model = eas.attach(base, config)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in adapter_state(model).values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-    select_as(model)
-    if pruned and candidates(model):
-        eas.prune(model)
-    return model.eval()
-
-
-def select_as(model):
-    if candidates(model):
-        sets = SETS if model.can_generate() else METER_SETS
-        eas.select(model, sets.get(model.eas.config.candidates, (0, 2)))
 
 
 def trains_of_the_base(model, label):
@@ -128,18 +51,6 @@ def can_fold(config, mode):
     if mode == "constant":
         return config.router == "constant"
     return mode != "per_example" or config.name != "eas" or config.pooling != "causal"
-
-
-def batch_of(family):
-    if family == METER:
-        return meter_batch()
-    return {**answered(prompts(family), answers(2))[0], "use_cache": False}
-
-
-def inputs_of(family, *lengths, dtype=torch.float32):
-    if family == METER:
-        return {key: value for key, value in meter_batch(dtype=dtype).items() if key != "labels"}
-    return prompts(family, *lengths)
 
 
 def answer(family, model, inputs):

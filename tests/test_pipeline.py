@@ -10,15 +10,18 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 import eas
 from eas import cli
+from eas.attachment.load import load_base
 from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
+from eas.pipeline.run import Kept
 from eas.searching import SearchConfig
 from eas.tasks.collate import Collator
 from eas.training import EASTrainer
@@ -44,14 +47,29 @@ SHORT = [
 ]
 
 
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The bases that runs load from now on."""
+    loads: list[str] = []
+
+    def counted(name, **given):
+        loads.append(name)
+        return load_base(name, **given)
+
+    monkeypatch.setattr("eas.pipeline.run.load_base", counted)
+    return loads
+
+
 def short_run(folder: Path, *more: str) -> Run:
     run = Run.create(RunConfig().with_overrides([f"output_dir={folder}", *SHORT, *more]))
     run_steps(run)
     return run
 
 
-def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path):
+def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path, monkeypatch):
+    loads = count_loads(monkeypatch)
     run = short_run(tmp_path, "data=scenes:relation")
+    assert len(loads) == 4  # search, fold, eval's base, eval's tuned; 7 if every step loaded its own
+    assert run.kept == Kept()  # nothing stays in memory
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["model"]["k"] == len(result["model"]["skip_set"]) == 4
     assert result["accuracy"]["folded"] == result["accuracy"]["tuned"]
@@ -69,6 +87,9 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path):
     again = Run.create(run.config.with_overrides([f"output_dir={tmp_path / 'again'}"]))
     STEPS["search"](again)
     assert again.require("search")["rounds"] == run.require("search")["rounds"]  # nothing but the seed decides
+    STEPS["tune"](Run.open(tmp_path / "again"))  # as after a stop: the search's model is loaded
+    ours, theirs = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
     written = {step: (tmp_path / f"{step}.json").stat().st_mtime_ns for step in STEPS}
     record = json.loads((tmp_path / "measure.json").read_text())
@@ -179,6 +200,8 @@ def test_run_config_round_trips_and_ships_the_demo(tmp_path):
     changed = RunConfig().with_overrides(["method.adapt_rank=9", "method.preset=lavin", "train.learning_rate=1e-4"])
     assert (changed.method.skip_rank, changed.method.adapt_rank, changed.train.learning_rate) == (None, 9, 1e-4)
     assert changed.method.at_width(4096).skip_rank == 32
+    das = RunConfig().with_overrides(["method.preset=meter", "method.name=das", "method.num_skip=2"]).method
+    assert das == eas.DASConfig(num_skip=2, preset="meter", train_projector=None)
     with pytest.raises(eas.ConfigError, match="batch_size"):
         RunConfig().with_overrides(["train.batch_size=many"])
     config = RunConfig.from_file(Path(cli.__file__).parents[1] / "demo" / "demo.yaml")

@@ -15,8 +15,7 @@ from eas.config import ConfigError
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.pipeline.fit import check_room
-from eas.pipeline.phases import attached as attached_run
-from eas.pipeline.phases import make_trainer
+from eas.pipeline.phases import attached_base, make_trainer
 from eas.pipeline.plan import _seconds_of_a_step, duration, plan
 
 
@@ -49,7 +48,7 @@ def test_epochs_and_time_are_shown_and_kept(tmp_path, capsys):
 
 def test_the_timed_step_leaves_nothing_behind(tmp_path):
     run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *SHORT, "method.dropout=0.5"]))
-    model = attached_run(run)
+    model = attached_base(run)
     trainer = make_trainer(run, model, "tune", 3)
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
     assert _seconds_of_a_step(run, trainer) > 0

@@ -6,8 +6,8 @@ import peft
 import pytest
 import torch
 import transformers as tf
+from decoding import alone, answers, decode, teacher_forced
 from families import FAMILIES, build, logits, prompts
-from test_generation import alone, answers, decode, teacher_forced
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import DynamicCache

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import attached, blocks, build, logits, prompts
-from test_generation import answered, answers, decode
+from decoding import answered, answers, decode
+from families import FAMILIES, attached, blocks, build, logits, prompts
 from torch import nn
 from transformers import TrainingArguments
 
 import eas
+from eas.attachment.load import load_base
 from eas.attachment.quantised import QUANTISERS, dequantised
+from eas.models.quantisation import quantisation
+from eas.pipeline import STEPS, Run, RunConfig
 from eas.training import EASTrainer, sharded
 
 torch.set_num_threads(1)
@@ -154,3 +157,30 @@ def test_sharding_is_refused(name):
     model = eas.attach(quantised(name), eas.EASConfig(skip_rank=4, adapt_rank=2))
     with pytest.raises(eas.ConfigError, match="quantised weights are not sharded; use DDP"):
         sharded.prepare(model, None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_of_any_family_loads_with_quantised_blocks_and_nothing_else(family, tmp_path):
+    base, inputs = build(family, num_hidden_layers=2), prompts(family)
+    base.save_pretrained(tmp_path)
+    config = quantisation(tmp_path, 8, torch.float32)
+    model = load_base(str(tmp_path), quantization_config=config)
+    quantised = {name for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"}
+    linear = {name for name, module in base.named_modules() if type(module) is nn.Linear}
+    text = eas.models.anatomy.paths(base)[0]
+    assert quantised == {name for name in linear if name.startswith(f"{text}.layers.")}
+    exact = logits(base, inputs)
+    assert (logits(model, inputs) - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+def test_a_run_on_a_quantised_base(tmp_path):
+    settings = ["bits=8", "data=scenes:colour", "skip_set=[2, 5]", "method.num_skip=2", "train.tune_steps=1"]
+    settings += ["train_limit=4", "validation_limit=4", "test_limit=2", "train.batch_size=2", "dtype=float32"]
+    run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *settings]))
+    for name in ("search", "tune", "fold", "eval"):
+        STEPS[name](run)
+    assert run.require("fold")["mode"] == "shared"
+    assert run.require("eval")["score"].keys() == {"zero_shot", "tuned", "folded"}
+    assert not (tmp_path / "model").exists()

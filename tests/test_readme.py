@@ -9,6 +9,7 @@ import tomllib
 from itertools import product
 from pathlib import Path
 
+import contract
 import pytest
 import test_methods
 from packaging.requirements import Requirement
@@ -78,11 +79,11 @@ def test_the_example_of_a_method_keeps_the_contract(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     bitfit = importlib.import_module("bitfit")
     monkeypatch.setitem(eas.METHODS, "bitfit", Method(bitfit.BitFitConfig, bitfit.attach))
-    for configs in (test_methods.CONFIGS, test_methods.METER_CONFIGS):
+    for configs in (contract.CONFIGS, contract.METER_CONFIGS):
         monkeypatch.setitem(configs, "bitfit", {"scale": 2.0})
     clauses = [clause for name, clause in vars(test_methods.TestContract).items() if name.startswith("test_")]
     assert len(clauses) > 8
-    for family, clause in product(("LlavaForConditionalGeneration", test_methods.METER), clauses):
+    for family, clause in product(("LlavaForConditionalGeneration", contract.METER), clauses):
         given = {"tmp_path": tmp_path / family} if "tmp_path" in inspect.signature(clause).parameters else {}
         clause(test_methods.TestContract(), family, "bitfit", **given)
 

@@ -8,7 +8,7 @@ import torch
 from families import attached, blocks, build
 from safetensors.torch import load_file, save_file
 from test_kill import files_of_at_most
-from test_training import searcher
+from trainers import searcher
 from typer.testing import CliRunner
 
 import eas

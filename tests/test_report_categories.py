@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reports import whole_result, write
+from results import whole_result, write
 
 from eas.data import BENCHMARKS, data_options, load_data
 from eas.reports.page import write_report

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from test_report_page import comparison, run_result
-from test_reports import write
+from results import comparison, run_result, write
 
 from eas.reports.curves import MOST_PANELS, POINTS, curve, importances_plot, losses_plot
 from eas.reports.figures import BLUE, GREY

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from test_reports import whole_result, write
+from results import comparison, run_result, write
 from typer.testing import CliRunner
 
 from eas.cli import app
-from eas.pipeline import RunConfig
 from eas.reports.front import Point, front_plot, pareto, points_of
 from eas.reports.page import Page, write_page
 from eas.reports.pattern import of_frontier
@@ -31,53 +30,6 @@ SLOW = 180_000  # milliseconds, on a busy machine
 COSTS = ("prefill", "decode", "macs", "kv_bytes_per_token")
 OF_SEVERAL = ("pattern", "losses", "importances")
 OF_A_RUN = {"accuracy", "latency", "decode", "importance", "loss", "categories", "layers"}
-
-
-def run_result(seed: int, k: int) -> dict[str, Any]:
-    result = whole_result(k=k)
-    result["seed"] = seed
-    result["config"] = {"seed": seed, "output_dir": f"run{seed}", "method": {"num_skip": k}}
-    result["model"]["method"] = "eas"
-    result["accuracy"] |= {"tuned": 0.7 + 0.02 * seed, "folded": 0.7 + 0.02 * seed}
-    result["counts"]["tuned"]["macs"] += 1_000_000 * (4 - k)
-    result["latency"]["variants"]["folded"]["prefill_ms"]["median"] += 4 - k
-    numbers = {"all": 40.0, "open questions": 30.0, "yes or no": 52.5}
-    result["categories"] = {"zero_shot": dict.fromkeys(numbers, 10.0), "tuned": numbers, "folded": numbers}
-    block = {"mha": 2_000_000, "ffn": 4_000_000, "other": 0, "kv_bytes": 1024}
-    skipped = {"mha": 0, "ffn": 4_000_000, "other": 90_000, "kv_bytes": 0}
-    tuned = [skipped if i in result["model"]["skip_set"] else block for i in range(12)]
-    result["layers"] = {"base": [block] * 12, "tuned": tuned}
-    return result
-
-
-def comparison() -> dict[str, Any]:
-    counts = {"macs": 100, "kv_bytes_per_token": 4096, "params_trained": 10}
-    rows: list[dict[str, Any]] = [
-        {"row": "base", "label": "base", "method": None, "k": 0, "seeds": [], "failed": 0, "counts": counts},
-        {"row": "lora", "label": "lora", "method": "lora", "k": 0, "seeds": [], "failed": 2},
-    ]
-    for k, scores in ((2, [0.7, 0.74]), (6, [0.71, 0.69])):
-        rows.append(
-            {
-                "row": f"EAS_{k}",
-                "label": "EAS",
-                "method": "eas",
-                "k": k,
-                "seeds": [0, 1],
-                "failed": 0,
-                "learning_rate": 0.003,
-                "test": {"values": scores, "mean": sum(scores) / 2, "sd": 0.014},
-                "counts": {**counts, "macs": 100 - 2 * k, "kv_bytes_per_token": 4096 - 256 * k},
-                "skip_sets": [list(range(k)), list(range(1, k + 1))],
-                "folders": [f"runs/cmp/runs/EAS-k{k}-s{seed}" for seed in (0, 1)],
-            }
-        )
-    entries = [{"label": "EAS", "run": {"method": {"skip_rank": 32}}}]
-    task = {"data": "scenes:odd", "metric": "exact"}
-    return {"command": "eas compare", "config": {"seeds": [0, 1], "run": {}, "entries": entries}, "task": task} | {
-        "rows": rows,
-        "latency": None,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -251,18 +203,6 @@ def test_a_result_of_the_wrong_kind_takes_nothing_else_along(
     assert "reaches 50.0" in page.path.read_text()
 
 
-def test_finalists_stand_with_their_losses(tmp_path: Path) -> None:
-    result = run_result(0, 4)
-    rungs = [([[0, 1], [1, 2], [2, 3], [0, 3]], [0.5, 0.25, 0.4, 0.6]), ([[1, 2], [2, 3]], [0.125, 0.3])]
-    result["search"]["rungs"] = [
-        {"steps": 20 * i, "skip_sets": sets, "losses": losses} for i, (sets, losses) in enumerate(rungs, start=1)
-    ]
-    write(tmp_path, result)
-    text = re.sub(r"<[^>]+>", " ", write_page([tmp_path], tmp_path / "page").path.read_text())
-    assert re.search(r"held-out loss after 20 steps\s+held-out loss after 40 steps", text)
-    assert re.search(r"0 1\s+0\.5000\s+1 2\s+0\.2500\s+0\.1250\s+2 3\s+0\.4000\s+0\.3000\s+0 3\s+0\.6000", text)
-
-
 def test_a_run_of_a_comparison_is_not_overwritten(tmp_path: Path) -> None:
     record = json.dumps({"row": "EAS_2", "trial": False, "score": {"test": 0.5}})
     (tmp_path / "run.yaml").write_text("seed: 0\n")
@@ -320,7 +260,7 @@ def test_the_readmes_picture_is_current(monkeypatch: pytest.MonkeyPatch) -> None
     record = json.loads(script.SOURCE.read_text(encoding="utf-8"))
     assert script.drawing_code() == record["drawing_code"], "run `python scripts/readme_picture.py`"
     assert script.file_hash(script.PICTURE) == record["picture"], "run `python scripts/readme_picture.py`"
-    drawn_from = RunConfig.from_dict(record["result"]["config"]).to_dict()
+    drawn_from = record["result"]["config"]
     for key, value in yaml.safe_load((ROOT / "src" / "eas" / "demo" / "demo.yaml").read_text()).items():
         same = value.items() <= drawn_from[key].items() if isinstance(value, dict) else drawn_from[key] == value
         assert same, f"demo.yaml's {key} has changed: run `eas demo`, then `python scripts/readme_picture.py runs/demo`"

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from decoding import answered, answers
 from families import attached, blocks, build, logits, prompts
-from test_generation import answered, answers
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_reports import whole_result, write
+from results import whole_result, write
 
 from eas.example import Example
 from eas.pipeline.samples import SIDE, samples, spread_evenly, turns

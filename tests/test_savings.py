@@ -48,7 +48,7 @@ def test_it_is_told_before_anything_is_trained(
     def train(run: Run) -> None:
         raise InterruptedError("training would begin")
 
-    monkeypatch.setattr(steps_module, "attached", train)
+    monkeypatch.setattr(steps_module, "attached_base", train)
     with pytest.raises(InterruptedError):
         steps_module.search(run)
     assert "this run can save nothing" in capsys.readouterr().out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoding import answered, answers
 from families import FAMILIES, build, prompts
-from test_generation import answered, answers
 from transformers import TrainingArguments
 
 import eas

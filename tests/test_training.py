@@ -4,71 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from families import build, prompts
-from transformers import TrainingArguments
+from trainers import CONFIG, arguments, lively, rows, searcher
 
 import eas
 from eas.attachment.save import adapter_state
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
-from eas.searching import SearchConfig
-from eas.searching.linear import ThompsonRule
 from eas.training import EASTrainer, WithPromptMask, last_checkpoint
-
-CONFIG = {"skip_rank": 8, "adapt_rank": 4}
-
-
-def rows(count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """Questions of six tokens whose answer is their third token."""
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(6, 64, (count, 8), generator=g)
-    ids[:, 0], ids[:, 7] = 1, ids[:, 3]
-    labels = torch.full_like(ids, -100)
-    labels[:, 7] = ids[:, 7]
-    mask = torch.ones_like(ids)
-    return [{"input_ids": i, "labels": y, "attention_mask": m} for i, y, m in zip(ids, labels, mask, strict=True)]
-
-
-def lively(family: str) -> Any:
-    """A random model whose output depends on its input enough for a few steps to show."""
-    model = build(family)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6)
-    return model
-
-
-def arguments(folder: Path, **changes) -> TrainingArguments:
-    settings = {
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_steps": 4,
-        "logging_steps": 2,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
-
-
-def searcher(folder: Path, family: str = "LlamaForCausalLM", **changes) -> EASTrainer:
-    torch.manual_seed(0)  # of the PIAs
-    model = eas.attach(lively(family), eas.EASConfig(2, **CONFIG))
-    return EASTrainer(
-        model,
-        arguments(folder, **changes),
-        phase="search",
-        search=SearchConfig(warmup_steps=2, interval=2, batch_size=4),
-        held_out=rows(10, seed=1),
-        train_dataset=rows(40),
-    )
 
 
 def test_search_then_tune_leaves_the_base_untouched_and_learns(tmp_path):
@@ -105,23 +51,6 @@ def test_resumed_search_is_the_undisturbed_one(tmp_path):
     resumed.train(resume_from_checkpoint=checkpoint)
     assert resumed.search_result().rounds == whole.search_result().rounds
     ours, theirs = adapter_state(resumed.model), adapter_state(whole.model)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_a_settled_search_ends_and_a_resumed_one_ends_as_it_did(tmp_path, monkeypatch):
-    monkeypatch.setattr(ThompsonRule, "settled", lambda self: self.rounds >= 3)
-    whole, ended = searcher(tmp_path / "whole"), searcher(tmp_path / "ended")
-    ended.search_phase.config.stop_when_settled = True
-    whole.train()
-    ended.train()
-    assert [r.step for r in ended.search_result().rounds] == [2, 4, 6]
-    assert ended.search_result().rounds == whole.search_result().rounds[:3]
-    assert last_checkpoint(tmp_path / "ended").endswith("checkpoint-4")
-    resumed = searcher(tmp_path / "ended")
-    resumed.search_phase.config.stop_when_settled = True
-    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "ended"))
-    ours, theirs = adapter_state(resumed.model), adapter_state(ended.model)
-    assert resumed.state.global_step == 6
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 

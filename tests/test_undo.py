@@ -8,9 +8,9 @@ from itertools import product
 
 import pytest
 import torch
+from contract import CONFIGS, METER, METER_CONFIGS, base_of, config_of, inputs_of, method, with_weights
 from families import build, logits
-from test_methods import CONFIGS, METER, METER_CONFIGS, base_of, config_of, inputs_of, method, with_weights
-from test_training import arguments, rows
+from trainers import arguments, rows
 
 import eas
 from eas.hf.classes import become

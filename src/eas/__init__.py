@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eas.attachment.parameters import ParameterCounts, parameter_counts, print_trainable_parameters
     from eas.attachment.quantised import QuantisedFold, fold_quantised
     from eas.attachment.save import CheckpointError, save
+    from eas.attachment.several import set_adapter
     from eas.attachment.standalone import save_standalone
     from eas.attachment.state import attached, skip_set
     from eas.attachment.undo import detach, disabled
@@ -98,6 +99,7 @@ __all__ = [
     "save_standalone",
     "search",
     "select",
+    "set_adapter",
     "skip_set",
     "unfold",
 ]
@@ -113,6 +115,7 @@ _NAMES = {
     "attachment.parameters": "ParameterCounts parameter_counts print_trainable_parameters",
     "attachment.quantised": "QuantisedFold fold_quantised",
     "attachment.save": "CheckpointError save",
+    "attachment.several": "set_adapter",
     "attachment.standalone": "save_standalone",
     "attachment.state": "attached skip_set",
     "attachment.undo": "detach disabled",

@@ -284,6 +284,22 @@ def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+PAPER_WIDTH = 4096
+"""The hidden size of the paper's LLaVA and LaVIN."""
+RANKS = ("skip_rank", "adapt_rank", "rank")
+"""The fields of methods that grow with the width."""
+
+
+def rank_at(rank: int, width: int, of: int = PAPER_WIDTH, multiple: int = 4) -> int:
+    """A rank in a model of another width than ``of``: the same share of the width, rounded to a multiple.
+
+    Example:
+        >>> rank_at(256, width=1024)
+        64
+    """
+    return rank if width == of else max(multiple, multiple * round(rank * width / of / multiple))
+
+
 def method_name(name: str) -> Any:
     """The ``name`` field of a method's configuration."""
     return field(default=name, kw_only=True, metadata={"help": "the tuning method"})
@@ -300,11 +316,10 @@ class MethodConfig(Config):
     train_projector: bool | None = field(
         default=False,
         kw_only=True,
-        metadata={"help": "also tune the vision-language projector, as the authors do; null: if the model has one"},
-    )
-
-    train_head: bool = field(
-        default=False, kw_only=True, metadata={"help": "METER: also tune the task's head, poolers and token types"}
+        metadata={
+            "help": "also tune the vision-language projector, as the authors do (METER: the task's head, poolers and "
+            "token types); null: if the model has one"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -320,6 +335,25 @@ class MethodConfig(Config):
     def at_width(self, width: int) -> Self:
         """The configuration in a model of this hidden size: what a preset leaves open is filled in."""
         return self
+
+    def rescaled(self, width: int, of: int = PAPER_WIDTH, multiple: int = 4) -> Self:
+        """The configuration for another width than ``of``: the ranks that are given stay the same share of it."""
+        given = {name: rank for name, rank in vars(self).items() if name in RANKS and rank is not None}
+        multiple = math.lcm(multiple, vars(self).get("up_groups", 1))
+        ranks: dict[str, Any] = {name: rank_at(rank, width, of, multiple) for name, rank in given.items()}
+        return dataclasses.replace(self, **ranks)
+
+    def _missing_ranks(self, preset: Mapping[str, Any], width: int, of: int, multiple: int) -> dict[str, Any]:
+        """The ranks that are not given: those of a preset, which are for the width ``of``, at another width."""
+        left = {name: rank for name, rank in preset.items() if name in RANKS and getattr(self, name) is None}
+        return {name: rank_at(rank, width, of, multiple) for name, rank in left.items()}
+
+    def _fill(self, preset: str | None, fills: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Fills the fields that are not given, from the values of a preset; the key None has those without a preset."""
+        self._require("preset", preset in [*fills], f"must be one of {', '.join(filter(None, fills))}")
+        for name, value in fills[preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 Candidates = Literal["mha", "ffn", "either", "layer"]

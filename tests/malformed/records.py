@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from families import attached, build
 from safetensors.torch import save_file
-from test_training import searcher
+from trainers import searcher
 
 from eas import load, prune, save, save_standalone
 from eas.attachment.save import CheckpointError
 from eas.attachment.state import attached as attached_already
 from eas.paper.compare import _read as read_comparison
 from eas.pipeline import Run, RunConfig
-from eas.pipeline.finals import _read as read_finals
 from eas.records import raised_as
 from eas.reports.card import write_card
 from eas.training.resuming import check_checkpoint
@@ -384,10 +383,6 @@ def run_step(folder, name):
     return Run(RunConfig(output_dir=str(folder))).require(name)
 
 
-def finalists(folder):
-    return read_finals(folder / "losses.json")
-
-
 def comparison(folder):
     return read_comparison(folder / "comparison.json")
 
@@ -429,11 +424,6 @@ STEPS = [
     *(
         text_of(read, file, text, file.rpartition("/")[2])
         for read, file, more in (
-            (
-                finalists,
-                "losses.json",
-                ("{}", '{"losses": {"a": "b"}, "seconds": 1}', '{"losses": {"a": NaN}, "seconds": 1}'),
-            ),
             (comparison, "comparison.json", ('{"latency": 3}', '{"latency": {}}')),
             (card, "adapter/eas_config.json", ("{}", '{"base": []}')),
         )

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from eas.attachment.save import AttachedModel, InnerModel
-from eas.attachment.state import Attachment, all_but_one, attached, attachment, base_fingerprint, candidates, skip_set
+from eas.attachment.state import (
+    Attachment,
+    all_but_one,
+    attached,
+    attachment,
+    base_fingerprint,
+    candidates,
+    candidates_of,
+    skip_set,
+)
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.hf.api import attention_implementation, require_cache_argument
 from eas.hf.changes import Structure
@@ -86,11 +95,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: {all_but_one(config.candidates, blocks)}")
     if config.train_projector is None:
-        config = replace(config, train_projector=bool(anatomy.projector))
-    if config.train_projector and not anatomy.projector:
+        config = replace(config, train_projector=bool(anatomy.tuned_along))
+    if config.train_projector and not anatomy.tuned_along:
         raise ConfigError(f"{type(config).__name__}.train_projector = True: the model has no vision-language projector")
-    if config.train_head and model.get_output_embeddings() is not None:
-        raise ConfigError(f"{type(config).__name__}.train_head = True: only METER has a task's head; use method 'head'")
     for module in (model, anatomy.text_model, *layers):
         if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
@@ -109,9 +116,7 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         on_failure.callback(before.restore, model)
         model.requires_grad_(False)
         method.attach(model, config)
-        for module in anatomy.projector if config.train_projector else ():
-            module.requires_grad_(True)
-        for module in anatomy.head if config.train_head else ():
+        for module in anatomy.tuned_along if config.train_projector else ():
             module.requires_grad_(True)
         if (head := model.get_output_embeddings()) is not None:  # METER has none
             read_rows(head)
@@ -123,7 +128,10 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
                     become(part, InnerModel)
         trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         overwrites = any(p.requires_grad for p in own)
-        model.eas = Attachment(config, trained, overwrites, fingerprint, anatomy, before.changes(), before.trained)
+        known = candidates_of(anatomy, config)
+        model.eas = Attachment(
+            config, trained, overwrites, fingerprint, anatomy, known, before.changes(), before.trained
+        )
         on_failure.pop_all()
 
 
@@ -145,7 +153,7 @@ def require_decoding(model: PreTrainedModel, config: MethodConfig) -> None:
 
 
 _deviations: dict[tuple[str, ...], float] = {}
-TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False, "train_head": False}
+TWIN = {"num_skip": 1, "num_layers": None, "up_groups": 1, "train_projector": False}
 """Options that depend on a model's size or kind, as they are for a twin."""
 
 

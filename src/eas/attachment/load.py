@@ -24,10 +24,12 @@ from eas.attachment.save import (
     CheckpointError,
     adapter_state,
 )
+from eas.attachment.several import add, require_agreement
 from eas.attachment.state import attached, attachment, base_fingerprint
 from eas.config import ConfigError
 from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
+from eas.hf.classes import unmixed
 from eas.methods import recorded_method
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.folder import adapter_folder, model_config
@@ -42,17 +44,20 @@ def load(
     *,
     revision: str | None = None,
     base_revision: str | None = None,
+    name: str | None = None,
     **from_pretrained: Any,
 ) -> Any:
     """Attaches a saved adapter to its base, in place, with its skip set; pruned if it was saved pruned.
 
     Args:
         model_or_id: the base, as a freshly loaded model, a folder or a Hub id; or a folder that ``save_standalone``
-            wrote.
+            wrote; or, with a name, a model that has adapters.
         folder: what ``save`` wrote, or the Hub id of what ``push_to_hub`` uploaded, of which no code is run; None for a
             standalone folder.
         revision: commit, branch or tag, on the Hub, of the adapter or the standalone folder.
         base_revision: of the base, where it is loaded here.
+        name: of the adapter, on a base that gets several of them. The base is not pruned. The first adapter is active;
+            ``eas.set_adapter`` changes that.
         from_pretrained: passed on where the base is loaded here (``dtype``, ``device_map``, ...).
 
     Returns:
@@ -60,6 +65,7 @@ def load(
 
     Raises:
         CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on.
+        ValueError: the adapter cannot stand beside those that the model has.
 
     Example:
         >>> import eas
@@ -72,6 +78,8 @@ def load(
         2
     """
     if folder is None:
+        if name is not None:
+            raise CheckpointError(f"name = {name!r} is that of an adapter; pass its folder too")
         if not isinstance(model_or_id, str | Path):
             raise CheckpointError(
                 f"eas.load of a {type(model_or_id).__name__} needs an adapter's folder too: eas.load(base, folder)"
@@ -90,15 +98,26 @@ def load(
     model: Any = model_or_id
     if not isinstance(model, nn.Module):
         model = load_base(str(model), revision=base_revision, **from_pretrained)
-    if attached(model):
-        raise CheckpointError("the base given to load is attached already; pass a freshly loaded model")
+    config = recorded_method(record["config"])
+    if attached(model) and name is not None:
+        require_agreement(model, name, config)
+    elif attached(model):
+        raise CheckpointError(
+            "the base given to load is attached already; pass a freshly loaded model, or give the adapter a name"
+        )
     _check_base(model, record, folder)
     expected = _without_storage(model, record, folder)
     tensors = _tensors(file, adapter_state(expected), folder)
     _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
-    attach(model, recorded_method(record["config"]))
+    if attached(model) and name is not None:
+        add(model, name, config, record["skip_set"], tensors)
+        return model
+    attach(model, config)
     select(model, record["skip_set"])
-    if record["pruned"]:
+    if name is not None:
+        attachment(model).active = name
+        tensors = {**adapter_state(model), **tensors}  # a pruned one has nothing for what it does not use
+    elif record["pruned"]:
         prune(model)
     load_adapter_state(model, tensors)
     return model
@@ -218,7 +237,7 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
 def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> PreTrainedModel:
     """The model as the record wants it, on the meta device: whatever sizes that names, nothing is allocated."""
     with torch.device("meta"), no_init_weights(), fitting(folder):
-        twin = attach(type(model)(copy.deepcopy(model.config)), recorded_method(record["config"]))
+        twin = attach(unmixed(type(model))[0](copy.deepcopy(model.config)), recorded_method(record["config"]))
         select(twin, record["skip_set"])
         if record["pruned"]:
             prune(twin)

@@ -19,6 +19,15 @@ PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)),
 
 
 @dataclass
+class Adapter:
+    """An adapter of an attached model that is not the active one: its configuration, skip set and weights."""
+
+    config: MethodConfig
+    skip_set: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+
+@dataclass
 class Attachment:
     """State of an attached model, ``model.eas``; it never holds data of a single request.
 
@@ -29,7 +38,10 @@ class Attachment:
         fingerprint: ``base_fingerprint`` before the method; None if the weights were not loaded yet.
         pruned: whether the skipped modules and the unused PIAs are removed for good.
         fold_mode: the present fold mode; None if not folded.
+        active: name of the adapter whose weights the model holds.
+        adapters: the others, by name.
         anatomy: the model's parts.
+        candidates: what the method may skip: each candidate's block, and its parts ("mha", "ffn").
         changes: what ``attach`` changed in the model's structure.
         trained_before: names of the parameters that were trained before.
     """
@@ -39,10 +51,13 @@ class Attachment:
     overwrites: bool
     fingerprint: Tensor | None = field(compare=False)
     anatomy: Anatomy = field(compare=False, repr=False)
+    candidates: list[tuple[SkippableBlock, tuple[str, ...]]] = field(compare=False, repr=False)
     changes: list[Change] = field(compare=False, repr=False)
     trained_before: frozenset[str] = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
+    active: str = "default"
+    adapters: dict[str, Adapter] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def form(self) -> str:
@@ -80,10 +95,14 @@ def attachment(model: PreTrainedModel) -> Attachment:
 
 def candidates(model: PreTrainedModel) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
     """What an attached model may skip: each candidate's block, and its parts ("mha", "ffn"); none for most methods."""
-    config = attachment(model).config
+    return attachment(model).candidates
+
+
+def candidates_of(anatomy: Anatomy, config: MethodConfig) -> list[tuple[SkippableBlock, tuple[str, ...]]]:
+    """The same of a model that is being attached."""
     if not isinstance(config, SkipConfig):
         return []
-    blocks = model.eas.anatomy.blocks(config.candidates)
+    blocks = anatomy.blocks(config.candidates)
     return [(block, parts) for parts in PARTS[config.candidates] for block in blocks]
 
 

@@ -77,7 +77,7 @@ def _run(folder: Path) -> tuple[str, dict[str, Any], int | None, tuple[int, ...]
     from eas.pipeline import Run
 
     run = Run.open(folder)
-    found, method = run.record("search"), run.task.method(run).to_dict()
+    found, method = run.record("search"), run.config.method.to_dict()
     if not run.config.num_skip:
         return run.base_id, method, None, None
     return run.base_id, method, run.config.num_skip, None if found is None else tuple(found["skip_set"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +46,7 @@ def reproduce(
     Marks show the figures that no consistent counting gives. The last line is JSON.
     """
     from eas.paper.reproduce import TABLES, reproduce_table
-    from eas.paper.reproduce_runs import add_latency, add_training, check_rows
+    from eas.paper.reproduce_runs import add_latency, add_training, require_possible
     from eas.reports.reproduce import reproduction_table, write_reproduction
 
     if not train and (model or data or option or seed):
@@ -55,13 +55,22 @@ def reproduce(
         raise ValueError("--share-blocks changes what is timed; add --measure")
     written: dict[str, list[str]] = {}
     verdicts: dict[str, int] = {}
-    for name in TABLES if table == "all" else [table]:
+    tables = TABLES if table == "all" else [table]
+    training: dict[str, Any] = {
+        "output_dir": output_dir,
+        "model": model,
+        "data": data,
+        "options": option or [],
+        "seeds": seed or (),
+    }
+    for name in tables:
+        require_possible(name, row, measure, training if train else None)
+    for name in tables:
         result = reproduce_table(name, shape, prompt_tokens)
-        check_rows(result, row)
         if measure:
             add_latency(result, row, repeats, new_tokens, share_blocks)
         if train:
-            add_training(result, row, output_dir, model, data, option or [], seed or ())
+            add_training(result, row, **training)
         console().print(reproduction_table(result))
         written[name] = [str(path) for path in write_reproduction(result, output_dir)]
         for verdict in (v for r in result["rows"] for v in r["verdict"].values()):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eas.attachment.attach import attach, fold, prune, select
-from eas.config import MethodConfig, SkipConfig
+from eas.attachment.attach import fold
+from eas.attachment.sharing import attached_copy
+from eas.config import MethodConfig
 from eas.methods.eas import EASConfig
 
 
@@ -38,16 +37,12 @@ def larger_tuned(
 ) -> LlamaForCausalLM:
     """The base with an untrained method attached and a skip set pruned, folded where a mode is given.
 
-    It shares the base's weights, so that many of them fit into memory.
+    It shares the base's weights.
     """
-    tuned = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-    attach(tuned, replace(config, num_skip=len(skip_set)) if isinstance(config, SkipConfig) else config)
-    select(tuned, skip_set)
-    if skip_set:
-        prune(tuned)
+    tuned: LlamaForCausalLM = attached_copy(base, config, skip_set)
     if fold_mode is not None:
         fold(tuned, fold_mode)
-    return tuned.eval()
+    return tuned
 
 
 def larger_pair(
@@ -59,6 +54,6 @@ def larger_pair(
         base, folded model, inputs of one prompt, and a name that says what it is.
     """
     base, inputs, name = larger_base(hidden_size, prompt_tokens)
-    ranks = {"skip_rank": hidden_size // 16, "adapt_rank": hidden_size // 32}  # LLaVA's 256 and 128 at d = 4096
-    config = EASConfig.from_dict({**config.to_dict(), **ranks, "train_projector": False})
+    ranks = {"skip_rank": 256, "adapt_rank": 128, "train_projector": False}  # LLaVA's, at the paper's width
+    config = EASConfig.from_dict({**config.to_dict(), **ranks}).rescaled(hidden_size)
     return base, larger_tuned(base, skip_set, config, fold_mode), inputs, name

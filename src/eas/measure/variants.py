@@ -6,18 +6,18 @@ scaled by the width. What is measured depends on none of the trained values.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.attachment.attach import attach, fold, prune, select
+from eas.attachment.attach import fold, select
 from eas.attachment.quantised import torchao_int8
-from eas.config import SkipConfig
+from eas.attachment.sharing import attached_copy
+from eas.config import MethodConfig
 from eas.measure.count import count
 from eas.methods import method_config
 from eas.methods.eas_fold import FoldedLinear
@@ -30,7 +30,7 @@ class Variant:
 
     Args:
         method: the method's name and options; None for the base.
-        ranks: rank options, as divisors of the width.
+        ranks: rank options at width 4096.
         fold: fold mode; None: not folded.
         skips: whether it skips the chosen set.
         equal_macs: whether it skips as many candidates as bring its MACs closest to those of EAS instead.
@@ -45,15 +45,15 @@ class Variant:
     compiles: bool = True
 
 
-PIA, DAS = {"skip_rank": 16, "adapt_rank": 32}, {"skip_rank": 16, "adapt_rank": 32}  # 256 and 128 at d = 4096
+PIA, DAS = {"skip_rank": 256, "adapt_rank": 128}, {"skip_rank": 256, "adapt_rank": 128}
 VARIANTS: dict[str, Variant] = {
     "base": Variant(None, {}, skips=False),
-    "lora": Variant({"name": "lora"}, {"rank": 256}, skips=False),
-    "lora_merged": Variant({"name": "lora"}, {"rank": 256}, "merged", skips=False),
-    "adapter": Variant({"name": "adapter"}, {"rank": 32}, skips=False),
+    "lora": Variant({"name": "lora"}, {"rank": 16}, skips=False),
+    "lora_merged": Variant({"name": "lora"}, {"rank": 16}, "merged", skips=False),
+    "adapter": Variant({"name": "adapter"}, {"rank": 128}, skips=False),
     "das": Variant({"name": "das"}, DAS),
     "das_equal_macs": Variant({"name": "das"}, DAS, equal_macs=True),
-    "drop": Variant({"name": "drop"}, {"rank": 256}, "merged"),
+    "drop": Variant({"name": "drop"}, {"rank": 16}, "merged"),
     "eas": Variant({"name": "eas"}, PIA),
     "eas_shared": Variant({"name": "eas"}, PIA, "shared"),
     "eas_per_example": Variant({"name": "eas"}, PIA, "per_example", compiles=False),
@@ -77,12 +77,9 @@ def build_variant(base: PreTrainedModel, name: str, skip_set: Sequence[int], pro
     chosen: Sequence[int] = skip_set if variant.skips else ()
     if variant.equal_macs:
         fold_variant(eas := build_variant(base, "eas_shared", skip_set, prompt_tokens), "eas_shared")
-        chosen = _nearest(_attached(base, variant, 0), count(eas, prompt_tokens).macs, prompt_tokens)
-    model = _attached(base, variant, len(chosen))
-    select(model, chosen)
-    if chosen:
-        prune(model)
-    return model.eval()
+        unpruned = attached_copy(base, _config(base, variant), (), pruned=False)
+        chosen = _nearest(unpruned, count(eas, prompt_tokens).macs, prompt_tokens)
+    return attached_copy(base, _config(base, variant), chosen)
 
 
 def fold_variant(model: PreTrainedModel, name: str) -> None:
@@ -121,17 +118,9 @@ def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]
                 model.set_submodule(path, done[key])
 
 
-def _attached(base: PreTrainedModel, variant: Variant, num_skip: int) -> PreTrainedModel:
-    own = {id(parameter): parameter for parameter in base.parameters()}
-    model = copy.deepcopy(base, own)
-    width = base.config.get_text_config().hidden_size
-    ranks = {option: max(1, width // divisor) for option, divisor in variant.ranks.items()}
-    config = method_config({**(variant.method or {}), **ranks})
-    attach(model, replace(config, num_skip=num_skip) if isinstance(config, SkipConfig) else config)
-    for parameter in model.parameters():
-        if id(parameter) not in own:
-            parameter.data = parameter.data.to(base.dtype)
-    return model
+def _config(base: PreTrainedModel, variant: Variant) -> MethodConfig:
+    config = method_config({**(variant.method or {}), **variant.ranks})
+    return config.rescaled(base.config.get_text_config().hidden_size, multiple=1)  # of tiny shapes too
 
 
 def _nearest(model: PreTrainedModel, macs: int, prompt_tokens: int) -> tuple[int, ...]:

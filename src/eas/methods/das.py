@@ -24,7 +24,6 @@ from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.hf.skipping import Request, SkippableBlock, SkippingTextModel
 from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
 from eas.methods.eas_block import EASBlock, given
-from eas.methods.ranks import at_width
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA
 
@@ -78,8 +77,7 @@ class DASConfig(SkipConfig):
     def at_width(self, width: int) -> DASConfig:
         """With the preset's ranks where none are given: the published ones at their width, elsewhere multiples of 4."""
         preset = self.preset or "llava"
-        ranks: dict[str, Any] = at_width(self, PRESETS[preset], width / WIDTHS[preset], 4)
-        return replace(self, **ranks)
+        return replace(self, **self._missing_ranks(PRESETS[preset], width, WIDTHS[preset], 4))
 
 
 class DASBlock(SkippableBlock):

@@ -9,12 +9,11 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from eas.config import ConfigError, SkipConfig, method_name, option
+from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.norms import UnitNorm
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
-from eas.methods.ranks import RANKS, at_width
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA, SharedFold
 
@@ -86,13 +85,12 @@ class EASConfig(SkipConfig):
     )
 
     def __post_init__(self) -> None:
-        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
-        for name, value in {**PLAIN, **(PRESETS[self.preset] if self.preset else {})}.items():
-            if name not in RANKS and getattr(self, name) is None:
-                setattr(self, name, value)
+        fills = {preset: {**PLAIN, **values} for preset, values in (*PRESETS.items(), (None, {}))}
+        at_once = {preset: {n: v for n, v in values.items() if n not in RANKS} for preset, values in fills.items()}
+        self._fill(self.preset, at_once)
         super().__post_init__()
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
-        ranks = {name: getattr(self, name) for name in RANKS}
+        ranks = {name: getattr(self, name) for name in ("skip_rank", "adapt_rank")}
         for name, rank in ranks.items():
             self._require(name, rank is None or rank >= 1, "must be at least 1")
         self._require("temperature", self.temperature >= 1e-6, "must be above 0, at least 1e-6")
@@ -108,10 +106,8 @@ class EASConfig(SkipConfig):
     def at_width(self, width: int) -> EASConfig:
         """With the ranks that are not given, the preset's (without one, "llava"'s): as in the paper at its width,
         elsewhere rounded to multiples of four (of ``up_groups``)."""
-        preset = self.preset or "llava"
-        share, step = width / PAPER_WIDTHS[preset], math.lcm(4, self.up_groups)
-        ranks: dict[str, Any] = at_width(self, PRESETS[preset], share, step)
-        return replace(self, **ranks)
+        preset, step = self.preset or "llava", math.lcm(4, self.up_groups)
+        return replace(self, **self._missing_ranks(PRESETS[preset], width, PAPER_WIDTHS[preset], step))
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:

@@ -44,10 +44,7 @@ class MAMConfig(MethodConfig):
     preset: str | None = option(None, f"preset of published values: {', '.join(PRESETS)}")
 
     def __post_init__(self) -> None:
-        self._require("preset", self.preset in (None, *PRESETS), f"must be one of {', '.join(PRESETS)}")
-        for name, value in PRESETS[self.preset or "paper"].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        self._fill(self.preset, {None: PRESETS["paper"], **PRESETS})
         super().__post_init__()
         self._require("num_tokens", self.num_tokens >= 0, "must be at least 0")
         self._require("rank", self.rank >= 1, "must be at least 1")

@@ -171,6 +171,11 @@ class Anatomy:
         return self.built.form
 
     @property
+    def tuned_along(self) -> tuple[nn.Module, ...]:
+        """The modules of ``train_projector``: the projector; of METER, which has none, the head of the task."""
+        return self.head if self.built.poolers else self.projector
+
+    @property
     def branches(self) -> tuple[Branch, ...]:
         """Of every layer, in order."""
         return self.built.branches

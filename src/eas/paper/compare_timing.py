@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
-from eas.methods import method_config
 from eas.paper.compare_config import CompareConfig, Job
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
 
 BASE = "base"
-RANKS = ("skip_rank", "adapt_rank", "rank")  # what grows with the width
 
 
 def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -59,11 +57,9 @@ def _time_wide(
     base, inputs, name = larger_base(config.benchmark.hidden_size or 0, config.benchmark.prompt_tokens)
     models, left_out = {BASE: base}, {}
     for row, job in jobs.items():
-        values = job.config.method.to_dict()
-        scale = base.config.hidden_size // Run(job.config).load_config().get_text_config().hidden_size
-        ranks = {key: values[key] * scale for key in RANKS if values.get(key) is not None}
+        width = Run(job.config).load_config().get_text_config().hidden_size
         try:
-            method = method_config({**values, **ranks, "train_projector": False})
+            method = replace(job.config.method.rescaled(base.config.hidden_size, of=width), train_projector=False)
             models[row] = larger_tuned(base, skip_sets[row], method, fold_mode(Run(job.config)))
         except ValueError as error:
             left_out[row] = str(error)

@@ -112,7 +112,8 @@ def reproduce_table(name: str, shape: str | None = None, prompt_tokens: int | No
     if spec.shape is None:
         if shape is not None or prompt_tokens is not None:
             raise ConfigError(f"{name} is about METER, which has one size; leave out shape and prompt tokens")
-        rows = [_meter_row(spec, row) for row in spec.rows]
+        bases = {size: count(_meter(size), TEXT_TOKENS, 1) for size in {*spec.meter.values()}}
+        rows = [_meter_row(spec, row, bases) for row in spec.rows]
     else:
         spec.shape = shape or spec.shape
         if spec.shape not in SHAPES:
@@ -177,14 +178,14 @@ def _honest(counts: Counts) -> dict[str, int]:
     return {**dataclasses.asdict(counts), "macs_with_fold": counts.macs + counts.fold_macs}
 
 
-def _meter_row(spec: TableSpec, row: RowSpec) -> dict[str, Any]:
+def _meter_row(spec: TableSpec, row: RowSpec, bases: Mapping[int, Counts]) -> dict[str, Any]:
     """A row of METER with its VQA head; where the paper leaves open which attentions it skipped, the range of all
     choices, without the adapters that take their place."""
     ours: dict[str, Any] = {}
     honest: dict[str, dict[str, int]] = {}
     method = row_method(row)
     for column, size in spec.meter.items():
-        base = count(_meter(size), TEXT_TOKENS, 1)
+        base = bases[size]
         if row.choices is not None:
             least, most = Meter((size // 16) ** 2 + 1, TEXT_TOKENS).savings(row.choices)
             ours[column] = [-most / GIGA, -least / GIGA]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eas.attachment.attach import attach, fold, prune, select
-from eas.attachment.state import candidates
+from eas.attachment.attach import fold
+from eas.attachment.sharing import attached_copy
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
 from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
@@ -30,19 +29,32 @@ from eas.pipeline.steps import run_steps
 from eas.records import RecordError
 
 DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
-PAPER_LAYERS, PAPER_WIDTH = 32, 4096
-RANKS = ("skip_rank", "adapt_rank", "rank")
+PAPER_LAYERS = 32
 
 
-def check_rows(result: dict[str, Any], only: Sequence[str] | None) -> None:
-    """Refuses names that are no rows of the table.
+def require_possible(
+    table: str, only: Sequence[str] | None, measure: bool = False, training: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses what cannot be reproduced, before a model is built.
+
+    Args:
+        table: one of ``TABLES``.
+        only: names of rows, None for all.
+        measure: whether the rows are to be timed.
+        training: arguments of ``training_configs``, where the rows are to be trained.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such table or row, the rows have no recipe, the table cannot be timed, or weights or
+            data are missing.
     """
-    names = [row["name"] for row in result["rows"]]
+    spec = table_spec(table)
+    names = [row.name for row in spec.rows]
     if wrong := [name for name in only or [] if name not in names]:
-        raise ConfigError(f"{result['table']} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
+        raise ConfigError(f"{table} has no row {wrong[0]!r}; its rows are {', '.join(names)}")
+    if measure and spec.shape is None:
+        raise ConfigError(f"{table} cannot be timed: METER has no timed rows in the paper; leave --measure out")
+    if training is not None:
+        training_configs(table, only, **training)
 
 
 def add_latency(
@@ -64,11 +76,8 @@ def add_latency(
     Raises:
         ConfigError: the table has no shape, or the model does not fit into the memory of GPU or machine.
     """
+    require_possible(result["table"], only, measure=True)
     geometry, spec = result["geometry"], table_spec(result["table"])
-    if "shape" not in geometry:
-        raise ConfigError(
-            f"{result['table']} cannot be timed: METER has no timed rows in the paper; leave --measure out"
-        )
     shape, images, tokens = geometry["shape"], geometry.get("images", 0), next(iter(geometry["prompts"].values()))
     rows = [(row, r) for row, r in zip(spec.rows, result["rows"], strict=True) if not only or row.name in only]
     methods = [(row_method(row), row, r) for row, r in rows if row.recipes]
@@ -136,20 +145,12 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTrainedModel:
-    """The base with a method's untrained modules in its dtype, pruned and folded; it shares the base's weights."""
-    own = {id(parameter): parameter for parameter in base.parameters()}
-    model = copy.deepcopy(base, own)
-    chosen = skipped(row, method, model.config.get_text_config().num_hidden_layers) or ()
-    attach(model, replace(method, num_skip=len(chosen)) if isinstance(method, SkipConfig) else method)
-    for parameter in model.parameters():
-        if id(parameter) not in own:
-            parameter.data = parameter.data.to(base.dtype)
-    if candidates(model):
-        select(model, chosen)
-        prune(model)
+    """The base with a method's untrained modules, pruned and folded; it shares the base's weights."""
+    chosen = skipped(row, method, base.config.get_text_config().num_hidden_layers) or ()
+    model: PreTrainedModel = attached_copy(base, method, chosen)
     if model.eas.method.fold is not None and row.fold_mode != "none":
         fold(model)
-    return model.eval()
+    return model
 
 
 def _inputs(model: Any, tokens: int, images: int) -> dict[str, Tensor]:
@@ -171,14 +172,9 @@ def scaled(method: MethodConfig, text_config: Any) -> MethodConfig:
     """A method of the paper's 32 layers and width 4096 in a model of other sizes: the same share of layers is skipped,
     and ranks are the same share of the width (a multiple of four)."""
     layers, width = text_config.num_hidden_layers, text_config.hidden_size
-    values = method.to_dict()
-    changed: dict[str, Any] = {}
     if isinstance(method, SkipConfig) and layers != PAPER_LAYERS:
-        changed["num_skip"] = max(1, round(method.num_skip * layers / PAPER_LAYERS))
-    if width != PAPER_WIDTH:
-        ranks = {key: values[key] for key in RANKS if values.get(key) is not None}
-        changed |= {key: max(4, round(rank * width / PAPER_WIDTH / 4) * 4) for key, rank in ranks.items()}
-    return replace(method, **changed)
+        method = replace(method, num_skip=max(1, round(method.num_skip * layers / PAPER_LAYERS)))
+    return method.rescaled(width)
 
 
 def add_training(
@@ -208,24 +204,10 @@ def add_training(
             put it. Nothing has been trained then.
     """
     spec = table_spec(result["table"])
-    rows = zip(spec.rows, result["rows"], strict=True)
-    chosen = [(row, r) for row, r in rows if (not only or row.name in only) and row.recipes]
-    if not chosen:
-        raise ConfigError(
-            f"{result['table']} has no recipe for these rows; leave out --train, or name other rows with --row"
-        )
-    if spec.shape is None and model == "tiny":
-        raise ConfigError(
-            f"{result['table']} is about METER, which has another form than the embedded model; leave it out"
-        )
-    configs = {
-        name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
-        for row, _ in chosen
-        for name in row.recipes
-    }
-    for name, of_seeds in configs.items():
-        require_inputs(name, of_seeds[0])
-    for row, r in chosen:
+    configs = training_configs(result["table"], only, output_dir, model, data, options, seeds)
+    for row, r in zip(spec.rows, result["rows"], strict=True):
+        if (only and row.name not in only) or not row.recipes:
+            continue
         r["trained"] = {}
         for name in row.recipes:
             found = [_trained(config) for config in configs[name]]
@@ -242,6 +224,31 @@ def add_training(
     if model is not None or data is not None:
         said += "; not the paper's model and data: k is the same share of the layers, ranks of the width"
     result["training_notes"] = [said]
+
+
+def training_configs(
+    table: str,
+    only: Sequence[str] | None,
+    output_dir: Path,
+    model: str | None = None,
+    data: str | None = None,
+    options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> dict[str, list[RunConfig]]:
+    """The runs of ``add_training`` by recipe, one for each seed; it refuses what that refuses."""
+    spec = table_spec(table)
+    recipes = [name for row in spec.rows if not only or row.name in only for name in row.recipes]
+    if not recipes:
+        raise ConfigError(f"{table} has no recipe for these rows; leave out --train, or name other rows with --row")
+    if spec.shape is None and model == "tiny":
+        raise ConfigError(f"{table} is about METER, which has another form than the embedded model; leave it out")
+    configs = {
+        name: [training_config(name, output_dir, model, data, options, seed) for seed in seeds or (None,)]
+        for name in recipes
+    }
+    for name, of_seeds in configs.items():
+        require_inputs(name, of_seeds[0])
+    return configs
 
 
 def _trained(config: RunConfig) -> tuple[float, dict[str, float]]:

@@ -66,9 +66,7 @@ class RunConfig(Config):
     model: str = option("tiny", "folder or Hub id of a supported model, or 'tiny', the model that comes with eas")
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
-    bits: int | None = option(
-        None, "4 or 8: bits of the quantised blocks of LaVIN's language model; null: not quantised"
-    )
+    bits: int | None = option(None, "4 or 8: bits of the quantised blocks of the language model; null: not quantised")
     data: str = option(
         "scenes:textures",
         "'scenes:TASK', 'nlvr:FOLDER', a benchmark's 'NAME:FOLDER' or 'NAME:hub:ID' "
@@ -171,8 +169,14 @@ class RunConfig(Config):
                     )
                 at = at[part]
             at[name] = given[key]
-            if key == "method.preset" and at["name"] == self.method.name:  # the preset's values, not those of before
-                at |= {f.name: None for f in fields(self.method) if f.default is None and f.name != "preset"}
+            if key == "method.preset" and at["name"] in METHODS:  # its values, not those of before
+                at |= dict.fromkeys(_filled_by_preset(METHODS[at["name"]].config))
             if key == "method.name" and at["name"] != self.method.name:
                 values["method"] = {"name": at["name"]}  # another method's keys
         return type(self).from_dict(values)
+
+
+def _filled_by_preset(method: type[MethodConfig]) -> list[str]:
+    """The fields of a method that a preset fills; none where the method has no presets."""
+    unset = {f.name for f in fields(method) if f.default is None}
+    return sorted(unset - {"preset", "train_projector"}) if "preset" in unset else []

@@ -62,18 +62,19 @@ def teacher_forced(model: Any, inputs: dict[str, Tensor], tokens: Tensor) -> Ten
     return logits[:, ids.shape[1] - 1 : -1]
 
 
-def require_small(errors: dict[str, float], dtype: torch.dtype, mode: str | None) -> None:
+def require_small(errors: dict[str, float], dtype: torch.dtype, mode: str | None, quantised: bool = False) -> None:
     """Stops a run whose model decodes something else than it was tuned for.
 
     Args:
         errors: relative errors by what was compared.
         dtype: of the model.
         mode: how it is folded.
+        quantised: whether its weights have few bits; their products round more than the dtype does.
 
     Raises:
         ConfigError: an error is more than rounding; the message has all of them.
     """
-    allowed = ALLOWED.get(dtype, ALLOWED_HALF)
+    allowed = ALLOWED_HALF if quantised else ALLOWED.get(dtype, ALLOWED_HALF)
     if all(error <= allowed for error in errors.values()):
         return
     shown = ", ".join(f"{what} {error:.1e}" for what, error in errors.items())

@@ -71,7 +71,7 @@ def check_method(run: Run) -> Any:
     """
     base = run.load_config()
     with torch.device("meta"), no_init_weights():
-        model = attach(auto_class(base.model_type).from_config(base), run.task.method(run))
+        model = attach(auto_class(base.model_type).from_config(base), run.config.method)
     if (chosen := run.config.skip_set) is not None:
         try:
             select(model, chosen)

@@ -24,7 +24,7 @@ from eas.progress import track
 from eas.reports.frontier import write_frontier
 from eas.searching.base import Array, SkipSet
 from eas.searching.linear import RegressionRule
-from eas.searching.scoring import answers, score_sets
+from eas.searching.scoring import loss_weight, score_sets
 from eas.tasks.task import Size
 
 POINTS = 5  # sets measured where none are named
@@ -92,7 +92,7 @@ def frontier(
     base = run.load_base()
     prompt = run.task.first(run, "validation")[1]
     base_counts = count(base, *prompt)
-    model = attach(base, run.task.method(run))
+    model = attach(base, run.config.method)
     load_into(model, run.folder / "search" / "adapter")
     model.eval()
     most = len({block.index for block, _ in candidates(model)}) - 1  # at least one attention is kept
@@ -171,7 +171,7 @@ def held_out_losses(run: Run, model: Any, skip_sets: Sequence[SkipSet], examples
     for at in track(range(0, end, size), f"scoring {len(skip_sets)} skip sets"):
         batch = collate([data[i] for i in range(at, min(at + size, end))])
         inputs = {key: t.to(model.device) for key, t in batch.items()}
-        weight = answers(model, inputs)
+        weight = loss_weight(model, inputs)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
             total += weight * np.array(score_sets(model, inputs, skip_sets))
         weights += weight

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +22,18 @@ from eas.training import EASTrainer, Phase, last_checkpoint
 console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
 
 
-def attached(run: Run) -> Any:
+def attached_base(run: Run) -> Any:
     """The base with the run's method; its start values come from the run's seed."""
     model = run.load_base(on_host=parse_flag_from_env("ACCELERATE_USE_FSDP"))  # FSDP places what it shards
     torch.manual_seed(run.config.seed)  # of the PIAs
-    return attach(model, run.task.method(run))
+    return attach(model, run.config.method)
 
 
-def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | None = None) -> EASTrainer:
-    """What trains for so many steps in all and leaves its checkpoints in the folder, the phase's if none is named."""
+def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
+    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder."""
     settings, cuda = run.config.train, torch.cuda.is_available()
     args = TrainingArguments(
-        output_dir=str(folder or run.folder / phase),
+        output_dir=str(run.folder / phase),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -62,7 +61,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int, folder: Path | 
         held_out=run.data("validation") if phase == "search" else (),
         train_dataset=run.data("train"),
         data_collator=run.task.collator(run),
-        callbacks=[ProgressBar("finalist" if folder else phase)],
+        callbacks=[ProgressBar(phase)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -22,7 +22,6 @@ class SearchRecord(TypedDict):
     ranking: NotRequired[list[int]]
     importances: NotRequired[list[float]]
     rounds: NotRequired[list[RoundRecord]]
-    rungs: NotRequired[list[dict[str, Any]]]
     log: NotRequired[list[LossRecord]]
     seconds: NotRequired[float]
 
@@ -72,13 +71,6 @@ STEP_RECORDS: dict[str, Any] = {
     "measure": MeasureRecord,
 }
 """By step; other records are mappings of any kind."""
-
-
-class FinalsRecord(TypedDict):
-    """losses.json of the finalists."""
-
-    losses: dict[str, float]
-    seconds: float
 
 
 class TrialRun(TypedDict):

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from eas.files import claimed, write_text
 from eas.models.anatomy import auto_class
 from eas.models.folder import model_config
 from eas.models.gguf import base_folder
-from eas.models.lavin import quantisation
+from eas.models.quantisation import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
@@ -35,15 +35,32 @@ COMPUTE = {"float32": torch.float32, "float16": torch.float16}
 """What quantised maps compute in, by ``dtype``; bfloat16 otherwise."""
 
 
+@dataclass
+class Kept:
+    """Models that a step leaves to the next step in the same process, which takes them instead of loading them again.
+
+    Args:
+        attached: the model of the search, for ``tune``.
+        base: for ``measure``.
+        folded: the tuned model, folded where the method folds, for ``measure``.
+    """
+
+    attached: Any = None
+    base: Any = None
+    folded: Any = None
+
+
 @dataclass(frozen=True)
 class Run:
     """One run in its folder.
 
     Args:
         config: what the run is.
+        kept: models that steps leave to each other.
     """
 
     config: RunConfig
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
@@ -92,9 +109,8 @@ class Run:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""
         given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.config.dtype}
         if self.config.bits is not None:
-            given["quantization_config"] = quantisation(
-                self.config.bits, COMPUTE.get(self.config.dtype, torch.bfloat16)
-            )
+            compute = COMPUTE.get(self.config.dtype, torch.bfloat16)
+            given["quantization_config"] = quantisation(self.load_config(), self.config.bits, compute)
         model = load_base(self.base_id, **given)
         return model.to("cuda" if torch.cuda.is_available() and not on_host else "cpu")
 

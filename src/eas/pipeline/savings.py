@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from eas.attachment.state import attachment
-from eas.config import MethodConfig, SkipConfig
+from eas.config import RANKS, MethodConfig, SkipConfig
 from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
 from eas.methods import method_of
-from eas.methods.ranks import RANKS
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
@@ -38,11 +37,11 @@ def fold_mode(run: Run) -> str | None:
 
 def warning(run: Run) -> str:
     """What to say of a run that skips something and yet saves nothing, with ranks that would save; else empty."""
-    method = run.task.method(run)
+    method = run.config.method
     if not isinstance(method, SkipConfig) or method.num_skip == 0 or run.config.bits is not None:
         return ""
     config, size = run.load_config(), run.task.first(run, "test")[1]
-    last = run.task.candidates(config, method)
+    last = run.task.num_candidates(config, method)
     skip_set = run.config.skip_set or range(last - method.num_skip, last)
     dtype = _dtype(run.config.dtype, config)
     with torch.device("meta"), no_init_weights():

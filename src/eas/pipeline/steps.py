@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from eas.attachment.attach import fold, prune, select
 from eas.attachment.load import load, load_into
@@ -28,10 +28,8 @@ from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
-from eas.pipeline.finals import FOLDER as FINALS
-from eas.pipeline.finals import WINNER, finals
 from eas.pipeline.fit import check, check_room
-from eas.pipeline.phases import announce, attached, console, logged_losses, make_trainer, train
+from eas.pipeline.phases import announce, attached_base, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.samples import samples
@@ -68,8 +66,9 @@ def search(run: Run) -> None:
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})
         return
-    model = attached(run)
+    model = attached_base(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
+        run.kept.attached = model
         run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
         return
     planned = plan(run, "search")
@@ -86,16 +85,9 @@ def search(run: Run) -> None:
     record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
-    if config.search.finalists:
-        assert trainer.search_phase is not None
-        rule = trainer.search_phase.rule
-        del model, trainer
-        record |= finals(run, rule, found.skip_set)
-        record["seconds"] += record["finals_seconds"]
-        console.print(f"skip set {list(record['skip_set'])} of {config.search.finalists} finalists")
+    if config.train.continue_pias and not dist.is_initialized():  # several processes have wrapped or sharded it
+        run.kept.attached = model
     run.finish("search", record)
-    if is_main():
-        shutil.rmtree(run.folder / "search" / FINALS, ignore_errors=True)
 
 
 def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
@@ -113,13 +105,13 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
-    model = attached(run)
+    model, run.kept.attached = run.kept.attached or attached_base(run), None
     try:
         select(model, found["skip_set"])
     except ValueError as error:
         raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
-        load_into(model, run.folder / "search" / (WINNER if "rungs" in found else "adapter"))
+        load_into(model, run.folder / "search" / "adapter")
     if isinstance(run.config.method, SkipConfig):
         prune(model)
     planned = plan(run, "tune")
@@ -161,7 +153,7 @@ def fold_step(run: Run) -> None:
         if decodes:
             errors["of the fold in decoding"] = relative_error(decode(model, batches[0], tokens)[1], unfolded_steps)
         record["relative_error"] = errors["of the fold"]
-    require_small(errors, model.dtype, record["mode"])
+    require_small(errors, model.dtype, record["mode"], quantised=run.config.bits is not None)
     run.finish("fold", {**record, "errors": errors})
     if mode is not None:
         console.print(f"folded ({record['mode']}: {record['reason']}): relative error {max(errors.values()):.1e}")
@@ -191,8 +183,9 @@ def evaluate_step(run: Run) -> None:
         record["examples_of"] = dict(result.report.counts)
         console.print(f"{name}: {share(result.score, len(examples))} of {len(examples)}")
 
-    score("zero_shot", run.load_base(), config.eval_batch_size)
-    model = load(run.load_base(), run.folder / "adapter")
+    run.kept.base = run.load_base()
+    score("zero_shot", run.kept.base, config.eval_batch_size)
+    run.kept.folded = model = load(run.load_base(), run.folder / "adapter")
     score("tuned", model, config.eval_batch_size)
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
@@ -207,10 +200,13 @@ def measure(run: Run) -> None:
     config = run.config
     inputs, size = run.task.first(run, "test")
     prompt_tokens, images, _ = size
-    base, tuned = run.load_base(), load(run.load_base(), run.folder / "adapter")
+    base, tuned = run.kept.base or run.load_base(), run.kept.folded
+    run.kept.base = run.kept.folded = None
     mode = fold_mode(run)
-    if mode is not None:
-        fold(tuned, mode)
+    if tuned is None:
+        tuned = load(run.load_base(), run.folder / "adapter")
+        if mode is not None:
+            fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
     counts = {name: count(model, *size) for name, model in models.items()}
     blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
@@ -270,7 +266,7 @@ def gather_into(run: Run, folder: Path) -> None:
             "id": config.model,
             "class": model_config.architectures[0],
             "layers": run.task.layers(model_config),
-            "candidates": run.task.candidates(model_config, run.config.method),
+            "candidates": run.task.num_candidates(model_config, run.config.method),
             "skip_set": found.get("skip_set"),
             "k": config.num_skip,
             "method": config.method.name,

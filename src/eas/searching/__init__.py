@@ -1,7 +1,6 @@
 """The search for attentions that a task does not need: rules that learn from losses, and the phase that runs them."""
 
 from eas.searching.fixed import FIXED, similarity_ranking
-from eas.searching.halving import Rung, successive_halving
 from eas.searching.phase import Round, SearchConfig, SearchPhase, SearchResult
 from eas.searching.rules import RULES, Rule, make_rule, random_skip_set
 
@@ -10,12 +9,10 @@ __all__ = [
     "RULES",
     "Round",
     "Rule",
-    "Rung",
     "SearchConfig",
     "SearchPhase",
     "SearchResult",
     "make_rule",
     "random_skip_set",
     "similarity_ranking",
-    "successive_halving",
 ]

@@ -55,10 +55,6 @@ class SearchConfig(Config):
         None, "[low, high]: range of the set sizes; each set draws its size, so the search informs every k; null: k"
     )
     train: bool = option(True, "false: only rounds, with the weights at the start; no warm-up, no training steps")
-    stop_when_settled: bool = option(False, "end the search when further rounds are unlikely to change the skip set")
-    finalists: int = option(0, "number of skip sets compared by successive halving after the search; 0 turns it off")
-    finalist_steps: int = option(20, "training steps of a finalist before each halving")
-    finalist_batches: int = option(8, "held-out batches for the score of a finalist")
     score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
     seed: int = option(0, "random seed of the skip sets and of the rule")
 
@@ -67,17 +63,13 @@ class SearchConfig(Config):
         rules = (*RULES, *WITHOUT_LOSSES)
         self._require("rule", self.rule in rules, f"must be one of {', '.join(rules)}")
         self._require("warmup_steps", self.warmup_steps >= 0, "must be at least 0")
-        self._require_counts("interval", "batch_size", "finalist_steps", "finalist_batches")
+        self._require_counts("interval", "batch_size")
         self._require("samples", self.samples >= 2, "must be at least 2: a reward counts against its round's mean")
-        for name in ("samples", "finalists"):
-            self._require(name, getattr(self, name) <= 1000, "must be at most 1000; every one of the sets is scored")
+        self._require("samples", self.samples <= 1000, "must be at most 1000; every one of the sets is scored")
         self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
         sizes = self.num_skip_range
         fits = sizes is None or (len(sizes) == 2 and 0 <= sizes[0] <= sizes[1] > 0)
         self._require("num_skip_range", fits, "must be null or [low, high], 0 <= low <= high, high at least 1")
-        self._require("finalists", self.finalists == 0 or self.finalists >= 2, "must be 0, for none, or at least 2")
-        proposes = self.finalists == 0 or self.rule in RULES
-        self._require("finalists", proposes, f"rule {self.rule!r} proposes one set; use another rule, or 0")
         self._require("score_dtype", self.score_dtype in (None, "bfloat16"), "must be null or 'bfloat16'")
 
     def round_after(self, step: int) -> bool:
@@ -178,8 +170,6 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.config.round_after(state.global_step):
             self.round(state.global_step)
-            if self._ends():  # no checkpoint here: a run that resumes from an earlier one ends here again
-                control.should_training_stop, control.should_save = True, False
 
     def run(self, steps: int, folder: Path | None = None, title: str = "") -> None:
         """Only the rounds of a search of ``steps`` training steps; the weights do not change.
@@ -192,8 +182,6 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.start = time.perf_counter()
         rounds = [*filter(self.config.round_after, range(1, steps + 1))]
         for step in track(rounds[len(self.rounds) :], title):
-            if self.rounds and self._ends():
-                return
             self.round(step)
             if folder is not None and is_main():
                 self.save(folder)
@@ -208,9 +196,6 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.rule.observe(skip_sets, losses)
         self.rounds.append(Round(step, skip_sets, losses, self.rule.importances()))
         self.round_seconds += time.perf_counter() - start
-
-    def _ends(self) -> bool:
-        return self.config.stop_when_settled and self.rule.settled()
 
     def result(self) -> SearchResult:
         """The result of the rounds so far."""

@@ -129,8 +129,8 @@ def _score_whole(model: Any, inputs: Mapping[str, Any], skip_sets: Sequence[Skip
     return losses
 
 
-def answers(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
-    """What a batch's mean loss is the mean of: answer tokens; examples, where a label is no sequence of tokens."""
+def loss_weight(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
+    """How many losses a batch's mean loss is of: its answer tokens; its examples where the model generates nothing."""
     labels: Tensor = inputs["labels"]
     return int((labels[:, 1:] != -100).sum()) if model.can_generate() else len(labels)
 

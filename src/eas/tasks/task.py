@@ -6,7 +6,7 @@ Only ``task_of`` distinguishes them; all other code asks ``run.task``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.data import benchmark_of
 from eas.example import Example
 from eas.methods import method_of, require_fit
-from eas.models.lavin import LavinConfig
 from eas.tasks.collate import Collator
 from eas.tasks.collate_meter import MeterCollator
 from eas.tasks.evaluation import Evaluation, evaluate
@@ -43,13 +42,9 @@ class Task:
         Raises:
             ConfigError: the message names the key.
         """
-        if (bits := run.config.bits) is None:
-            return
-        if (kind := run.load_config().model_type) != LavinConfig.model_type:
-            raise ConfigError(f"bits = {bits}: only LaVIN is quantised on loading, this is a {kind}; leave bits out")
-        if find_spec("bitsandbytes") is None:
+        if run.config.bits is not None and find_spec("bitsandbytes") is None:
             raise ConfigError(
-                f"bits = {bits}: bitsandbytes is missing; pip install 'eas[quantised]', or leave bits out"
+                f"bits = {run.config.bits}: bitsandbytes is missing; pip install 'eas[quantised]', or leave bits out"
             )
 
     def check_generation(self, run: Run) -> None:
@@ -58,10 +53,6 @@ class Task:
         Raises:
             ConfigError: the model generates nothing.
         """
-
-    def method(self, run: Run) -> MethodConfig:
-        """The run's method as the model takes it."""
-        return run.config.method
 
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         """Makes the batches that the model is trained on and its skip sets are scored on."""
@@ -131,7 +122,7 @@ class Task:
         layers: int = config.get_text_config().num_hidden_layers
         return layers
 
-    def candidates(self, config: Any, method: MethodConfig) -> int:
+    def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
         kind = method.candidates if isinstance(method, SkipConfig) else "mha"
         return self.layers(config) * (2 if kind == "either" else 1)
@@ -154,8 +145,9 @@ class MeterTask(Task):
     form = "coattention"
 
     def check(self, run: Run) -> None:
-        super().check(run)
         config, benchmark = run.config, benchmark_of(run.config.data)
+        if config.bits is not None:
+            raise ConfigError(f"bits = {config.bits}: METER is not quantised; leave bits out")
         if not self.benchmark:
             raise ConfigError(
                 f"model = {config.model!r}: METER's pretraining head has no task to tune for; convert the checkpoint "
@@ -191,12 +183,6 @@ class MeterTask(Task):
             "and docs/meter.md shows how to call it"
         )
 
-    def method(self, run: Run) -> MethodConfig:
-        """With the head in the projector's place: METER has none, and a new head must be tuned along."""
-        method = run.config.method
-        tune_head = method.train_head or method.train_projector is not False
-        return replace(method, train_projector=False, train_head=tune_head)
-
     def collator(self, run: Run) -> Callable[[Sequence[Example]], Batch]:
         captions = run.data("train") if self.name == "retrieval" else ()
         return MeterCollator(run.processor, self.name, self._answers(run), captions)
@@ -228,7 +214,7 @@ class MeterTask(Task):
     def layers(self, config: Any) -> int:
         return 2 * int(config.coattention_config.num_hidden_layers)
 
-    def candidates(self, config: Any, method: MethodConfig) -> int:
+    def num_candidates(self, config: Any, method: MethodConfig) -> int:
         layerwise = isinstance(method, SkipConfig) and method.candidates == "layer"
         return self.layers(config) * (1 if layerwise else 2)  # self and cross attention
 

@@ -23,7 +23,7 @@ from eas.hf.trainer import OPTIMIZER_NAME, PREFIX_CHECKPOINT_DIR, SCHEDULER_NAME
 from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
-from eas.searching.scoring import answers, score_sets
+from eas.searching.scoring import loss_weight, score_sets
 from eas.training import sharded
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
@@ -162,7 +162,7 @@ class EASTrainer(OpenTrainer):
         self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
         inputs = self.on_device(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
-        weight = answers(self.model, inputs) if share else 0
+        weight = loss_weight(self.model, inputs) if share else 0
         own = self.score_dtype is None
         with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
             losses = score_sets(self.model, inputs, skip_sets)

@@ -54,7 +54,7 @@ def search(
         The skip set, the ranking of all candidates, and the history.
 
     Raises:
-        ConfigError: the model skips nothing, a split is empty, or ``config.finalists`` is not 0.
+        ConfigError: the model skips nothing or a split is empty.
         ValueError: the model is not attached, or is folded or pruned.
 
     Example:
@@ -71,8 +71,6 @@ def search(
         (4, 3, True)
     """
     config = SearchConfig() if config is None else config
-    if config.finalists:
-        raise ConfigError(f"SearchConfig.finalists = {config.finalists}: only `eas run` tunes finalists; leave it 0")
     if len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
     with TemporaryDirectory() as folder:

@@ -8,9 +8,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from eas.models.lavin.configuration import LavinConfig
 from eas.models.lavin.modeling import LavinForConditionalGeneration, LavinModel
 from eas.models.lavin.processing import LavinProcessor
-from eas.models.lavin.quantisation import quantisation
 
-__all__ = ["LavinConfig", "LavinForConditionalGeneration", "LavinModel", "LavinProcessor", "quantisation"]
+__all__ = ["LavinConfig", "LavinForConditionalGeneration", "LavinModel", "LavinProcessor"]
 
 AutoConfig.register(LavinConfig.model_type, LavinConfig)
 AutoModelForImageTextToText.register(LavinConfig, LavinForConditionalGeneration)

@@ -1,0 +1,54 @@
+"""Bases whose language model has blocks of 4 or 8 bits. Everything else keeps its precision, as in LaVIN-lite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from eas.hf.api import no_init_weights
+from eas.models.anatomy import auto_class, paths
+from eas.models.folder import model_config
+
+
+def quantisation(base: Any, bits: int, compute_dtype: torch.dtype = torch.bfloat16) -> BitsAndBytesConfig:
+    """For ``quantization_config`` of ``eas.load`` and ``from_pretrained``; bitsandbytes must be installed.
+
+    Args:
+        base: folder, Hub id or configuration of a decoder of any family.
+        bits: 4 (NF4, with its scales quantised again) or 8.
+        compute_dtype: of the products with 4-bit weights.
+
+    Raises:
+        ValueError: other bits.
+        UnsupportedModelError: the family is not supported.
+
+    Example:
+        >>> from eas.demo.tiny import TINY_DIR
+        >>> quantisation(TINY_DIR, bits=4).llm_int8_skip_modules
+        ['lm_head', 'model.vision_tower', 'model.multi_modal_projector']
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"bits = {bits}: a language model is quantised to 4 or 8")
+    config = model_config(str(base)) if isinstance(base, str | Path) else base
+    with torch.device("meta"), no_init_weights():
+        model = auto_class(config.model_type).from_config(config)
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=_beside(model, paths(model)[0]),
+    )
+
+
+def _beside(model: nn.Module, path: str) -> list[str]:
+    """The names of all modules that the path passes by: head, vision tower, projector."""
+    first, _, rest = path.partition(".")
+    names = [name for name, _ in model.named_children() if name != first]
+    below = _beside(model.get_submodule(first), rest) if rest else []
+    return names + [f"{first}.{name}" for name in below]
