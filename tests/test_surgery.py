@@ -168,9 +168,9 @@ def test_refusals():
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported; supported are Llama.*SmolVLM"):
         attach(tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)), EASConfig(**PLAIN))
     inner = tf.LlavaConfig(
-        text_config=tf.Qwen3Config(**TEXT, head_dim=8), vision_config=build(LLAVA).config.vision_config
+        text_config=tf.GemmaConfig(**TEXT, head_dim=8), vision_config=build(LLAVA).config.vision_config
     )
-    with pytest.raises(UnsupportedModelError, match=r"with a Qwen3Model is not supported; supported are Llama.* Qwen2"):
+    with pytest.raises(UnsupportedModelError, match=r"with a GemmaModel is not supported; supported are Llama.* Qwen2"):
         attach(tf.LlavaForConditionalGeneration(inner), EASConfig(**PLAIN))
     for bad, words in (({"num_skip": 4}, "num_skip = 4: the model has 4"), ({"up_groups": 3}, "up_groups = 3: must")):
         model = build(LLAMA)
