@@ -5,6 +5,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,21 @@ TABLES = {
 }
 
 
-def filled(page: str) -> str:
-    """The page with every table rewritten."""
+def fill(page: str, tables: dict[str, Callable[[], Rows]]) -> str:
+    """A page with every table rewritten."""
 
     def table(match: re.Match[str]) -> str:
-        head, *rows = TABLES[match[1]]()
+        head, *rows = tables[match[1]]()
         lines = [head, ["---"] * len(head), *rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"<!-- table: {match[1]} -->\n\n{body}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """This page with every table rewritten."""
+    return fill(page, TABLES)
 
 
 if __name__ == "__main__":

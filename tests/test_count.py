@@ -129,7 +129,7 @@ def test_the_paper_s_closed_form_at_other_sizes(d: int, ff: int, heads: int, kv:
     assert count(model, n).params_total == count(model, n, method="lora").params_folded == weights
     assert count(model, n, method="lora", dtype=torch.float16).kv_bytes_per_token == 3 * 2 * d_kv * 2
     folded = count(model, n, k=2, method={"skip_rank": 256, "adapt_rank": 128}, fold_mode="per_example")
-    gone, biases = 2 * (2 * d * d + 2 * d * d_kv + d), 2 * 2 * ff + (d + 2 * d_kv)
+    gone, biases = 2 * (2 * d * d + 2 * d * d_kv + 2 * d), 2 * 2 * ff + (d + 2 * d_kv)
     assert folded.params_folded == weights - gone + biases
     assert folded.fold_macs > 0
     assert folded.statistics_macs == 3 * 2 * d + 2 * d * 256  # routers, and c of the skipped, on one mean each

@@ -456,7 +456,7 @@ def test_a_run_knows_the_options_of_its_data():
         ({"data": "slake:x", "data_options": {"langage": "en"}}, "did you mean 'language'"),
         (
             {"data": "slake:x", "metric": "scienceqa"},
-            "must be null or one of exact, contains, choice, vqa, none, slake",
+            "must be null or one of exact, contains, choice, vqa, ranking, none, slake",
         ),
         ({"data": "scenes:codes", "data_options": {"seed": 1}}, "scenes:codes has none"),
         ({"data": "own.jsonl", "data_options": {"skip_bad": "yes"}}, "must be bool"),

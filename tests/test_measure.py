@@ -139,9 +139,10 @@ def test_a_decode_step_reads_what_lives() -> None:
     selected, pruned = count(variant("selected"), 8), count(variant("pruned"), 8)
     assert selected.weight_bytes == pruned.weight_bytes
     pias = 2 * (3 * 6 * 32 + 6 + 2 * 32) * 4 + 2 * (3 * 4 * 32 + 4 + 2 * 32) * 4
-    assert selected.weight_bytes == whole - 2 * attention + pias
-    folded, norms, biases = count(variant("per_example"), 8), 2 * 32 * 4, 2 * 2 * 64 * 4 + 2 * (32 + 16 + 16) * 4
-    assert folded.weight_bytes == whole - 2 * attention - norms + biases
+    norms = 2 * 32 * 4  # a skipped attention's; folded, the FFN's goes too
+    assert selected.weight_bytes == whole - 2 * attention - norms + pias
+    folded, biases = count(variant("per_example"), 8), 2 * 2 * 64 * 4 + 2 * (32 + 16 + 16) * 4
+    assert folded.weight_bytes == whole - 2 * attention - 2 * norms + biases
     # the shared form keeps a row of zeros, and a one, for its up-biases
     assert count(variant("shared"), 8).weight_bytes == selected.weight_bytes + 4 * (32 + 1) * 4
 

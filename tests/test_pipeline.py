@@ -221,11 +221,11 @@ def test_search_finds_a_planted_redundant_attention(tmp_path, seed):
                 layer.self_attn.o_proj.weight.zero_()
                 layer.input_layernorm.weight.fill_(1.0)
                 continue
-            # the base computes what it did, bit for bit, but a skip hands the FFN an input 32 times too large
+            # the base computes what it did, bit for bit; in the paper's form a skip hands the FFN 32 times its input
             layer.input_layernorm.weight.mul_(32)
             for name in ("q_proj", "k_proj", "v_proj"):
                 layer.self_attn.get_submodule(name).weight.div_(32)
-    eas.attach(model, eas.EASConfig(1, skip_rank=4, adapt_rank=4))
+    eas.attach(model, eas.EASConfig(1, skip_rank=4, adapt_rank=4, form="paper"))
     mixed = [example for family in ("colour", "position", "existence") for example in scenes(family, "train", 32, seed)]
     args = TrainingArguments(str(tmp_path), max_steps=24, per_device_train_batch_size=2, learning_rate=1e-5)
     args.report_to, args.save_strategy, args.seed, args.disable_tqdm = [], "no", seed, True

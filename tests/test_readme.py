@@ -94,7 +94,7 @@ def test_the_table_of_methods_names_them_all():
     assert folds == {name: method.fold_modes for name, method in eas.METHODS.items()}
 
 
-@pytest.mark.parametrize("name", ["evidence_page", "search_page"])
+@pytest.mark.parametrize("name", ["evidence_page", "search_page", "smollm2_page"])
 def test_pages_show_what_was_measured(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     page = importlib.import_module(name)

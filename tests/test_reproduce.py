@@ -97,7 +97,8 @@ def test_another_geometry_is_another_column(monkeypatch: pytest.MonkeyPatch) -> 
     base = layers * (mha(d, n) + ffn) + 32000 * d
     assert ours["LLaMA-LoRA"]["flops"] * 1e9 == pytest.approx(base, rel=1e-12)
     assert ours["EAS_12"]["delta"] * 1e9 == pytest.approx(-12 * mha(d, n), rel=1e-9)
-    adapters = (layers - 4) * 2 * d * 8 * n + 4 * 2 * d * 32 * n + layers * 2 * d  # with their routers
+    # ranks 8 and 32 at a quarter of the width, at least 4; with their routers
+    adapters = (layers - 4) * 2 * d * 4 * n + 4 * 2 * d * 8 * n + layers * 2 * d
     assert ours["DAS_4"]["delta"] * 1e9 == pytest.approx(adapters - 4 * (mha(d, n) + ffn), rel=1e-9)
     lora = layers * 2 * (2 * d * 8)  # query and value maps
     assert ours["LLaMA-LoRA"]["params_M"] * 1e6 == pytest.approx(lora + BESIDE["lavin"](config), rel=1e-12)

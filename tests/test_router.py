@@ -53,7 +53,7 @@ def test_it_becomes_the_mean_over_the_prompts(family, skip, config, tmp_path):
 
     seen = []  # what reaches the first block's PIA
     first = blocks(twin)[0]
-    first.input_layernorm.register_forward_hook(lambda module, args, out: seen.append(out))
+    first.unit_norm.register_forward_hook(lambda module, args, out: seen.append(out))
     alphas = []
     for batch in data:
         logits(twin, batch)

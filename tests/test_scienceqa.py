@@ -14,7 +14,7 @@ from PIL import Image
 from eas.config import ConfigError
 from eas.data import BENCHMARKS, load_data
 from eas.data.benchmark import match
-from eas.data.scienceqa import ScienceQAOptions, _example
+from eas.data.scienceqa import ScienceQAOptions, make_example
 from eas.example import DataError
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, extract
 
@@ -40,7 +40,7 @@ PROBLEM = {
 
 
 def asked(problem=PROBLEM, caption="", **options):
-    example = _example("7", problem, Path("image.png"), caption, ScienceQAOptions(**options))
+    example = make_example("7", problem, Path("image.png"), caption, ScienceQAOptions(**options))
     return example.question, example.target
 
 

@@ -148,7 +148,7 @@ CASES = [
     command("bench, size 0", "--batch-sizes = ", "bench", "llava-0.5b", "--batch-sizes", "0"),
     command("bench, variants", "--variants", "bench", "llava-0.5b", "--variants", "base,none"),
     command("bench, prompt", "--prompt = 1", "bench", "llava-0.5b", "--prompt", "1"),
-    command("bench, model", "--model = 'nothing'", "bench", "nothing", "--output", "{folder}/b.json"),
+    command("bench, model", "MODEL = 'nothing'", "bench", "nothing", "--output", "{folder}/b.json"),
     command("reproduce, table", "table9", "reproduce", "table9", "--output-dir", "{folder}"),
     command("reproduce, data untrained", "add --train", "reproduce", "table1", "--data", "x"),
     command("data options without a prefix", "-o a=1", "data", "check", "scenes:odd", "-o", "a=1"),
