@@ -33,7 +33,7 @@ from eas.searching.scoring import score_sets
 from eas.tasks.collate import Collator
 
 MODEL, LAYERS, K, RANDOM, QUESTIONS, LONGEST = "smollm2-135m", 30, 10, 300, 16, 120
-RULES, SEEDS, ROUNDS, SAMPLES = ("spread", "regression"), 2, 20, 3
+RULES, SEEDS, ROUNDS, SAMPLES = ("spread",), 1, 20, 3
 SkipSet = tuple[int, ...]
 
 
