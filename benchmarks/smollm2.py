@@ -31,6 +31,7 @@ from eas.tasks.evaluation import evaluate
 
 MODEL, LAYERS, EVERY, ROWS, LONGEST = "smollm2-135m", 30, 50, 8, 120
 ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
+SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]  # by benchmarks/smollm2_sets.py, before training, 60 evaluations
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
 # name -> method, skip set, learning rate
@@ -38,6 +39,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "LoRA": ({"name": "lora", "rank": 8}, [], 2e-3),
     "EAS paper": ({**EAS, "form": "paper"}, ALTERNATING, 2e-3),
     "EAS residual": ({**EAS, "form": "residual"}, ALTERNATING, 2e-3),
+    "EAS residual, searched set": ({**EAS, "form": "residual"}, SEARCHED, 2e-3),
     "drop + LoRA": ({"name": "drop", "num_skip": 10, "rank": 8}, ALTERNATING, 2e-3),
     "EAS residual, constant, causal": ({**EAS, "router": "constant", "pooling": "causal"}, ALTERNATING, 2e-3),
     "EAS residual, no pooling": ({**EAS, "pooling": "none"}, ALTERNATING, 2e-3),
