@@ -92,7 +92,7 @@ def without_form(path, **more):
 def test_adapters_written_before_keep_the_papers_form(tmp_path):
     model = attached(LLAMA, (0, 2), {"form": "paper"})
     eas.save(model, tmp_path)
-    without_form(tmp_path / WEIGHTS_FILE, train_scale=False)
+    without_form(tmp_path / WEIGHTS_FILE, train_scale=False, train_head=False)
     again = eas.load(build(LLAMA), tmp_path)
     assert again.eas.config.form == "paper"
     assert torch.equal(logits(again, prompts(LLAMA)), logits(model, prompts(LLAMA)))
@@ -101,6 +101,7 @@ def test_adapters_written_before_keep_the_papers_form(tmp_path):
         without_form(tmp_path / WEIGHTS_FILE, **more)
         with pytest.raises(CheckpointError, match="trained by an EAS whose hidden_scale was also that of adapt PIAs"):
             eas.load(build(LLAMA), tmp_path)
+    assert recorded_method({"name": "lora", "rank": 4, "train_head": True}).train_projector  # METER's head
     with pytest.raises(ConfigError, match="has no key 'rang'"):
         recorded_method({"name": "eas", "rang": 3})
 

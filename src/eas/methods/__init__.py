@@ -161,11 +161,14 @@ def recorded_method(values: Mapping[str, Any]) -> MethodConfig:
     """The configuration that a stored model holds.
 
     An EAS without "form" is older than the residual form. Its ``hidden_scale`` was also that of adapt PIAs, and
-    ``train_scale`` trained a factor of g.
+    ``train_scale`` trained a factor of g. METER's head was trained by a key of its own, ``train_head``.
 
     Raises:
         ConfigError: it holds what only the older EAS computed, or a key or value is refused.
     """
+    values = dict(values)
+    if values.pop("train_head", False):
+        values["train_projector"] = True
     if values.get("name", "eas") != "eas" or "form" in values:
         return method_config(values)
     older = {"form": "paper", "adapt_router_bias": True, **values}
