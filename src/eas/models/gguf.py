@@ -1,7 +1,7 @@
 """Models in a GGUF file: opened once, and kept as an ordinary folder, which everything else reads.
 
-transformers turns the quantised weights of a GGUF file into plain ones. A model that it opened so cannot be saved until
-its quantiser is taken off; here that is done, once per file.
+transformers turns the quantised weights of a GGUF file into plain ones, but then refuses to save the model until its
+quantiser is taken off. This file takes the quantiser off and saves the model, once per GGUF file.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **given)
     except Exception as error:  # whatever the reader raises for a damaged file, or a model that it does not know
-        raise DataError(f"{file} is no GGUF file that transformers opens ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"{file} is no GGUF file that transformers opens ({type(error).__name__}: {error}); name another file, "
+            "or a folder with the plain weights"
+        ) from error
     model.hf_quantizer = None  # the weights are plain now
     del model.config.quantization_config
     model.config.name_or_path = file.stem

@@ -57,7 +57,10 @@ def warning(run: Run) -> str:
         return ""
     ranks = {name: rank for name, rank in filled.to_dict().items() if name in RANKS}
     said = "".join(f", {name} {rank}" for name, rank in ranks.items())
-    about, step = f"this run can save nothing: k = {method.num_skip}{said} take {more}", getattr(filled, "up_groups", 1)
+    about, step = (
+        f"this run can save nothing: k = {method.num_skip}{said} take {more}",
+        vars(filled).get("up_groups", 1),
+    )
     while ranks and max(ranks.values()) > step:
         ranks = {name: max(step, rank // 2 // step * step) for name, rank in ranks.items()}
         _, found = allowed(replace(filled, **ranks))

@@ -222,7 +222,7 @@ class Collator:
 
     @staticmethod
     def _row(batch: dict[str, Tensor], row: int, start: int, answer: list[int]) -> dict[str, Tensor]:
-        """What there is of a row per token, without padding: its prompt of ``start`` tokens, and the answer."""
+        """The entries of one row that have a value per token: its prompt of ``start`` tokens and its answer."""
         prompts = {name: batch[name][row, -start:] for name in _PER_TOKEN & batch.keys()}
         added = {"input_ids": torch.tensor(answer), "attention_mask": torch.ones(len(answer), dtype=torch.long)}
         found = {
