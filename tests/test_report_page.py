@@ -245,6 +245,8 @@ def test_the_page_in_a_browser(several: Page, browser: Any, width: int, scheme: 
     assert len(drawn) == 3 * len(OF_A_RUN) + len(COSTS) + len(OF_SEVERAL) + 3
     assert all(wide > 250 and right <= width for wide, right in drawn)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    hinted = 'one.classList.contains("wider") === (one.scrollWidth > one.clientWidth + 1)'
+    assert page.evaluate(f"[...document.querySelectorAll('.scroll')].every(one => {hinted})")
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
     faults = page.evaluate("axe.run()")["violations"]
