@@ -70,7 +70,7 @@ class Expected(TypedDict):
     Args:
         prompt: a text; null where the model has no tokenizer.
         prompt_tokens: the same as tokens.
-        tokens: the most likely token, step by step; the end of an answer does not stop it.
+        tokens: the most likely token, step by step, but for those that end an answer.
         likeliest: at every step the five likeliest tokens.
         log_probs: their log-probabilities.
         dtype: eas computed in it.

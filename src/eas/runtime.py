@@ -80,8 +80,15 @@ class Served:
                 break
         return answers
 
-    def steps(self, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[np.ndarray[Any, Any]]:
+    def steps(
+        self, prompts: Sequence[Sequence[int]], limit: int, never: Sequence[int] = ()
+    ) -> Iterator[np.ndarray[Any, Any]]:
         """The logits of the next token, ``(batch, vocab)``, step by step; the most likely token goes on.
+
+        Args:
+            prompts: tokens.
+            limit: how many steps.
+            never: tokens that do not go on.
 
         Raises:
             ExportError: there is no prompt, an empty one, or one that is too long for the model.
@@ -103,7 +110,7 @@ class Served:
             state = {name: found[f"new_{name}"] for name in state}
             logits = found["logits"][:, -1]
             yield logits
-            new = logits.argmax(-1)[:, None]
+            new = without(logits, never).argmax(-1)[:, None]
 
     def check(self) -> Check:
         """Compares the engine with ``expected.json``, and every file with its digest.
@@ -114,15 +121,23 @@ class Served:
         read_export(self.folder, whole=True)
         want = read_expected(self.folder)
         same, equal, worst = 0, True, 0.0
-        for step, logits in enumerate(self.steps([want["prompt_tokens"]], len(want["tokens"]))):
+        ends = self.record["eos"]
+        for step, logits in enumerate(self.steps([want["prompt_tokens"]], len(want["tokens"]), ends)):
             row = logits[0].astype(np.float64)
             row -= row.max() + np.log(np.exp(row - row.max()).sum())
             worst = max(worst, float(np.abs(row[want["likeliest"][step]] - want["log_probs"][step]).max()))
-            equal = equal and int(row.argmax()) == want["tokens"][step]
+            equal = equal and int(without(row, ends).argmax()) == want["tokens"][step]
             if not equal:
                 break  # what comes after another token cannot be compared
             same += 1
         return Check(same, len(want["tokens"]), worst)
+
+
+def without(logits: np.ndarray[Any, Any], never: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Logits in which some tokens cannot be the most likely."""
+    left = logits.copy()
+    left[..., list(never)] = -np.inf
+    return left
 
 
 def load(folder: str | Path, threads: int | None = None) -> Served:

@@ -18,8 +18,11 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 @torch.no_grad()
-def expected(model: PreTrainedModel, tokenizer: Any) -> Expected:
-    """The most likely tokens after a prompt, and at every step the likeliest with their log-probabilities."""
+def expected(model: PreTrainedModel, tokenizer: Any, ends: list[int]) -> Expected:
+    """The most likely tokens after a prompt, and at every step the likeliest with their log-probabilities.
+
+    A token that ends an answer is never taken, as engines leave it out when they are to go on.
+    """
     training = model.training
     prompt, ids = None, [[1 + i % 7 for i in range(9)]]
     if tokenizer is not None:
@@ -27,22 +30,26 @@ def expected(model: PreTrainedModel, tokenizer: Any) -> Expected:
     new, cache = torch.tensor(ids, device=model.device), None
     likeliest: list[list[int]] = []
     log_probs: list[list[float]] = []
+    tokens: list[int] = []
     model.eval()
     try:
         for _ in range(STEPS):
             output = model(input_ids=new, use_cache=True, **cached(cache))
             cache = output_cache(output)
-            values, places = output.logits[0, -1].float().log_softmax(-1).topk(TOP)
+            row = output.logits[0, -1].float().log_softmax(-1)
+            values, places = row.topk(TOP)
             likeliest.append(places.tolist())
             log_probs.append(values.tolist())
-            new = places[None, :1]
+            row[ends] = -torch.inf
+            tokens.append(int(row.argmax()))
+            new = torch.tensor([tokens[-1:]], device=model.device)
     finally:
         model.train(training)
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "prompt": prompt,
         "prompt_tokens": ids[0],
-        "tokens": [top[0] for top in likeliest],
+        "tokens": tokens,
         "likeliest": likeliest,
         "log_probs": log_probs,
         "dtype": dtype,

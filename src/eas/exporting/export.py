@@ -13,7 +13,7 @@ from eas.exporting import decilm, gguf, onnx, openvino
 from eas.exporting.decoder import PlainDecoder
 from eas.exporting.engine import Engine, Source
 from eas.exporting.expected import expected, require_equal
-from eas.exporting.folder import aside, describe
+from eas.exporting.folder import aside, describe, ends
 from eas.exporting.opening import opened
 from eas.exporting.plain import plain
 
@@ -92,7 +92,7 @@ def export(
         raise ExportError(f"{to}: {'; '.join(reasons)}. `eas export --explain` shows every engine")
     output, source = Path(output), Source(model, processor, plain(model))
     PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies)  # every weight is there
-    want = expected(model, source.tokenizer)
+    want = expected(model, source.tokenizer, ends(source))
     require_equal(source.plain, want)
     with aside(output) as folder:
         if processor is not None:
