@@ -69,7 +69,8 @@ class Served:
 
     def tokens(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 64) -> list[list[int]]:
         """The same of tokens; the token that ends an answer is not part of it."""
-        ends, answers = set(self.record["eos"]), [[] for _ in prompts]  # type: list[list[int]]
+        ends = set(self.record["eos"])
+        answers: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         for logits in self.steps(prompts, max_new_tokens):
             for row, token in enumerate(logits.argmax(-1).tolist()):

@@ -21,7 +21,8 @@ from eas.exporting.decoder import Sizes
 from eas.exporting.engine import Engine, Source
 from eas.exporting.limits import common, first_kept, shorter, square
 from eas.exporting.plain import Plain
-from eas.models.anatomy import FAMILIES
+from eas.methods.eas_block import EASBlock
+from eas.models.anatomy import FAMILIES, Anatomy
 from eas.weights import Safetensors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -65,7 +66,8 @@ def limits(model: PreTrainedModel) -> list[str]:
 def lost(model: PreTrainedModel) -> list[str]:
     """See ``Engine.lost``."""
     seeing = len(FAMILIES[type(model).__name__]) > 1
-    found = ["SGLang drops biases of FFNs without a word: do not use it where a PIA was folded"]
+    folded = any(isinstance(layer, EASBlock) and layer.skip_mha for layer in Anatomy.of(model).layers)
+    found = ["SGLang drops biases of FFNs without a word, and folded skip PIAs have some: use vLLM"] if folded else []
     return found + (["mlx-lm reads text models only"] if seeing else []) + shorter(model)
 
 
@@ -76,7 +78,7 @@ def write(source: Source, folder: Path, dtype: str) -> None:
     config = text_config(plain.sizes, source, dtype)
     if sees:
         tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()} | seeing(source.model)
-        config = {**source.model.config.to_dict(), "text_config": config, "dtype": dtype}
+        config = {**source.model.config.to_dict(), "text_config": config, "torch_dtype": dtype}
         config["architectures"] = ["LlavaForConditionalGeneration"]
     wide = {name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
     save_torch_state_dict(wide, folder, metadata={"format": "pt"})

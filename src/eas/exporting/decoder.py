@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,11 @@ class Norm(nn.Module):
 class PlainAttention(nn.Module):
     """Rotary attention with keys and values of earlier tokens."""
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
     def __init__(self, sizes: Sizes, names: Mapping[str, Tensor], at: str) -> None:
         super().__init__()
         d, inner, outer = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
@@ -90,8 +96,8 @@ class PlainAttention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         q, k = rotated(q, *turn), torch.cat([past[0], rotated(k, *turn)], 2)
         v = torch.cat([past[1], v], 2)
-        wide = [part.repeat_interleave(self.groups, 1) if self.groups > 1 else part for part in (k, v)]
-        out = F.scaled_dot_product_attention(q, *wide, attn_mask=mask[:, None])
+        keys, values = (part.repeat_interleave(self.groups, 1) if self.groups > 1 else part for part in (k, v))
+        out = F.scaled_dot_product_attention(q, keys, values, mask[:, None])
         return self.o_proj(out.transpose(1, 2).flatten(2)), k, v
 
 
@@ -103,6 +109,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class PlainFFN(nn.Module):
     """``down(silu(gate x) * up x)``."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
 
     def __init__(self, sizes: Sizes, names: Mapping[str, Tensor], at: str) -> None:
         super().__init__()
@@ -192,7 +202,9 @@ class PlainDecoder(nn.Module):
         mask = (real & (key[None] <= query[:, None])) | own
         places = (query[None] - padding[:, None]).clamp(min=0)
         angles = (places[..., None].to(self.frequencies.dtype) * self.frequencies).repeat(1, 1, 2)[:, None]
-        turn, x, present = (angles.cos(), angles.sin()), self.model.embed_tokens(tokens), []
+        turn, x = (angles.cos(), angles.sin()), self.model.embed_tokens(tokens)
+        present: list[Tensor] = []
+        layer: Any
         for layer in self.model.layers:
             if layer.self_attn is not None:
                 at = len(present)

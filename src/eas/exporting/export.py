@@ -109,6 +109,12 @@ def explain(model: PreTrainedModel | str | Path) -> list[Explained]:
 
     Args:
         model: as for ``export``.
+
+    Example:
+        >>> import eas
+        >>> from eas.demo.tiny import load_tiny
+        >>> [row.engine for row in eas.explain(load_tiny()[0]) if not row.reasons]
+        ['decilm']
     """
     if not isinstance(model, PreTrainedModel):
         model, _ = opened(model)

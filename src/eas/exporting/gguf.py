@@ -94,7 +94,7 @@ def renamed(name: str, tensor: Tensor, sizes: Sizes) -> tuple[str, Tensor]:
     module, _, kind = rest.rpartition(".")
     heads = {"self_attn.q_proj": sizes.heads, "self_attn.k_proj": sizes.kv_heads}.get(module)
     if heads is not None:
-        tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        tensor = torch.unflatten(tensor, 0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
     return f"blk.{index}.{NAMES[module]}.{kind}", tensor.contiguous()
 
 

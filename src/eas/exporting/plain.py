@@ -91,14 +91,16 @@ def window(config: Any) -> int | None:
 
 def context(config: Any) -> int:
     """The longest sequence in which no attention's window matters."""
-    return min(config.max_position_embeddings, window(config) or config.max_position_embeddings)
+    longest = int(config.max_position_embeddings)
+    return min(longest, window(config) or longest)
 
 
 def _layer(layer: Any) -> dict[str, Tensor]:
     """The weights of one block, by their names in it."""
     skipped = vars(layer).get("skip_mha", False)
     pia = layer.foldable_pia() if isinstance(layer, EASBlock) else None
-    norm, found = layer.post_attention_layernorm.weight, {}
+    norm = layer.post_attention_layernorm.weight
+    found: dict[str, Tensor] = {}
     if skipped:
         if isinstance(layer, EASBlock):  # the folded FFN reads x / rms(x), or the attention's norm of x
             norm = torch.ones_like(norm) if layer.unit_norm is not None else layer.input_layernorm.weight
@@ -121,7 +123,7 @@ def _linears(body: nn.Module, names: Sequence[str], pia: Any, norm: Tensor | Non
     if pia is not None:
         sizes = [len(weight) for weight, _ in maps]
         folded = fold_weights([_linear(*one) for one in maps], pia, pia.alpha(), None if norm is None else norm.float())
-        parts = zip(folded.weight.split(sizes), folded.bias.split(sizes), strict=True)
+        parts = zip(torch.split(folded.weight, sizes), torch.split(folded.bias, sizes), strict=True)
         maps = [(weight.clone(), bias.clone()) for weight, bias in parts]  # views of one storage are not saved
     weights = {f"{at}.{name}.weight": weight for name, (weight, _) in zip(names, maps, strict=True)}
     return weights | {f"{at}.{n}.bias": bias for n, (_, bias) in zip(names, maps, strict=True) if bias is not None}
@@ -141,5 +143,6 @@ def _weight(linear: Any) -> tuple[Tensor, Tensor | None]:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
