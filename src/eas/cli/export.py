@@ -34,25 +34,18 @@ def export(
     """
     from rich.table import Table
 
-    from eas.exporting.export import engine_of
     from eas.exporting.export import explain as explained
     from eas.exporting.export import export as write
-    from eas.exporting.opening import opened, processor_of
 
-    if not explain:
-        if to is None or output is None:
-            raise ValueError("give --to ENGINE and --output FOLDER, or --explain")
-        engine_of(to)
-    found, own = opened(model, base)
     if explain:
-        rows = explained(found)
+        rows = explained(model, base)
         table = Table("engine", "read by", "expressible", "why not, or what is lost", title=model)
         for row in rows:
             table.add_row(row.engine, row.serves, "no" if row.reasons else "yes", "\n".join(row.reasons or row.lost))
         console().print(table)
         print(printable(json.dumps([row._asdict() for row in rows])))
         return
-    assert to is not None
-    assert output is not None
-    write(found, to, output, processor=own if processor is None else processor_of(processor), dtype=dtype)
+    if to is None or output is None:
+        raise ValueError("give --to ENGINE and --output FOLDER, or --explain")
+    write(model, to, output, processor=processor, base=base, dtype=dtype)
     print(printable(json.dumps({"folder": str(output), "engine": to})))

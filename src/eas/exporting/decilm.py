@@ -42,16 +42,13 @@ class DeciLMConfig(PretrainedConfig):
     def __init__(self, block_configs=(), **kwargs):
         super().__init__(**kwargs)
         self.block_configs = [
-            SimpleNamespace(**{part: SimpleNamespace(**vars(own) if hasattr(own, "__dict__") else own)
-                               for part, own in (vars(block) if hasattr(block, "__dict__") else block).items()})
+            SimpleNamespace(**{part: SimpleNamespace(**values) for part, values in block.items()})
             for block in block_configs
         ]
 
     def to_dict(self):
-        values = super().to_dict()
-        values["block_configs"] = [{part: dict(vars(own)) for part, own in vars(block).items()}
-                                   for block in self.block_configs]
-        return values
+        blocks = [{part: dict(vars(own)) for part, own in vars(block).items()} for block in self.block_configs]
+        return {**super().to_dict(), "block_configs": blocks}
 '''
 
 

@@ -13,8 +13,8 @@ from eas.exporting import decilm, gguf, onnx, openvino
 from eas.exporting.decoder import PlainDecoder
 from eas.exporting.engine import Engine, Source
 from eas.exporting.expected import expected, require_equal
-from eas.exporting.folder import aside, describe, ends
-from eas.exporting.opening import opened
+from eas.exporting.folder import aside, describe, ends, require_place
+from eas.exporting.opening import opened, processor_of
 from eas.exporting.plain import plain
 
 ENGINES: dict[str, Engine] = {
@@ -47,6 +47,7 @@ def export(
     output: str | Path,
     *,
     processor: Any = None,
+    base: str | None = None,
     dtype: str | None = None,
 ) -> Path:
     """Writes a model as a folder of plain weights, in which another engine finds no trace of eas.
@@ -58,7 +59,8 @@ def export(
         model: a tuned model or a base; or the folder of a run, an adapter or a standalone model.
         to: "decilm" (vLLM, SGLang, mlx-lm), "gguf" (llama.cpp), "onnx" or "openvino" (``eas.runtime``).
         output: the folder; an earlier export in it is replaced.
-        processor: the model's processor or tokenizer; a folder brings its own.
+        processor: the model's processor or tokenizer, or its folder or Hub id; a folder of a model brings its own.
+        base: folder or Hub id of an adapter's base; by default what the adapter names.
         dtype: of the weights that are written; by default the engine's usual one.
 
     Returns:
@@ -80,17 +82,20 @@ def export(
         >>> eas.export(model, "decilm", "served").name
         'served'
     """
-    engine = engine_of(to)
+    engine, output = engine_of(to), Path(output)
+    require_place(output)
     if dtype is not None and dtype not in engine.dtypes:
         raise ExportError(f"dtype = {dtype!r}: {to} is written in {' or '.join(engine.dtypes)}")
     if missing := [package for package in engine.needs if find_spec(package) is None]:
         raise ExportError(f"{to} needs {' and '.join(missing)}; pip install 'eas[{engine.extra}]'")
     if not isinstance(model, PreTrainedModel):
-        model, own = opened(model)
+        model, own = opened(model, base)
         processor = own if processor is None else processor
+    if isinstance(processor, str | Path):
+        processor = processor_of(str(processor))
     if reasons := engine.limits(model):
         raise ExportError(f"{to}: {'; '.join(reasons)}. `eas export --explain` shows every engine")
-    output, source = Path(output), Source(model, processor, plain(model))
+    source = Source(model, processor, plain(model))
     PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies)  # every weight is there
     want = expected(model, source.tokenizer, ends(source))
     require_equal(source.plain, want)
@@ -104,11 +109,12 @@ def export(
     return output
 
 
-def explain(model: PreTrainedModel | str | Path) -> list[Explained]:
+def explain(model: PreTrainedModel | str | Path, base: str | None = None) -> list[Explained]:
     """Which engines can take a model, why others cannot, and what is lost; nothing is written.
 
     Args:
         model: as for ``export``.
+        base: as for ``export``.
 
     Example:
         >>> import eas
@@ -117,7 +123,7 @@ def explain(model: PreTrainedModel | str | Path) -> list[Explained]:
         ['decilm']
     """
     if not isinstance(model, PreTrainedModel):
-        model, _ = opened(model)
+        model, _ = opened(model, base)
     return [
         Explained(name, engine.serves, reasons := engine.limits(model), [] if reasons else engine.lost(model))
         for name, engine in ENGINES.items()

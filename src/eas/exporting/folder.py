@@ -27,16 +27,23 @@ from eas.exporting.engine import Source
 from eas.files import writing
 
 
+def require_place(output: Path) -> None:
+    """Refuses a place where something else is than an earlier export.
+
+    Raises:
+        ExportError: naming the place.
+    """
+    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / RECORD_FILE).is_file())):
+        raise ExportError(f"{output} is there and holds something else; name another --output")
+
+
 @contextmanager
 def aside(output: Path) -> Iterator[Path]:
     """A new folder beside ``output``, which takes its place if nothing fails within.
 
     Raises:
-        ExportError: ``output`` is there and is no export that could be replaced.
         WriteError: the folder cannot be written.
     """
-    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / RECORD_FILE).is_file())):
-        raise ExportError(f"{output} is there and holds something else; name another --output")
     partial, former = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "former"))
     with writing(output):
         shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
