@@ -108,17 +108,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/engines.json"))
     given = parser.parse_args()
     processor = processor_of(base_folder(MODEL))
-    models = {"base": load_base(MODEL, dtype=torch.float32).eval(), "skipped": tuned()}
-    files = {}
-    for name, model in models.items():
+    files, limit = {}, {}
+    for name in ("base", "skipped"):
+        model = load_base(MODEL, dtype=torch.float32).eval() if name == "base" else tuned()
         folder = eas.export(model, "gguf", given.work / name, processor=processor, dtype=given.dtype)
         files[name] = folder / "model.gguf"
+        limit[name] = bounds(model, files[name])
     servers = {name: server(file, 2048, given.threads, exact=False) for name, file in files.items()}
-    limit = {name: bounds(model, files[name]) for name, model in models.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
     for number in range(given.rounds + 1):
         ids = torch.randint(20, 40000, (PROMPT,), generator=torch.Generator().manual_seed(number)).tolist()
-        for name in list(models)[:: 1 if number % 2 else -1]:  # in turns, each first every other time
+        for name in list(files)[:: 1 if number % 2 else -1]:  # in turns, each first every other time
             took = timed(servers[name], ids)
             times[name] += [took] if number else []  # the first warms up
             print(name, f"prompt {took[0]:.0f} ms, new token {took[1]:.2f} ms", flush=True)
@@ -134,11 +134,11 @@ def main() -> None:
         "rounds": given.rounds,
     }
     for at, (what, bound) in enumerate((("prompt_ms", "macs"), ("new_token_ms", "bytes"))):
-        result[what] = {name: spread([took[at] for took in times[name]]) for name in models}
+        result[what] = {name: spread([took[at] for took in times[name]]) for name in files}
         ratios = [base[at] / skipped[at] for base, skipped in zip(times["base"], times["skipped"], strict=True)]
         result[what] |= {"ratio": spread(ratios), "bound": limit["base"][bound] / limit["skipped"][bound]}
     result["file_bytes"] = {name: file.stat().st_size for name, file in files.items()}
-    ours, theirs = losses(models["skipped"], servers["skipped"], questions(given.scienceqa, processor))
+    ours, theirs = losses(model, servers["skipped"], questions(given.scienceqa, processor))
     result["loss"] = {"eas": ours, "llama.cpp": theirs, "apart": abs(ours - theirs) / ours, "answers": ANSWERS}
     assert math.isfinite(ours)
     given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as tf
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 import eas
@@ -83,6 +83,18 @@ def words() -> Any:
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template="{{ messages }}"
     )
+
+
+def llama2_words() -> Any:
+    """The same in the manner of Llama 2: spaces are letters, and bytes stand in for letters that it has not."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("i", "s"), ("▁", "F"), ("▁", "c"), ("a", "n")]
+    vocab |= {"".join(pair): len(vocab) + i for i, pair in enumerate(merges)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def read_decilm(folder: Path, ids: list[int]) -> Tensor:

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from exports import EXPORTED, LLAMA3, base, read_decilm, require_expected, shaken, tuned, words
 from safetensors.torch import load_file
+from transformers import AutoConfig, LlavaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typer.testing import CliRunner
 
 import eas
@@ -97,18 +100,26 @@ def test_a_decilm_folder_read_by_its_description_is_the_model(name, tmp_path):
     assert "k = " in (folder / "README.md").read_text()
 
 
-def test_the_configuration_of_decilm_has_blocks_with_attributes_and_gives_json_back(tmp_path):
+def opened_config(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    mapping = {**CONFIG_MAPPING._extra_content}
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=True)  # the code is ours
+    finally:
+        CONFIG_MAPPING._extra_content = mapping
+
+
+def test_the_configuration_of_decilm_has_blocks_with_attributes_and_gives_json_back(tmp_path, monkeypatch):
     folder = eas.export(tuned(), "decilm", tmp_path / "out")
-    names: dict = {}
-    exec((folder / "configuration_decilm.py").read_text(), names)  # our own file
-    config = names["DeciLMConfig"].from_dict(json.loads((folder / "config.json").read_text()))
+    config = opened_config(folder, tmp_path, monkeypatch)
     assert [block.attention.no_op for block in config.block_configs] == [False, True, False, True, False]
-    again = names["DeciLMConfig"].from_dict(json.loads(json.dumps(config.to_dict())))
+    again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
     assert again.block_configs == config.block_configs
     assert again.block_configs[0].attention.n_heads_in_group == 2
 
 
-def test_llava_has_the_names_that_engines_know(tmp_path):
+def test_llava_has_the_names_that_engines_know(tmp_path, monkeypatch):
     model, processor = load_tiny()
     eas.attach(model, eas.EASConfig(num_skip=2, **EXPORTED))
     eas.select(model, [2, 5])
@@ -130,6 +141,10 @@ def test_llava_has_the_names_that_engines_know(tmp_path):
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
     assert config["text_config"]["architectures"] == ["DeciLMForCausalLM"]
     assert (folder / "processor_config.json").is_file()
+    assert str(Path(model.config.name_or_path).parent) not in (folder / "config.json").read_text()
+    seen = opened_config(folder, tmp_path, monkeypatch)
+    assert isinstance(seen, LlavaConfig)
+    assert [i for i, block in enumerate(seen.text_config.block_configs) if block.attention.no_op] == [2, 5]
 
 
 @needs_gguf

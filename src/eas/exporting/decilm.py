@@ -33,7 +33,7 @@ CODE = '''"""The configuration of DeciLM, for engines that open it with --trust-
 
 from types import SimpleNamespace
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 
 class DeciLMConfig(PretrainedConfig):
@@ -49,6 +49,15 @@ class DeciLMConfig(PretrainedConfig):
     def to_dict(self):
         blocks = [{part: dict(vars(own)) for part, own in vars(block).items()} for block in self.block_configs]
         return {**super().to_dict(), "block_configs": blocks}
+
+
+class DeciLlavaConfig(LlavaConfig):
+    """LLaVA's, whose language model is a DeciLM."""
+
+    model_type = "llava"
+
+
+AutoConfig.register("nemotron-nas", DeciLMConfig, exist_ok=True)
 '''
 
 
@@ -75,7 +84,9 @@ def write(source: Source, folder: Path, dtype: str) -> None:
     config = text_config(plain.sizes, source, dtype)
     if sees:
         tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()} | seeing(source.model)
-        config = {**source.model.config.to_dict(), "text_config": config, "torch_dtype": dtype}
+        own = {key: value for key, value in source.model.config.to_dict().items() if key != "_name_or_path"}
+        code = {"auto_map": {"AutoConfig": f"{Path(CODE_FILE).stem}.DeciLlavaConfig"}}
+        config = {**own, **code, "text_config": config, "dtype": dtype, "torch_dtype": dtype}
         config["architectures"] = ["LlavaForConditionalGeneration"]
     wide = {name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
     save_torch_state_dict(wide, folder, metadata={"format": "pt"})

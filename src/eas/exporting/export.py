@@ -103,7 +103,8 @@ def export(
         if processor is not None:
             processor.save_pretrained(folder)
         if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
+            # save_pretrained refuses what some published models have, a temperature without sampling for example
+            (folder / "generation_config.json").write_text(model.generation_config.to_json_string(), encoding="utf-8")
         engine.write(source, folder, dtype or engine.dtypes[0])
         describe(source, folder, to, dtype or engine.dtypes[0], engine.serves, want)
     return output

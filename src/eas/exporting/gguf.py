@@ -102,7 +102,7 @@ def rope_factors(source: Source) -> Tensor | None:
     """By how much the frequencies of the positions are divided; None if they are the usual ones."""
     sizes = source.plain.sizes
     usual: Any = float(str(sizes.rope["rope_theta"])) ** -(torch.arange(0, sizes.head_dim, 2) / sizes.head_dim)
-    factors: Tensor = usual / source.plain.frequencies.cpu()
+    factors: Tensor = usual / source.plain.frequencies
     return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-4) else factors
 
 

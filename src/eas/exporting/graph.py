@@ -25,7 +25,7 @@ def lost(model: PreTrainedModel) -> list[str]:
 
 def decoder(source: Source) -> PlainDecoder:
     """The module of the graph."""
-    return PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies.cpu()).eval()
+    return PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies).eval()
 
 
 def sample(module: PlainDecoder) -> tuple[Any, ...]:

@@ -35,12 +35,13 @@ def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel
         home = base_folder(str(folder))
         return load_base(home, dtype=torch.float32).eval(), processor_of(home)
     with raised_as(CheckpointError):
-        named = base or read_adapter_record(adapter)["base"]["id"]
+        own = read_adapter_record(adapter)["base"]
+    named, revision = (own["id"], own["revision"]) if base is None else (base, None)
     if not named:
         raise CheckpointError(f"{adapter} does not name its base; give --base")
     home = base_folder(named)
     try:
-        model = load(load_base(home, dtype=torch.float32), adapter)
+        model = load(load_base(home, revision=revision, dtype=torch.float32), adapter)
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
     return model.eval(), processor_of(home)

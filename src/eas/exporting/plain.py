@@ -21,7 +21,7 @@ from eas.weights import is_finite
 
 @dataclass(frozen=True)
 class Plain:
-    """A decoder without anything of eas.
+    """A decoder without anything of eas, on the CPU.
 
     Args:
         sizes: its shape.
@@ -53,7 +53,7 @@ def plain(model: PreTrainedModel) -> Plain:
         found = _layer(layer)
         tensors |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}
         kept += [index] if "input_layernorm.weight" in found else []
-    tensors = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     if wrong := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
         raise ExportError(f"{wrong[0]} holds NaN or infinite numbers; tune again with a lower learning rate")
     sizes = Sizes(
@@ -72,7 +72,7 @@ def plain(model: PreTrainedModel) -> Plain:
         biased=any(name.endswith(".bias") for name in tensors),
         head_norms=any(name.endswith(".q_norm.weight") for name in tensors),
     )
-    return Plain(sizes, tensors, text.rotary_emb.inv_freq.detach().float())
+    return Plain(sizes, tensors, text.rotary_emb.inv_freq.detach().to("cpu", torch.float32))
 
 
 def head_dim(config: Any) -> int:
