@@ -29,6 +29,7 @@ from eas.exporting.opening import processor_of
 from eas.exporting.plain import plain
 from eas.measure.latency import git_revision, hardware
 from eas.models.gguf import base_folder
+from eas.tasks.collate import Collator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from llama_cpp import complete, next_token, server
@@ -85,11 +86,11 @@ def losses(model: Any, opened: Any, asked: list[tuple[list[int], list[int]]]) ->
 
 def questions(folder: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Tokens of questions and of their answers."""
-    found = []
+    found, collate = [], Collator(tokenizer)
     for example in list(load_data(f"scienceqa-text:{folder}", "test"))[:ANSWERS]:
-        text = tokenizer.apply_chat_template(example.messages, tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found.append((prompt, tokenizer(example.target, add_special_tokens=False)["input_ids"]))
+        row = collate([example])
+        asked = row["labels"][0] == -100
+        found.append((row["input_ids"][0][asked].tolist(), row["input_ids"][0][~asked].tolist()))
     return found
 
 

@@ -258,6 +258,9 @@ def test_an_interrupted_export_leaves_nothing_and_a_failed_one_the_former(tmp_pa
         with pytest.raises(WriteError, match="No space left on device"):
             eas.export(model, "decilm", output)
     assert read_export(output, whole=True)["dtype"] == "bfloat16"
+    killed = tmp_path / ".out.partial"
+    killed.mkdir()
+    (killed / "config.json").write_text("{}")
     eas.export(model, "decilm", output, dtype="float16")
     assert read_export(output, whole=True)["dtype"] == "float16"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +43,14 @@ def traced(module: PlainDecoder) -> ExportedProgram:
     past = [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC} for _ in module.empty()]
     shapes = (dict(enumerate(any_size)), {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, past)
     return torch.export.export(module, sample(module), dynamic_shapes=shapes)
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Within it torch's exporter does not warn of what it calls itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield
 
 
 def names(module: PlainDecoder) -> tuple[list[str], list[str]]:

@@ -49,7 +49,10 @@ def _method(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
     pias = [pia for layer in anatomy.layers if name == "eas" and (pia := layer.foldable_pia()) is not None]
     found = []
     if any(pia.mix is None for pia in pias):
-        found.append("the router reads the input, so weights differ by prompt; call eas.freeze_router(model, loader)")
+        found.append(
+            "the router reads the input, so weights differ by prompt; call eas.freeze_router(model, loader), "
+            "or tune with router='constant'"
+        )
     if any(pia.down2 is not None for pia in pias):
         found.append(NO_POOLING)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eas.exporting.engine import Engine, Source
-from eas.exporting.graph import decoder, limits, lost, names, traced
+from eas.exporting.graph import decoder, limits, lost, names, traced, without_remarks
 
 FILE = "model.onnx"
 
@@ -17,7 +17,8 @@ def write(source: Source, folder: Path, dtype: str) -> None:
     """See ``Engine.write``; the weights lie beside the graph, so that models of any size can be saved."""
     module = decoder(source)
     inputs, outputs = names(module)
-    program = torch.onnx.export(traced(module), input_names=inputs, output_names=outputs, verbose=False)
+    with without_remarks():
+        program = torch.onnx.export(traced(module), input_names=inputs, output_names=outputs, verbose=False)
     assert program is not None
     program.save(folder / FILE, external_data=True)
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from eas.exporting.engine import Engine, Source
-from eas.exporting.graph import decoder, limits, lost, names, traced
+from eas.exporting.graph import decoder, limits, lost, names, traced, without_remarks
 
 FILE = "model.xml"
 
@@ -16,7 +16,8 @@ def write(source: Source, folder: Path, dtype: str) -> None:
     import openvino
 
     module = decoder(source)
-    converted = openvino.convert_model(traced(module))
+    with without_remarks():
+        converted = openvino.convert_model(traced(module))
     for ports, given in zip((converted.inputs, converted.outputs), names(module), strict=True):
         for port, name in zip(ports, given, strict=True):
             port.get_tensor().set_names({name})
