@@ -19,16 +19,13 @@ LLAMA = "LlamaForCausalLM"
 
 
 @pytest.fixture(autouse=True)
-def tables(monkeypatch):
+def tables():
     """What a test registers is gone after it."""
-    for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE):
-        for name in table:
-            monkeypatch.setitem(table, name, table[name])
-    before = [(table, set(table)) for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE)]
+    before = [(table, dict(table)) for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE)]
     yield
-    for table, names in before:
-        for name in table.keys() - names:
-            del table[name]
+    for table, rows in before:  # in their order
+        table.clear()
+        table.update(rows)
 
 
 class OwnConfig(tf.LlamaConfig):
@@ -100,9 +97,9 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("cls", "like", "words"), OTHERS, ids=[row[1] for row in OTHERS])
-def test_the_right_terms_pass_and_a_plain_line_names_what_is_missing(monkeypatch, cls, like, words):
+def test_the_right_terms_pass_and_a_plain_line_names_what_is_missing(cls, like, words):
     terms = anatomy.TEXT_MODELS[like]
-    monkeypatch.delitem(anatomy.TEXT_MODELS, like)
+    del anatomy.TEXT_MODELS[like]
     kind = type(f"Own{like}Config", (cls.config_class,), {"model_type": f"own_{like.lower()}", "__module__": __name__})
     own = type(f"Own{cls.__name__}", (cls,), {"config_class": kind, "__module__": __name__})
     config = kind(residual_multiplier=0.3) if like == "GraniteModel" else kind()
