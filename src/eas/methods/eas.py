@@ -87,6 +87,15 @@ class EASConfig(SkipConfig):
     def __post_init__(self) -> None:
         fills = {preset: {**PLAIN, **values} for preset, values in (*PRESETS.items(), (None, {}))}
         at_once = {preset: {n: v for n, v in values.items() if n not in RANKS} for preset, values in fills.items()}
+        given = {name: getattr(self, name) for name in PLAIN}
+        for other, values in at_once.items():  # as dataclasses.replace(config, preset=...) hands them over
+            if other not in (None, self.preset) and given == values != at_once.get(self.preset):
+                self._require(
+                    "preset",
+                    self.preset is None,
+                    f"the other fields hold the values of preset {other!r}; build a configuration with "
+                    f"EASConfig(preset={self.preset!r}, ...) in place of replacing the preset",
+                )
         self._fill(self.preset, at_once)
         super().__post_init__()
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
