@@ -204,10 +204,7 @@ def fold(model: PreTrainedModel, mode: str) -> None:
         elif mode == "constant":
             block.fold_constant()
         else:
-            dtype = next(
-                p.dtype for p in getattr(block, block.reading_branch().body).parameters() if p.is_floating_point()
-            )
-            block.shared_fold = SharedFold(block.foldable_pia(), block.gain() if block.skip_mha else None, dtype)
+            block.shared_fold = SharedFold(block.foldable_pia(), block.gain() if block.skip_mha else None, block.dtype())
 
 
 def _unfoldable(model: PreTrainedModel) -> type | None:

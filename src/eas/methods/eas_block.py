@@ -166,6 +166,12 @@ class EASBlock(Block):
         """The FFN's branch (attention skipped) or the attention's (kept)."""
         return self.built.ffn if self.skip_mha else self.built.mha
 
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic of folds: that of the norms, as weights may be quantised."""
+        branch = self.reading_branch()
+        dtype: torch.dtype = getattr(self, branch.norm or branch.behind or "").weight.dtype
+        return dtype
+
     def fold_for(self, state: Tensor) -> nn.Module:
         """The FFN (skipped) or attention (kept) with the PIA folded into its input maps for one sequence (Eq. 8-13).
 
@@ -182,7 +188,7 @@ class EASBlock(Block):
             )
         pia, (body, names) = self.foldable_pia(), self.reader()
         assert pia is not None
-        alpha, dtype = state[0, 0, :2], body.get_submodule(names[0]).weight.dtype
+        alpha, dtype = state[0, 0, :2], self.dtype()
         if not self.skip_mha:
             return fold_attention(body, names, pia, alpha, dtype)
         c = None if pia.down2 is None else pia.c(state)[0, 0]

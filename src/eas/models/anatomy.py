@@ -143,7 +143,7 @@ class Anatomy:
         """Names of the modules in a block that its skipped parts do not need; the block is a layer, or an attention
         that is skipped by itself. Norms before attention and FFN are the method's business."""
         if block not in self.layers:
-            return [*self.branches[0].inputs, self.branches[0].output]
+            return [*self.branches[0].inputs, self.branches[0].output] if parts else []
         return [
             name
             for branch in self.branches

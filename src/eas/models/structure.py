@@ -182,6 +182,7 @@ METER = TextModel(
     ),
     post_norm=True,
     poolers=("token_type_embeddings", "cross_modal_text_pooler", "cross_modal_image_pooler"),
+    prompts="tokens",
 )
 
 TEXT_MODELS: dict[str, TextModel] = {
