@@ -219,7 +219,7 @@ def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, A
     states, seconds = prompt_layer(cache), None
     if states is not None and states.folded:
         start = now(model.device)
-        for block in Anatomy.of(model).layers:
+        for block in Anatomy.of(model).blocks("mha"):
             if block.index in states.folded:
                 block.fold_for(states.states[block.index])
         seconds = now(model.device) - start

@@ -2,7 +2,9 @@
 
 One prefill of n tokens: a linear map costs in x out per token, an attention 2 d_attn n^2 on top of its projections, in
 full although half of it is masked away; norms, activations and the lookup of embeddings are free, and the head reads
-one token. Every module counts once; a PIA counts wherever it is not folded away.
+one token. Every module counts once; a PIA counts wherever it is not folded away. Of experts a token counts those that
+it is routed to. Of layers with something else than attention, the linear maps and convolutions count; the layers with
+which Mllama reads images count without the image's own keys and values.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from eas.costed import Costed
 from eas.hf.labelled import heads_all
 from eas.hf.skipping import SkippableBlock
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import Anatomy, Branch
+from eas.models.anatomy import Anatomy
+from eas.models.structure import Branch, TextModel
 from eas.pia import PIA
 
 # where a family keeps the vision tower in front of its projector
@@ -80,14 +83,15 @@ def count_modules(
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
     text, layers = anatomy.text_model, list(anatomy.layers)
     beside = [module for module in text.children() if isinstance(module, Costed)]  # a prompt, say
-    kept = [layer.self_attn for layer in layers if "mha" not in skipped_parts(layer)]
+    beside += [text._modules[name] for name in anatomy.built.beside if name in text._modules]
+    built = anatomy.built
+    kept = [layer.get_submodule(built.mha.body) for layer in layers if keeps_attention(layer, built)]
     eas = [layer for layer in layers if isinstance(layer, EASBlock)]
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
     vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
     total = sum(p.numel() for p in model.parameters())
-    branches = anatomy.branches
     return Counts(
-        macs=sum(sum(block_macs(layer, branches, prompt_tokens)) for layer in layers)
+        macs=sum(sum(block_macs(layer, built, prompt_tokens)) for layer in layers)
         + sum(module_macs(module, prompt_tokens) for module in beside)
         + module_macs(head, prompt_tokens if heads_all(model) else 1)
         + vision,
@@ -95,14 +99,14 @@ def count_modules(
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
         else sum(p.numel() for p in model.parameters() if p.requires_grad),
-        weight_bytes=sum(_block_bytes(layer, branches) for layer in layers)
-        + sum(_bytes(module) for module in (*beside, text.norm, head)),
-        kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
+        weight_bytes=sum(_block_bytes(layer, built) for layer in layers)
+        + sum(_bytes(module) for module in (*beside, text.get_submodule(built.final), head)),
+        kv_bytes_per_token=sum(kv_width(attention, built.mha) for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
         prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
         fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
         fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
-        params_folded=total - sum(unused_params(layer, branches) for layer in layers),
+        params_folded=total - sum(unused_params(layer, built) for layer in layers),
         vision_macs=vision,
         statistics_macs=sum(_statistics_macs(layer, prompt_tokens) for layer in eas),
     )
@@ -113,15 +117,51 @@ def skipped_parts(layer: Any) -> set[str]:
     return layer.skipped_parts() if isinstance(layer, SkippableBlock) else set()
 
 
+def keeps_attention(layer: Any, built: TextModel) -> bool:
+    """Whether a layer has an attention that is not skipped; a pruned one is gone, and in hybrids not every layer has
+    one."""
+    return "mha" not in skipped_parts(layer) and built.mha.body in layer._modules
+
+
+def kv_width(attention: Any, branch: Branch) -> int:
+    """Keys and values of one token: numbers that a cache stores for an attention. Gemma 4's attentions that read those
+    of another store none, and where keys are also the values there is no map for values."""
+    maps = {name: attention._modules.get(name) for name in branch.inputs}
+    if len(maps) == 1:  # queries, keys and values from one map
+        return int(maps[branch.inputs[0]].out_features - attention.get_submodule(branch.output).in_features)
+    keys, values = maps["k_proj"], maps["v_proj"]
+    if keys is None:
+        return 0
+    return int(keys.out_features + (keys if values is None else values).out_features)
+
+
 def module_macs(module: nn.Module, n: int) -> int:
     """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
     if isinstance(module, Costed):
         return module.macs(n)
     if isinstance(module, nn.Linear):
         return n * module.in_features * module.out_features
+    if isinstance(module, nn.Conv1d):
+        return n * module.weight.numel()
     if isinstance(module, BaseTunerLayer) and module.merged:
         return module_macs(module.get_base_layer(), n)
-    return sum(module_macs(child, n) for child in module.children())
+    total = sum(module_macs(child, n) for child in module.children())
+    if (router := _router(module)) is not None:
+        own = 0 if isinstance(router, nn.Linear) else router.weight.numel()
+        total += n * (own + sum(p.numel() for p in _experts(module)) * router.top_k // router.num_experts)
+    return total
+
+
+def _router(module: nn.Module) -> Any:
+    """What chooses the experts of an FFN; None in an ordinary one."""
+    if "experts" not in module._modules:
+        return None
+    return module._modules["gate" if "gate" in module._modules else "router"]
+
+
+def _experts(module: Any) -> list[Tensor]:
+    """The weights of all experts of an FFN."""
+    return list(module.experts.parameters())
 
 
 def _bytes(module: nn.Module) -> int:
@@ -131,7 +171,11 @@ def _bytes(module: nn.Module) -> int:
     if isinstance(module, BaseTunerLayer) and module.merged:
         return _bytes(module.get_base_layer())
     own = sum(stored_bytes(p) for p in module.parameters(recurse=False))
-    return own + sum(_bytes(child) for child in module.children())
+    total = own + sum(_bytes(child) for child in module.children())
+    if (router := _router(module)) is not None:  # one token reads the experts that it is routed to
+        experts = sum(stored_bytes(p) for p in _experts(module))
+        total -= experts - experts * router.top_k // router.num_experts
+    return total
 
 
 def stored_bytes(tensor: Tensor) -> int:
@@ -142,17 +186,19 @@ def stored_bytes(tensor: Tensor) -> int:
     return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
-def live(layer: Any, branches: Sequence[Branch]) -> list[nn.Module]:
+def live(layer: Any, built: TextModel) -> list[nn.Module]:
     """The modules of a block that are computed, but for the PIA that is folded away."""
     skipped = skipped_parts(layer)
     gone = layer.foldable_pia() if isinstance(layer, EASBlock) and _folded(layer) else None
     modules = [module for module in _stand_ins(layer) if module is not gone]
-    for branch in branches:
+    modules += [layer._modules[name] for name in built.more if name in layer._modules]
+    for branch in built.branches:
         if branch.part not in skipped:
-            body = layer.get_submodule(branch.body)
+            body = layer._modules.get(branch.body)  # of a hybrid, not every layer has an attention
             own = [*body.stand_ins(), *_maps(body).values()] if isinstance(body, SkippableBlock) else [body]
-            modules += [layer.get_submodule(branch.norm), *own] if own else []
-    return modules
+            around = [layer._modules[name] for name in (branch.norm, branch.behind) if name is not None]
+            modules += [*around, *own] if own else []
+    return [*dict.fromkeys(module for module in modules if module is not None)]  # parallel branches share a norm
 
 
 def _maps(attention: Any) -> dict[str, nn.Module]:
@@ -167,13 +213,13 @@ def _stand_ins(module: Any) -> Sequence[nn.Module]:
 
 
 def block_macs(
-    layer: Any, branches: Sequence[Branch], own: int, other: int = 0, prompt: int = 0, made: bool = False
+    layer: Any, built: TextModel, own: int, other: int = 0, prompt: int = 0, made: bool = False
 ) -> tuple[int, int, int]:
     """MACs of a block in its skipped and folded state: attentions, FFN, and the method's modules.
 
     Args:
         layer: the block.
-        branches: of its `Anatomy`.
+        built: its family's terms.
         own: tokens that it reads.
         other: tokens of the other modality, where an attention reads them.
         prompt: keys and values that a prompt adds to every attention.
@@ -181,16 +227,18 @@ def block_macs(
     """
     skipped, mha, ffn = skipped_parts(layer), 0, 0
     beside = sum(module_macs(module, own) for module in _stand_ins(layer))
-    for part, name, _, across in branches:
-        if part in skipped:  # a pruned one is gone
+    beside += sum(module_macs(layer._modules[name], own) for name in built.more if name in layer._modules)
+    for branch in built.branches:
+        if branch.part in skipped or branch.body not in layer._modules:  # a pruned one is gone
             continue
-        body = layer.get_submodule(name)
+        body = layer.get_submodule(branch.body)
         beside += sum(module_macs(module, own) for module in _stand_ins(body))
-        if part == "ffn":
+        if branch.part == "ffn":
             ffn += module_macs(body, own)
         elif modules := _maps(body):  # with grouped queries too: every query head meets every key
-            keys = other if across else own
-            mha += 2 * body.q_proj.out_features * own * (keys + prompt)
+            keys = other if branch.across else own
+            out: Any = modules[branch.output]
+            mha += 2 * out.in_features * own * (keys + prompt)
             read = {"k_proj": keys + prompt * made, "v_proj": keys + prompt * made}
             mha += sum(module_macs(module, read.get(name, own)) for name, module in modules.items())
     if isinstance(layer, EASBlock):
@@ -221,15 +269,15 @@ def _folds_maps(layer: EASBlock) -> bool:
     return layer.fold_per_example or layer.constant_fold is not None
 
 
-def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
+def _block_bytes(layer: Any, built: TextModel) -> int:
     """Weights of one block that a decode step reads."""
-    total = sum(_bytes(module) for module in live(layer, branches))
+    total = sum(_bytes(module) for module in live(layer, built))
     if isinstance(layer, EASBlock):
-        if layer.skip_mha and not layer.skip_ffn:
+        if layer.skip_mha and not layer.skip_ffn and layer.gain() is not None:
             if layer.unit_norm is None:
-                total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
+                total += _bytes(_norm(layer, built.mha))  # the one normalisation of a block without attention
             if _folded(layer):
-                total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
+                total -= _bytes(_norm(layer, built.ffn))  # its weight is folded too
         if _folds_maps(layer):  # the folded maps are read in place of the originals
             total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
         if (fold := layer.shared_fold) is not None:
@@ -242,6 +290,12 @@ def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
     return total
 
 
+def _norm(layer: Any, branch: Branch) -> nn.Module:
+    """The norm before a branch of a block whose FFN has one of its own."""
+    norm: nn.Module = layer.get_submodule(branch.norm or "")
+    return norm
+
+
 def _params(module: nn.Module) -> int:
     """Parameters of a module without modules that are merged into it."""
     if isinstance(module, BaseTunerLayer) and module.merged:
@@ -249,13 +303,14 @@ def _params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False)) + sum(_params(m) for m in module.children())
 
 
-def unused_params(layer: Any, branches: Sequence[Branch]) -> int:
+def unused_params(layer: Any, built: TextModel) -> int:
     """Parameters of one block that are skipped or folded away; negative where a fold brings more biases."""
-    total = sum(_params(module) for module in live(layer, branches))
+    total = sum(_params(module) for module in live(layer, built))
     if isinstance(layer, EASBlock):
-        if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
-            total += _params(layer.input_layernorm) if layer.unit_norm is None else 0
-            total -= _params(layer.post_attention_layernorm) if _folds_maps(layer) else 0
+        # its norm is read, and the FFN's is folded in
+        if layer.skip_mha and not layer.skip_ffn and layer.gain() is not None:
+            total += _params(_norm(layer, built.mha)) if layer.unit_norm is None else 0
+            total -= _params(_norm(layer, built.ffn)) if _folds_maps(layer) else 0
         if _folds_maps(layer):
             total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)
         elif (pia := layer.foldable_pia()) is not None and layer.shared_fold is not None:
