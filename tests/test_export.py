@@ -202,6 +202,8 @@ def test_what_one_engine_cannot_express_another_can():
     normed = found(tuned("Qwen3"))
     assert "the language model is a Qwen3Model" in normed["gguf"]
     assert normed["onnx"] == ""
+    gemma = found(base("Gemma", head_dim=16))
+    assert all("the language model is a GemmaModel, and only LlamaModel" in why for why in gemma.values())
     assert "heads are 128 wide, not 64" in found(tuned(head_dim=32))["gguf"]
     assert "silu" in found(tuned(hidden_act="gelu"))["decilm"]
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}

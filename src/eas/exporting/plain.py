@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from eas.exported import ExportError
 from eas.exporting.decoder import Sizes
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS, Anatomy
+from eas.models.anatomy import Anatomy
+from eas.models.structure import FFN, MHA
 from eas.pia import fold_weights
 from eas.weights import is_finite
 
@@ -104,16 +105,16 @@ def _layer(layer: Any) -> dict[str, Tensor]:
     if skipped:
         if isinstance(layer, EASBlock):  # the folded FFN reads x / rms(x), or the attention's norm of x
             norm = torch.ones_like(norm) if layer.unit_norm is not None else layer.input_layernorm.weight
-        found |= _linears(layer.mlp, FFN_INPUTS, pia, layer.post_attention_layernorm.weight, "mlp")
+        found |= _linears(layer.mlp, FFN.inputs, pia, layer.post_attention_layernorm.weight, "mlp")
     else:
-        attention = layer.self_attn
+        attention: Any = layer.self_attn
         found["input_layernorm.weight"] = layer.input_layernorm.weight
-        found |= _linears(attention, ATTENTION_INPUTS, pia, None, "self_attn")
+        found |= _linears(attention, MHA.inputs, pia, None, "self_attn")
         found |= _linears(attention, ("o_proj",), None, None, "self_attn")
         for name in ("q_norm", "k_norm"):
             if name in attention._modules:
                 found[f"self_attn.{name}.weight"] = attention.get_submodule(name).weight
-        found |= _linears(layer.mlp, FFN_INPUTS, None, None, "mlp")
+        found |= _linears(layer.mlp, FFN.inputs, None, None, "mlp")
     return {"post_attention_layernorm.weight": norm, **found, **_linears(layer.mlp, ("down_proj",), None, None, "mlp")}
 
 
