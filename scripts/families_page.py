@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eas.measure.modules import VISION_TOWERS
+from eas.measure.vision import VISION_TOWERS
 from eas.models.anatomy import FAMILIES
 from eas.models.structure import TEXT_MODELS, TextModel
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from eas.attachment.save import adapter_state
 from eas.attachment.state import attached
-from eas.measure.modules import Counts, block_macs, live, module_macs, unused_params
+from eas.measure.maps import module_macs
+from eas.measure.modules import Counts, block_macs, live, unused_params
 from eas.methods.meter_prompts import DeepTokens, ShallowTokens
 from eas.models.anatomy import Anatomy
 

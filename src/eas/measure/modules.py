@@ -15,7 +15,6 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from eas.attachment.save import adapter_state
@@ -23,21 +22,12 @@ from eas.attachment.state import attached
 from eas.costed import Costed
 from eas.hf.labelled import heads_all
 from eas.hf.skipping import SkippableBlock
+from eas.measure.maps import module_bytes, module_macs, stored_bytes
+from eas.measure.vision import image_macs
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy
 from eas.models.structure import Branch, TextModel
 from eas.pia import PIA
-
-# where a family keeps the vision tower in front of its projector
-VISION_TOWERS = {
-    "LlavaForConditionalGeneration": "model.vision_tower",
-    "LlavaNextForConditionalGeneration": "model.vision_tower",
-    "Qwen2VLForConditionalGeneration": "model.visual",
-    "Qwen2_5_VLForConditionalGeneration": "model.visual",
-    "Idefics3ForConditionalGeneration": "model.vision_model",
-    "SmolVLMForConditionalGeneration": "model.vision_model",
-    "LavinForConditionalGeneration": "model.vision_tower",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ def count_modules(
     kept = [layer.get_submodule(built.mha.body) for layer in layers if keeps_attention(layer, built)]
     eas = [layer for layer in layers if isinstance(layer, EASBlock)]
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
-    vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
+    vision = images * (image_macs(model, patch_grid) if images else 0)
     total = sum(p.numel() for p in model.parameters())
     return Counts(
         macs=sum(sum(block_macs(layer, built, prompt_tokens)) for layer in layers)
@@ -100,7 +90,7 @@ def count_modules(
         if attached(model)
         else sum(p.numel() for p in model.parameters() if p.requires_grad),
         weight_bytes=sum(_block_bytes(layer, built) for layer in layers)
-        + sum(_bytes(module) for module in (*beside, text.get_submodule(built.final), head)),
+        + sum(module_bytes(module) for module in (*beside, text.get_submodule(built.final), head)),
         kv_bytes_per_token=sum(kv_width(attention, built.mha) for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
         prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
@@ -133,57 +123,6 @@ def kv_width(attention: Any, branch: Branch) -> int:
     if keys is None:
         return 0
     return int(keys.out_features + (keys if values is None else values).out_features)
-
-
-def module_macs(module: nn.Module, n: int) -> int:
-    """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
-    if isinstance(module, Costed):
-        return module.macs(n)
-    if isinstance(module, nn.Linear):
-        return n * module.in_features * module.out_features
-    if isinstance(module, nn.Conv1d):
-        return n * module.weight.numel()
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return module_macs(module.get_base_layer(), n)
-    total = sum(module_macs(child, n) for child in module.children())
-    if (router := _router(module)) is not None:
-        own = 0 if isinstance(router, nn.Linear) else router.weight.numel()
-        total += n * (own + sum(p.numel() for p in _experts(module)) * router.top_k // router.num_experts)
-    return total
-
-
-def _router(module: nn.Module) -> Any:
-    """What chooses the experts of an FFN; None in an ordinary one."""
-    if "experts" not in module._modules:
-        return None
-    return module._modules["gate" if "gate" in module._modules else "router"]
-
-
-def _experts(module: Any) -> list[Tensor]:
-    """The weights of all experts of an FFN."""
-    return list(module.experts.parameters())
-
-
-def _bytes(module: nn.Module) -> int:
-    """Weights of a module that a decode step reads."""
-    if isinstance(module, Costed):
-        return module.decode_bytes()
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return _bytes(module.get_base_layer())
-    own = sum(stored_bytes(p) for p in module.parameters(recurse=False))
-    total = own + sum(_bytes(child) for child in module.children())
-    if (router := _router(module)) is not None:  # one token reads the experts that it is routed to
-        experts = sum(stored_bytes(p) for p in _experts(module))
-        total -= experts - experts * router.top_k // router.num_experts
-    return total
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor; of torchao's those of the parts that are stored: ``nbytes`` is of what they stand for."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
 def live(layer: Any, built: TextModel) -> list[nn.Module]:
@@ -271,21 +210,21 @@ def _folds_maps(layer: EASBlock) -> bool:
 
 def _block_bytes(layer: Any, built: TextModel) -> int:
     """Weights of one block that a decode step reads."""
-    total = sum(_bytes(module) for module in live(layer, built))
+    total = sum(module_bytes(module) for module in live(layer, built))
     if isinstance(layer, EASBlock):
         if layer.skip_mha and not layer.skip_ffn and layer.gain() is not None:
             if layer.unit_norm is None:
-                total += _bytes(_norm(layer, built.mha))  # the one normalisation of a block without attention
+                total += module_bytes(_norm(layer, built.mha))  # the one normalisation of a block without attention
             if _folded(layer):
-                total -= _bytes(_norm(layer, built.ffn))  # its weight is folded too
+                total -= module_bytes(_norm(layer, built.ffn))  # its weight is folded too
         if _folds_maps(layer):  # the folded maps are read in place of the originals
-            total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
+            total += sum(_folded_bytes(linear) - module_bytes(linear) for linear, _ in _folding(layer))
         if (fold := layer.shared_fold) is not None:
             tensors: list[Tensor] = [fold.down, fold.bias, fold.up, *([] if fold.scale is None else [fold.scale])]
             total += sum(t.nbytes for t in tensors)
         pia = layer.foldable_pia()
         if pia is not None and pia.running and _folded(layer):  # every token adds to the mean
-            total += 0 if pia.down2 is None else _bytes(pia.down2)
+            total += 0 if pia.down2 is None else module_bytes(pia.down2)
             total += 0 if layer.constant_fold is None else layer.constant_fold.body.from_c.nbytes
     return total
 
@@ -333,47 +272,3 @@ def _fold_macs(linear: nn.Linear, pia: PIA) -> int:
 
 def _folded_bytes(linear: nn.Linear) -> int:
     return stored_bytes(linear.weight) + linear.out_features * linear.weight.element_size()
-
-
-def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:
-    """MACs of one image: patch embedding, the tower's blocks, the projector."""
-    family, config = type(model).__name__, model.config
-    if family not in VISION_TOWERS:
-        raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
-    tower = model.get_submodule(VISION_TOWERS[family])
-    vision, kind = config.vision_config, type(tower).__name__
-    if kind in ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
-        blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
-        grid = (vision.image_size // vision.patch_size,) * 2
-    elif kind in ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel"):
-        blocks, embedding = tower.blocks, tower.patch_embed.proj
-        if grid is None:
-            raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
-    else:
-        raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
-    patches = tokens = grid[0] * grid[1]
-    if kind == "CLIPVisionModel":
-        tokens = patches + 1  # the class token, which the projector may see or not
-        projected = patches if config.vision_feature_select_strategy == "default" else tokens
-    elif kind == "LavinVisionModel":
-        projected = tokens = patches + 1  # its projector has adapters for all of the tower's tokens
-    elif kind.startswith("Qwen2"):
-        projected = patches // vision.spatial_merge_size**2
-    else:
-        projected = patches // config.scale_factor**2
-    pairs = len(blocks) * tokens**2
-    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
-        side = vision.window_size // vision.patch_size // vision.spatial_merge_size * vision.spatial_merge_size
-        full = len(vision.fullatt_block_indexes)
-        pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
-    return int(
-        patches * embedding.weight.numel()
-        + module_macs(blocks, tokens)
-        + 2 * embedding.out_channels * pairs
-        + sum(module_macs(module, projected) for module in anatomy.projector)
-    )
-
-
-def _window_pairs(length: int, side: int) -> int:
-    """Sum of squared window lengths along one axis; the last window may be cut."""
-    return length // side * side**2 + (length % side) ** 2

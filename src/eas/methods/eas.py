@@ -204,7 +204,8 @@ def fold(model: PreTrainedModel, mode: str) -> None:
         elif mode == "constant":
             block.fold_constant()
         else:
-            block.shared_fold = SharedFold(block.foldable_pia(), block.gain() if block.skip_mha else None, block.dtype())
+            gain = block.gain() if block.skip_mha else None
+            block.shared_fold = SharedFold(block.foldable_pia(), gain, block.dtype())
 
 
 def _unfoldable(model: PreTrainedModel) -> type | None:
