@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from eas.exporting.decoder import PlainDecoder
 from eas.exporting.gguf_words import pattern
 from eas.exporting.plain import plain
 from eas.files import WriteError
+from eas.hf import versions
 
 needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
 PAPER = {"form": "paper", **EXPORTED}
@@ -331,6 +333,14 @@ def test_gguf_needs_a_tokenizer(tmp_path):
 def test_the_runtime_loads_neither_torch_nor_transformers():
     code = "import sys; from eas import runtime; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_runtime_needs_no_transformers(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", missing)
+    versions.check()
 
 
 def test_a_folder_of_an_adapter_and_a_standalone_folder_are_exported_by_the_command(tmp_path):

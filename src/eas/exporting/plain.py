@@ -103,7 +103,7 @@ def _layer(layer: Any) -> dict[str, Tensor]:
     norm = layer.post_attention_layernorm.weight
     found: dict[str, Tensor] = {}
     if skipped:
-        if isinstance(layer, EASBlock):  # the folded FFN reads x / rms(x), or the attention's norm of x
+        if pia is not None:  # the folded FFN reads x / rms(x), or the attention's norm of x
             norm = torch.ones_like(norm) if layer.unit_norm is not None else layer.input_layernorm.weight
         found |= _linears(layer.mlp, FFN.inputs, pia, layer.post_attention_layernorm.weight, "mlp")
     else:
