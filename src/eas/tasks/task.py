@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.data import benchmark_of
 from eas.example import Example
+from eas.hf.api import no_init_weights
 from eas.methods import method_of, require_fit
+from eas.models.anatomy import Anatomy, auto_class
 from eas.tasks.collate import Collator
 from eas.tasks.collate_meter import MeterCollator
 from eas.tasks.evaluation import Evaluation, evaluate
@@ -125,7 +128,9 @@ class Task:
     def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
         kind = method.candidates if isinstance(method, SkipConfig) else "mha"
-        return self.layers(config) * (2 if kind == "either" else 1)
+        with torch.device("meta"), no_init_weights():  # in hybrids not every layer has an attention
+            model = auto_class(config.model_type).from_config(config)
+        return len(Anatomy.of(model).blocks(kind)) * (2 if kind == "either" else 1)
 
 
 @dataclass(frozen=True)
