@@ -36,7 +36,7 @@ test-newest:
 # What exported models are served in. The environment borrows eas and torch from the other one, and is kept. -rs names
 # the engines that are left out: mlx where its wheel cannot be installed.
 test-engines: .engines/.installed
-	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_export.py
+	.engines/bin/python -m pytest -rs tests/test_engines.py
 
 .engines/.installed: $(VENV)/.installed-dev pyproject.toml
 	$(PYTHON) -m venv .engines

@@ -86,7 +86,7 @@ def losses(model: Any, opened: Any, asked: list[tuple[list[int], list[int]]]) ->
 
 def questions(folder: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Tokens of questions and of their answers."""
-    found, collate = [], Collator(tokenizer)
+    found, collate = [], Collator(tokenizer, training=True)
     for example in list(load_data(f"scienceqa-text:{folder}", "test"))[:ANSWERS]:
         row = collate([example])
         asked = row["labels"][0] == -100
