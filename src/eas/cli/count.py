@@ -20,7 +20,8 @@ def count(
     model: Annotated[
         str,
         typer.Argument(
-            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a Hub id, or 'tiny'.",
+            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a GGUF file, a Hub id, "
+            "'smollm2-135m', or 'tiny'.",
             show_default=False,
         ),
     ],
