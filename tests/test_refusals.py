@@ -61,7 +61,7 @@ def test_a_processor_without_its_library(monkeypatch, tmp_path):
     monkeypatch.setattr("eas.pipeline.run.AutoProcessor.from_pretrained", missing)
     run = Run(RunConfig(output_dir=str(tmp_path / "run")))
     words = (
-        "the processor of tiny needs a library: Qwen3VLVideoProcessor requires the Torchvision .*: pip install torchv"
+        "the processor of tiny needs a library: Qwen3VLVideoProcessor requires the Torchv.*: pip install torchvision"
     )
     with pytest.raises(ConfigError, match=words):
         run.processor  # noqa: B018
