@@ -121,6 +121,12 @@ def test_the_configuration_of_decilm_has_blocks_with_attributes_and_gives_json_b
     assert again.block_configs[0].attention.n_heads_in_group == 2
 
 
+def test_scaled_rotary_positions_do_not_stop_the_configuration(tmp_path, monkeypatch):
+    folder = eas.export(tuned(rope_parameters=LLAMA3), "decilm", tmp_path / "out")
+    config = opened_config(folder, tmp_path, monkeypatch)
+    assert config.rope_parameters == LLAMA3
+
+
 def test_llava_has_the_names_that_engines_know(tmp_path, monkeypatch):
     model, processor = load_tiny()
     eas.attach(model, eas.EASConfig(num_skip=2, **EXPORTED))
@@ -147,6 +153,19 @@ def test_llava_has_the_names_that_engines_know(tmp_path, monkeypatch):
     seen = opened_config(folder, tmp_path, monkeypatch)
     assert isinstance(seen, LlavaConfig)
     assert [i for i, block in enumerate(seen.text_config.block_configs) if block.attention.no_op] == [2, 5]
+
+
+@pytest.mark.parametrize("name", ["residual", "heads are normalised", "base"])
+def test_the_folder_of_vllms_plugin_names_what_is_there(name, tmp_path):
+    folder = eas.export(MODELS[name](), "vllm", tmp_path / "out", processor=words(), dtype="float32")
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    assert config["skip_set"] == read_export(folder, whole=True)["skip_set"] == ([] if name == "base" else [1, 3])
+    assert config["head_norms"] == ("model.layers.0.self_attn.q_norm.weight" in weights) == ("heads" in name)
+    assert config["intermediate_size"] == len(weights["model.layers.1.mlp.up_proj.weight"]) == 96  # not widened
+    maps = [key.removesuffix(".weight") for key in weights if key.endswith("_proj.weight")]
+    assert all((f"{key}.bias" in weights) == config["mlp_bias"] == config["attention_bias"] for key in maps)
+    assert config["mlp_bias"] == (name != "base")
+    assert not list(folder.glob("*.py"))  # no code: the plugin has it
 
 
 @needs_gguf
@@ -200,10 +219,10 @@ def test_what_one_engine_cannot_express_another_can():
     first = found(tuned(skip_set=(0, 2)))
     assert "layer 0 has no attention, and llama.cpp needs one there" in first["gguf"]
     assert "vLLM" in first["decilm"]
-    assert first["onnx"] == first["openvino"] == ""
+    assert first["onnx"] == first["openvino"] == first["vllm"] == ""
     normed = found(tuned("Qwen3"))
     assert "the language model is a Qwen3Model" in normed["gguf"]
-    assert normed["onnx"] == ""
+    assert normed["onnx"] == normed["vllm"] == ""
     gemma = found(base("Gemma", head_dim=16))
     assert all("the language model is a GemmaModel, and only LlamaModel" in why for why in gemma.values())
     assert "heads are 128 wide, not 64" in found(tuned(head_dim=32))["gguf"]
@@ -317,7 +336,9 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
 
 
 def test_wrong_names_are_refused(tmp_path):
-    with pytest.raises(eas.ExportError, match="engine 'tensorrt' is unknown; use one of decilm, gguf, onnx, openvino"):
+    with pytest.raises(
+        eas.ExportError, match="engine 'tensorrt' is unknown; use one of decilm, gguf, onnx, openvino, vllm"
+    ):
         eas.export(tuned(), "tensorrt", tmp_path / "out")
     with pytest.raises(eas.ExportError, match="dtype = 'int4': gguf is written in float16 or float32"):
         eas.export(tuned(), "gguf", tmp_path / "out", dtype="int4")
@@ -366,5 +387,5 @@ def test_a_folder_of_an_adapter_and_a_standalone_folder_are_exported_by_the_comm
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
     shown = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--explain"], catch_exceptions=False)
     rows = json.loads(shown.stdout.splitlines()[-1])
-    assert [row["engine"] for row in rows] == ["decilm", "gguf", "onnx", "openvino"]
+    assert [row["engine"] for row in rows] == ["decilm", "gguf", "onnx", "openvino", "vllm"]
     assert "use vLLM" in rows[0]["lost"][0]

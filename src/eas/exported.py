@@ -35,7 +35,7 @@ class ExportRecord(TypedDict):
 
     Args:
         format_version: of the folder.
-        engine: the form: "decilm", "gguf", "onnx" or "openvino".
+        engine: the form: "decilm", "gguf", "onnx", "openvino" or "vllm".
         dtype: of the weights.
         skip_set: the layers without attention.
         kept: the layers with one; keys and values are stored for these, in this order.

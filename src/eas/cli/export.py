@@ -17,7 +17,7 @@ def export(
     model: Annotated[
         str, typer.Argument(help="Folder of a run, an adapter, a standalone model or a base.", show_default=False)
     ],
-    to: Annotated[str | None, typer.Option(help="decilm, gguf, onnx or openvino; see docs/serve.md.")] = None,
+    to: Annotated[str | None, typer.Option(help="decilm, vllm, gguf, onnx or openvino; see docs/serve.md.")] = None,
     output: Annotated[Path | None, typer.Option(help="New folder, or that of an earlier export.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; the engine's usual one by default.")] = None,
     base: Annotated[str | None, typer.Option(help="Base of an adapter; by default the one that it names.")] = None,

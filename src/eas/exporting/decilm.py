@@ -39,7 +39,8 @@ from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 class DeciLMConfig(PretrainedConfig):
     model_type = "nemotron-nas"
 
-    def __init__(self, block_configs=(), **kwargs):
+    def __init__(self, block_configs=(), max_position_embeddings=8192, **kwargs):
+        self.max_position_embeddings = max_position_embeddings  # scaled rotary positions are checked with it
         super().__init__(**kwargs)
         self.block_configs = [
             SimpleNamespace(**{part: SimpleNamespace(**values) for part, values in block.items()})
@@ -80,7 +81,7 @@ def lost(model: PreTrainedModel) -> list[str]:
 def write(source: Source, folder: Path, dtype: str) -> None:
     """See ``Engine.write``."""
     plain = source.plain
-    tensors, sees = complete(plain), len(FAMILIES[type(source.model).__name__]) > 1
+    tensors, sees = complete(plain, width(plain.sizes)), len(FAMILIES[type(source.model).__name__]) > 1
     config = text_config(plain.sizes, source, dtype)
     if sees:
         tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()} | seeing(source.model)
@@ -88,21 +89,28 @@ def write(source: Source, folder: Path, dtype: str) -> None:
         code = {"auto_map": {"AutoConfig": f"{Path(CODE_FILE).stem}.DeciLlavaConfig"}}
         config = {**own, **code, "text_config": config, "dtype": dtype, "torch_dtype": dtype}
         config["architectures"] = ["LlavaForConditionalGeneration"]
+    (folder / CODE_FILE).write_text(CODE, encoding="utf-8")
+    save(tensors, config, folder, dtype)
+
+
+def save(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path, dtype: str) -> None:
+    """Writes weights, and then the configuration that opens the folder.
+
+    Raises:
+        ExportError: a weight was not written whole.
+    """
     wide = {name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
     save_torch_state_dict(wide, folder, metadata={"format": "pt"})
     written = Safetensors(sorted(folder.glob("model*.safetensors")), "export the model again")
     if missing := [name for name, tensor in wide.items() if written.shapes.get(name) != tensor.shape]:
         raise ExportError(f"{folder}: {missing[0]} was not written whole; export the model again")
-    (folder / CODE_FILE).write_text(CODE, encoding="utf-8")
-    (folder / "config.json").write_text(
-        json.dumps(config, indent=1) + "\n", encoding="utf-8"
-    )  # last: it opens the folder
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def complete(plain: Plain) -> dict[str, Tensor]:
-    """The weights with FFNs of the format's width, and with every bias wherever one is."""
+def complete(plain: Plain, wide: int) -> dict[str, Tensor]:
+    """The weights with FFNs that zeros fill to a width, and with every bias wherever one is."""
     sizes, tensors = plain.sizes, dict(plain.tensors)
-    more = width(sizes) - sizes.intermediate
+    more = wide - sizes.intermediate
     for name in list(tensors):
         if not name.endswith("_proj.weight"):
             continue

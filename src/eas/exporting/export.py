@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from eas.exported import ExportError
-from eas.exporting import decilm, gguf, onnx, openvino
+from eas.exporting import decilm, gguf, onnx, openvino, vllm
 from eas.exporting.decoder import PlainDecoder
 from eas.exporting.engine import Engine, Source
 from eas.exporting.expected import expected, require_equal
@@ -22,6 +22,7 @@ ENGINES: dict[str, Engine] = {
     "gguf": gguf.ENGINE,
     "onnx": onnx.ENGINE,
     "openvino": openvino.ENGINE,
+    "vllm": vllm.ENGINE,
 }
 
 
@@ -57,7 +58,8 @@ def export(
 
     Args:
         model: a tuned model or a base; or the folder of a run, an adapter or a standalone model.
-        to: "decilm" (vLLM, SGLang, mlx-lm), "gguf" (llama.cpp), "onnx" or "openvino" (``eas.runtime``).
+        to: "decilm" (vLLM, SGLang, mlx-lm), "vllm" (vLLM with the plugin eas-vllm), "gguf" (llama.cpp), "onnx" or
+            "openvino" (``eas.runtime``).
         output: the folder; an earlier export in it is replaced.
         processor: the model's processor or tokenizer, or its folder or Hub id; a folder of a model brings its own.
         base: folder or Hub id of an adapter's base; by default what the adapter names.
