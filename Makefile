@@ -48,6 +48,7 @@ test-engines: .engines/.installed
 
 # vLLM wants an older transformers, so it has an environment of its own, which is kept: 3.5 GB, a quarter of an hour.
 test-vllm: .engines-vllm/.installed
+	cd plugins/eas-vllm && ../../.engines-vllm/bin/python -m pytest -q tests
 	$(BIN)/python -m pytest -rs tests/test_vllm.py
 
 .engines-vllm/.installed: $(VENV)/.installed-dev scripts/install_vllm.sh
@@ -57,8 +58,8 @@ test-vllm: .engines-vllm/.installed
 	touch $@
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests scripts benchmarks
-	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks plugins
+	$(BIN)/ruff format --check src tests scripts benchmarks plugins
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""The record that ``eas export`` writes into each folder: the plugin opens no folder of a format that it does not know."""
+"""The record that ``eas export`` writes into each folder: a folder of an unknown format is not opened."""
 
 import json
 from pathlib import Path
