@@ -39,7 +39,7 @@ from eas.data.openmoji import Emoji, emojis, load_openmoji
 from eas.data.scenes import FAMILIES, question, random_scene, render
 from eas.example import Example
 from eas.models.efficientnet import HEAD, MIDDLE
-from eas.models.smol import SHIPPED, _published_tower, assemble, build_tower
+from eas.models.smol import SHIPPED, assemble, build_tower, published_tower
 
 TOKENS, VIEWS, SCENES, COMPOSED = 16, 4, 1500, 800
 """Visual tokens; changed views of a training picture; scenes; questions each about two and four pictures."""
@@ -136,7 +136,8 @@ def write_features(work: Path, processor: Any) -> None:
 def class_names() -> list[tuple[str, str]]:
     """ImageNet's 1,000 classes: the first name of each, and its definition in WordNet; from the package timm."""
     spec = find_spec("timm")
-    assert spec is not None and spec.origin is not None, "pip install --no-deps timm"
+    assert spec is not None, "pip install --no-deps timm"
+    assert spec.origin is not None
     folder = Path(spec.origin).parent / "data" / "_info"
     tables = []
     for what in ("lemma", "definition"):
@@ -177,7 +178,7 @@ class Chats:
         whole = self._whole(torch.from_numpy(sample))
         self.mean = whole.mean((0, 1))
         self.std = whole.std((0, 1)) + 0.05
-        weights = _published_tower()["_fc.weight"] * self.std[:HEAD]
+        weights = published_tower()["_fc.weight"] * self.std[:HEAD]
         self.directions = normalize(weights - weights.mean(0), dim=1)
 
     def emoji(self, row: int) -> Emoji:
@@ -382,7 +383,7 @@ class Recipe:
 
 
 def fit(recipe: Recipe, stage: str, minutes: float, rate: float, work: Path) -> dict[str, float]:
-    """Train one stage for so long, from its last checkpoint if there is one; steps and seconds, resumed runs included."""
+    """Train one stage for so long, from its last checkpoint if there is one; steps and seconds, with those before."""
     trained = [*recipe.projector.parameters(), *recipe.delta]
     losses: dict[str, Callable[[np.random.Generator], Tensor]] = {"align": recipe.align_loss}
     loss_of = losses.get(stage, recipe.answer_loss)

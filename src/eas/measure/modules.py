@@ -287,6 +287,9 @@ def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] 
         raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
     tower = model.get_submodule(VISION_TOWERS[family])
     vision, kind = config.vision_config, type(tower).__name__
+    if isinstance(tower, Costed):
+        tokens = config.image_seq_length
+        return tower.macs(tokens) + sum(module_macs(module, tokens) for module in anatomy.projector)
     if kind in ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
         blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
         grid = (vision.image_size // vision.patch_size,) * 2

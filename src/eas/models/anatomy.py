@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+import eas.models.efficientnet  # noqa: F401  (a LLaVA may have its tower)
 from eas.hf.api import IMAGE_TEXT_TYPES
 from eas.models.lavin import LavinForConditionalGeneration
 from eas.models.meter import TASKS as METER

