@@ -110,13 +110,13 @@ class Recipe:
         embed = self.language.embed_tokens.weight.detach()[ids].float()
         return normalize((embed - self.centre).mean(0), dim=0)
 
-    def hidden(self, ids: Tensor, features: Tensor | None) -> Tensor:
+    def hidden(self, ids: Tensor, features: Tensor | None, **given: Tensor) -> Tensor:
         """(B, T, 576): the language model's last hidden states; features (B, 16, 2672) go where image tokens are."""
         inputs = self.language.embed_tokens(ids)
         if features is not None:
             tokens = self.projector(features).to(inputs.dtype)
             inputs = inputs.masked_scatter((ids == self.image)[..., None], tokens)
-        return self.language(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return self.language(inputs_embeds=inputs, use_cache=False, **given).last_hidden_state
 
     def batch(self, chats: Sequence[tuple[Turns, bool]]) -> tuple[Tensor, Tensor]:
         """ids and labels, (B, T); padding is on the right, where no token that counts looks."""
@@ -186,16 +186,30 @@ class Recipe:
         rows = [self.row(example) for example in examples]
         rows, hits = rows[1:] + rows[:1] if picture == "other" else rows, 0
         for example, row in zip(examples, rows, strict=True):
-            chats = [([(asked or example.question, choice)], picture != "removed") for choice in example.choices]
-            ids, labels = self.batch(chats)
-            features = None if picture == "removed" else self.chats.features([row]).expand(len(chats), -1, -1)
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden, known = self.hidden(ids, features)[:, :-1], labels[:, 1:] != -100
-                scores = log_softmax(self.head(hidden[known]).float(), -1)
-            found = scores.gather(1, labels[:, 1:][known][:, None])[:, 0]
-            means = torch.stack([part.mean() for part in found.split(known.sum(1).tolist())])
+            features = None if picture == "removed" else self.chats.features([row])
+            means = self.log_probabilities(asked or example.question, example.choices, features)
             hits += example.choices[int(means.argmax())] == example.target
         return round(hits / len(examples), 4)
+
+    def log_probabilities(self, asked: str, choices: Sequence[str], features: Tensor | None) -> Tensor:
+        """Mean log-probability of each choice; all stand behind one prompt, and none sees another."""
+        coded = [self.coder([(asked, choice)], features is not None) for choice in choices]
+        start = next(i for i, label in enumerate(coded[0][1]) if label != -100)
+        answers = [ids[start:] for ids, _ in coded]
+        ids = torch.tensor([coded[0][0][:start] + [token for answer in answers for token in answer]])
+        places = torch.tensor([[*range(start), *(start + i for answer in answers for i in range(len(answer)))]])
+        block = torch.tensor([-1] * start + [i for i, answer in enumerate(answers) for _ in answer])
+        seen = ((block == -1) | (block[:, None] == block)) & torch.ones(len(block), len(block), dtype=torch.bool).tril()
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.hidden(ids, features, attention_mask=mask, position_ids=places)[0]
+            scores = log_softmax(self.head(hidden[start - 1 :]).float(), -1)
+        means, first = [], 1
+        for answer in answers:
+            at = [0, *range(first, first + len(answer) - 1)]
+            means.append(scores[at, answer].mean())
+            first += len(answer)
+        return torch.stack(means)
 
     def row(self, example: Example) -> int:
         task = example.metadata["task"]
@@ -274,7 +288,7 @@ def scores(recipe: Recipe) -> dict[str, Any]:
     """Naming, the tasks, and the same without the picture."""
     table: dict[str, Any] = {"name_nearest_embedding": recipe.nearest("test")}
     for task in ("name", "odd", "same"):
-        examples = load_openmoji(task, "test")[:315]
+        examples = load_openmoji(task, "test")
         table[task] = {picture: recipe.ranked(examples, picture) for picture in ("seen", "other", "removed")}
         table[task]["chance"] = 1 / len(examples[0].choices)
         print(task, table[task], flush=True)
