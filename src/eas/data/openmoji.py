@@ -2,7 +2,7 @@
 
 resvg-py draws a picture once, as a PNG in the user's cache. Names, groups and subgroups are Unicode's and come with
 eas. Flags and symbols are left out: they are signs, not pictures of things. A picture has one base name, whatever
-person it shows and whichever way that person faces. A base name is in one split: a test asks for names never trained on.
+person it shows and whichever way that person faces. A base name is in one split: tests ask for names never trained on.
 """
 
 from __future__ import annotations
