@@ -119,17 +119,20 @@ def class_names() -> list[tuple[str, str]]:
 
 
 def told(rng: np.random.Generator, name: str, kind: str | None, others: Sequence[str]) -> Turns:
-    """Two or three questions about a picture with a name, in one of several wordings each."""
-    wrong = [str(x) for x in rng.choice(others, int(rng.integers(1, 4)), replace=False) if x != name]
-    options = [str(x) for x in rng.permutation([name, *wrong])]
-    asked = name if rng.integers(2) or not wrong else wrong[0]
-    turns = [
-        (str(rng.choice(CHOOSING)).format(", ".join(options)), name),
+    """Questions about a picture with a name, in one of several wordings each; each stands alone."""
+
+    def options() -> str:
+        wrong = [str(x) for x in rng.choice(others, int(rng.integers(1, 4)), replace=False) if x != name]
+        return ", ".join(str(x) for x in rng.permutation([name, *wrong]))
+
+    asked = name if rng.integers(2) else str(rng.choice(others))
+    return [
+        (str(rng.choice(CHOOSING)).format(options()), name),
+        (str(rng.choice(CHOOSING)).format(options()), name),
         (str(rng.choice(NAMING)), name),
         (str(rng.choice(ASKING)).format(asked), "yes" if asked == name else "no"),
         *([] if kind is None else [(str(rng.choice(KIND)), kind)]),
     ]
-    return [turns[i] for i in rng.permutation(len(turns))[: rng.integers(2, 4)]]
 
 
 class Chats:
@@ -173,7 +176,7 @@ class Chats:
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Turns]:
         which = rng.random()
-        if which < 0.6:
+        if which < 0.7:
             row = self.seen[rng.integers(len(self.seen))]
             emoji = self.emoji(row)
             return self.features([row])[0], told(rng, emoji.name, emoji.subgroup, self.names)

@@ -39,7 +39,7 @@ from eas.data.openmoji import load_openmoji
 from eas.example import Example
 from eas.models.smol import SHIPPED, assemble
 
-BATCH, RANK, MAPS = 8, 8, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BATCH, PADDING, RANK, MAPS = 6, 99, 8, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LICENCES = {
     "SmolLM2-135M-Instruct (not shipped; the delta is for it)": "Apache-2.0",
     "EfficientNet-Lite0 (not shipped)": "Apache-2.0",
@@ -50,26 +50,39 @@ LICENCES = {
 
 
 class Coder:
-    """Turns become ids, and labels on the answers and their ends."""
+    """A picture and several questions about it become one row: each question sees the picture and itself alone."""
 
     def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
 
-    def __call__(self, turns: Turns, picture: bool) -> tuple[list[int], list[int]]:
-        ids, labels, messages = [], [], []
-        before = ""
-        for asked, answer in turns:
-            parts = [{"type": "image"}] * (picture and not messages) + [{"type": "text", "text": asked}]
-            messages.append({"role": "user", "content": parts})
-            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            new = text.removeprefix(before).replace("<image>", "<image>" * TOKENS)
-            for part, known in ((new, False), (f"{answer}<|im_end|>", True)):
-                found = self.tokenizer(part, add_special_tokens=False)["input_ids"]
-                ids += found
-                labels += found if known else [-100] * len(found)
-            messages.append({"role": "assistant", "content": answer})
-            before = text + f"{answer}<|im_end|>"
-        return ids, labels
+    def __call__(self, turns: Turns, picture: bool) -> tuple[list[int], list[int], list[int], list[int]]:
+        """ids; labels, on answers and their ends; positions; and of each token its question's number, or -1."""
+        ids, labels, places, blocks = [], [], [], []
+        for i, (asked, answer) in enumerate(turns):
+            parts = [{"type": "image"}] * picture + [{"type": "text", "text": asked}]
+            message = [{"role": "user", "content": parts}]
+            text = self.processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            before, _, after = text.partition(asked)
+            start = self.ids(before.replace("<image>", "<image>" * TOKENS))
+            question, said = self.ids(asked + after), self.ids(f"{answer}<|im_end|>")
+            if i == 0:
+                ids, labels, places, blocks = [*start], [-100] * len(start), [*range(len(start))], [-1] * len(start)
+            ids += question + said
+            labels += [-100] * len(question) + said
+            places += range(len(start), len(start) + len(question) + len(said))
+            blocks += [i] * (len(question) + len(said))
+        return ids, labels, places, blocks
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+
+def alone(blocks: Tensor) -> Tensor:
+    """(B, 1, T, T) to add to the attention's scores: causal, and a question sees what is before all and itself."""
+    seen = (blocks[:, None, :] == -1) | (blocks[:, None, :] == blocks[:, :, None])
+    seen &= torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool).tril()
+    return torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e9)[:, None]
 
 
 class Recipe:
@@ -118,15 +131,16 @@ class Recipe:
             inputs = inputs.masked_scatter((ids == self.image)[..., None], tokens)
         return self.language(inputs_embeds=inputs, use_cache=False, **given).last_hidden_state
 
-    def batch(self, chats: Sequence[tuple[Turns, bool]]) -> tuple[Tensor, Tensor]:
-        """ids and labels, (B, T); padding is on the right, where no token that counts looks."""
+    def batch(self, chats: Sequence[tuple[Turns, bool]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """ids and labels, (B, T), and how the language model is to read them; padding is on the right."""
         rows = [self.coder(*chat) for chat in chats]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.full((len(rows), width), self.coder.tokenizer.pad_token_id)
-        labels = torch.full((len(rows), width), -100)
-        for i, (row, known) in enumerate(rows):
-            ids[i, : len(row)], labels[i, : len(row)] = torch.tensor(row), torch.tensor(known)
-        return ids, labels
+        width = max(len(row[0]) for row in rows)
+        table = torch.tensor([self.coder.tokenizer.pad_token_id, -100, 0, PADDING])[:, None, None]
+        table = table.expand(-1, len(rows), width).clone()
+        for i, row in enumerate(rows):
+            table[:, i, : len(row[0])] = torch.tensor(row)
+        ids, labels, places, blocks = table
+        return ids, labels, {"position_ids": places, "attention_mask": alone(blocks)}
 
     def align_loss(self, rng: np.random.Generator) -> Tensor:
         """The projected picture, of four tokens, must lie nearest to its name among all names."""
@@ -143,23 +157,23 @@ class Recipe:
     def answer_loss(self, rng: np.random.Generator) -> Tensor:
         drawn = sorted((self.chats.draw(rng) for _ in range(2 * BATCH)), key=lambda chat: len(str(chat[1])))
         drawn = drawn[:BATCH] if rng.integers(2) else drawn[BATCH:]  # of like lengths: little padding
-        ids, labels = self.batch([(turns, True) for _, turns in drawn])
+        ids, labels, given = self.batch([(turns, True) for _, turns in drawn])
         features = dropout(torch.stack([features for features, _ in drawn]), 0.3)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.hidden(ids, features)
+            hidden = self.hidden(ids, features, **given)
             asked = labels[:, 1:] != -100
             scores = self.head(hidden[:, :-1][asked])
         return cross_entropy(scores.float(), labels[:, 1:][asked])
 
     def text_loss(self, rng: np.random.Generator) -> Tensor:
         """How far the delta moves what the language model says of texts alone (Kullback-Leibler)."""
-        ids, _ = self.batch([(self.chats.text(rng), False) for _ in range(2)])
+        ids, _, given = self.batch([(self.chats.text(rng), False) for _ in range(2)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 self.switch(False)
-                before = log_softmax(self.head(self.hidden(ids, None)[:, 20:]).float(), -1)
+                before = log_softmax(self.head(self.hidden(ids, None, **given)[:, 20:]).float(), -1)
                 self.switch(True)
-            after = log_softmax(self.head(self.hidden(ids, None)[:, 20:]).float(), -1)
+            after = log_softmax(self.head(self.hidden(ids, None, **given)[:, 20:]).float(), -1)
         return kl_div(after, before, log_target=True, reduction="none").sum(-1).mean()
 
     # ------------------------------------------------------------------------------------------------------ scores
@@ -195,12 +209,10 @@ class Recipe:
         """Mean log-probability of each choice; all stand behind one prompt, and none sees another."""
         coded = [self.coder([(asked, choice)], features is not None) for choice in choices]
         start = next(i for i, label in enumerate(coded[0][1]) if label != -100)
-        answers = [ids[start:] for ids, _ in coded]
+        answers = [row[0][start:] for row in coded]
         ids = torch.tensor([coded[0][0][:start] + [token for answer in answers for token in answer]])
         places = torch.tensor([[*range(start), *(start + i for answer in answers for i in range(len(answer)))]])
-        block = torch.tensor([-1] * start + [i for i, answer in enumerate(answers) for _ in answer])
-        seen = ((block == -1) | (block[:, None] == block)) & torch.ones(len(block), len(block), dtype=torch.bool).tril()
-        mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None]
+        mask = alone(torch.tensor([[-1] * start + [i for i, answer in enumerate(answers) for _ in answer]]))
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.hidden(ids, features, attention_mask=mask, position_ids=places)[0]
             scores = log_softmax(self.head(hidden[start - 1 :]).float(), -1)
@@ -302,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where features and checkpoints go")
     parser.add_argument("--out", type=Path, default=SHIPPED)
-    parser.add_argument("--minutes", type=float, nargs=3, default=(0.6, 7, 28), help="of the three stages")
+    parser.add_argument("--minutes", type=float, nargs=3, default=(0.6, 3, 24), help="of the three stages")
     parser.add_argument("--rates", type=float, nargs=3, default=(1e-3, 5e-4, 5e-4))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
