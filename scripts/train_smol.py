@@ -300,13 +300,6 @@ def exported(recipe: Recipe) -> dict[str, Tensor]:
 def scores(recipe: Recipe, questions: int, scienceqa: Path | None) -> dict[str, Any]:
     """The tasks of OpenMoji, also with another picture and without one, and texts with and without the delta."""
     table: dict[str, Any] = {"name_nearest_embedding": recipe.nearest("test")}
-    asked = {"name": None, "name, choices not listed": NAMING[0], "category": None, "odd": None, "same": None}
-    for task, other in asked.items():
-        examples = load_openmoji(task.partition(",")[0], "test")[:questions]
-        modes = ("seen", "other", "removed") if task.startswith("name") else ("seen", "other")
-        table[task] = {picture: recipe.ranked(examples, picture, other) for picture in modes}
-        table[task] |= {"chance": round(1 / len(examples[0].choices), 4), "questions": len(examples)}
-        print(task, table[task], flush=True)
     if scienceqa is not None:
         texts = load_data(f"scienceqa-text:{scienceqa}", "test")[:questions]
         table["scienceqa-text"] = {"smol": recipe.ranked(texts, "removed"), "questions": len(texts)}
@@ -314,6 +307,13 @@ def scores(recipe: Recipe, questions: int, scienceqa: Path | None) -> dict[str, 
         table["scienceqa-text"]["SmolLM2-135M"] = recipe.ranked(texts, "removed")
         recipe.switch(True)
         print(table["scienceqa-text"], flush=True)
+    asked = {"name": None, "name, choices not listed": NAMING[0], "same": None, "odd": None, "category": None}
+    for task, other in asked.items():
+        examples = load_openmoji(task.partition(",")[0], "test")[:questions]
+        modes = ("seen", "other", "removed") if task.startswith("name") else ("seen", "other")
+        table[task] = {picture: recipe.ranked(examples, picture, other) for picture in modes}
+        table[task] |= {"chance": round(1 / len(examples[0].choices), 4), "questions": len(examples)}
+        print(task, table[task], flush=True)
     return table
 
 
