@@ -89,6 +89,10 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **text
             config = tf.MistralConfig(**{"sliding_window": 128} | text)
         case "Qwen2ForCausalLM":
             config = tf.Qwen2Config(**text)
+        case "Gemma3ForCausalLM":  # norms around attention and FFN, which multiply by 1 + weight
+            config = tf.Gemma3TextConfig(**text, head_dim=8, sliding_window=128)
+        case "Cohere2ForCausalLM":  # attention and FFN in parallel
+            config = tf.Cohere2Config(**text, sliding_window=128)
         case "LlavaForConditionalGeneration":
             config = tf.LlavaConfig(
                 vision_config=tf.CLIPVisionConfig(**CLIP), text_config=tf.LlamaConfig(**text), image_token_id=IMAGE
@@ -131,6 +135,10 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **text
         config.image_token_id, config.vision_start_token_id, config.video_token_id = IMAGE, 4, 5
     config.tie_word_embeddings = text.get("tie_word_embeddings", False)
     model = model_class(family)(config).eval()
+    if family in ("Gemma3ForCausalLM", "Cohere2ForCausalLM"):
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.3, 1.7)
     if family == "LavinForConditionalGeneration":  # whose vision adapters start as nothing
         for adapter in model.model.multi_modal_projector.adapters:
             torch.nn.init.normal_(adapter.up1.weight)

@@ -12,6 +12,7 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     MllamaProcessor,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLProcessor,
 )
@@ -21,6 +22,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from eas.example import DataError, Example
 from eas.tasks.collate import Collator
@@ -264,10 +266,41 @@ def test_what_cannot_be_collated_is_refused():
     tokens.pad_token = None
     with pytest.raises(ValueError, match=r"set tokenizer.pad_token"):
         Collator(tokens, training=True)
-    images = MllamaImageProcessorPil(size={"height": 28, "width": 28})
-    mllama = MllamaProcessor(images, tokenizer(["<|image|>", "<|python_tag|>"]))
-    with pytest.raises(ValueError, match=r"MllamaProcessor returns .*cross_attention_mask"):
-        Collator(mllama, training=True)(batch()[:1])
+
+
+def two():
+    return [
+        Example.ask("short", "Red?", "no", picture(50, 40)),
+        Example.ask("long", "What colour is it?", "red", picture(30, 60)),
+    ]
+
+
+def test_answers_of_mllama_read_the_image_as_the_prompt_does():
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
+    template = CHATML.replace("IMAGE", "<|image|>")
+    mllama = MllamaProcessor(images, tokenizer(["<|image|>", "<|python_tag|>"]), chat_template=template)
+    train, ask = Collator(mllama, training=True)(two()), Collator(mllama, training=False)(two())
+    assert train["cross_attention_mask"].shape == (*train["input_ids"].shape, 1, 2)
+    for row in range(2):
+        before, after = ask["cross_attention_mask"][row], train["cross_attention_mask"][row]
+        prompt, answer = train["prompt_mask"][row], train["labels"][row] != -100
+        assert torch.equal(after[prompt], before[ask["prompt_mask"][row]])
+        assert torch.equal(after[answer], before[-1:].expand(int(answer.sum()), -1, -1))
+        assert before[-1].any()
+        assert not after[~(prompt | answer)].any()
+
+
+def test_answers_of_paligemma_are_read_backwards_only():
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    paligemma = PaliGemmaProcessor(images, tokenizer([]))
+    train, ask = Collator(paligemma, training=True)(two()), Collator(paligemma, training=False)(two())
+    assert not ask["token_type_ids"].any()
+    assert "labels" not in ask
+    assert torch.equal(train["token_type_ids"].bool(), train["labels"] != -100)
+    answer = train["labels"][0][train["labels"][0] != -100]
+    assert paligemma.tokenizer.decode(answer) == "no</s>"
+    assert (train["input_ids"] == paligemma.image_token_id).sum(1).tolist() == [4, 4]
 
 
 LLAVA_PROCESSOR = llava()

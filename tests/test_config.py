@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_type_hints
 
 import pytest
@@ -95,6 +95,9 @@ def test_presets_fill_what_is_not_given():
     assert (released.dropout, released.form, released.skip_rank, released.up_groups) == (0.0, "residual", 8, 2)
     assert not released.adapt_router_bias
     assert EASConfig.from_dict(released.to_dict()) == released
+    with pytest.raises(ConfigError, match=r"preset = 'lavin': the other fields hold the values of preset 'released'"):
+        replace(EASConfig(preset="released"), preset="lavin")
+    assert replace(EASConfig(preset="lavin"), preset="llava", num_skip=3) == EASConfig(preset="llava", num_skip=3)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ METHODS: dict[str | None, dict[str, int]] = {
     "head": {},
 }
 ON_META = [None, "das", "drop", "lora", "adapter", "parallel_adapter", "full", "head"]  # the others read values
-TIED = ("qwen2.5-vl-3b",)
+TIED = ("qwen2.5-vl-3b", "qwen3-vl-2b", "gemma-3-4b")
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 import transformers as tf
@@ -21,16 +19,13 @@ LLAMA = "LlamaForCausalLM"
 
 
 @pytest.fixture(autouse=True)
-def tables(monkeypatch):
+def tables():
     """What a test registers is gone after it."""
-    for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE):
-        for name in table:
-            monkeypatch.setitem(table, name, table[name])
-    before = [(table, set(table)) for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE)]
+    before = [(table, dict(table)) for table in (anatomy.FAMILIES, anatomy.OWN, anatomy.TEXT_MODELS, STANDALONE)]
     yield
-    for table, names in before:
-        for name in table.keys() - names:
-            del table[name]
+    for table, rows in before:  # in their order
+        table.clear()
+        table.update(rows)
 
 
 class OwnConfig(tf.LlamaConfig):
@@ -91,6 +86,28 @@ def test_a_class_of_transformers_that_is_in_no_table():
     assert torch.equal(logits(eas.attach(model, EAS), prompts(LLAMA)), base)
 
 
+OTHERS = [
+    (tf.Gemma3ForCausalLM, "Gemma3TextModel", "pre_feedforward_layernorm, post_feedforward_layernorm"),
+    (tf.GraniteForCausalLM, "GraniteModel", "residual_multiplier"),
+    (tf.GemmaForCausalLM, "GemmaModel", r"GemmaRMSNorm, which is 1 \+ weight"),
+    (tf.Phi3ForCausalLM, "Phi3Model", r"has no model\.layers\.0\.self_attn\.q_proj"),
+    (tf.CohereForCausalLM, "CohereModel", r"has no model\.layers\.0\.post_attention_layernorm"),
+    (tf.Olmo2ForCausalLM, "Olmo2Model", r"has no model\.layers\.0\.input_layernorm"),
+]
+
+
+@pytest.mark.parametrize(("cls", "like", "words"), OTHERS, ids=[row[1] for row in OTHERS])
+def test_the_right_terms_pass_and_a_plain_line_names_what_is_missing(cls, like, words):
+    terms = anatomy.TEXT_MODELS[like]
+    del anatomy.TEXT_MODELS[like]
+    kind = type(f"Own{like}Config", (cls.config_class,), {"model_type": f"own_{like.lower()}", "__module__": __name__})
+    own = type(f"Own{cls.__name__}", (cls,), {"config_class": kind, "__module__": __name__})
+    config = kind(residual_multiplier=0.3) if like == "GraniteModel" else kind()
+    refused(eas.UnsupportedModelError, words, own, config=config)
+    eas.register_family(own, config=config, like=terms)
+    assert anatomy.TEXT_MODELS[like] is terms
+
+
 def refused(kind, words, *arguments, **options):
     before = dict(anatomy.FAMILIES), dict(anatomy.OWN), dict(anatomy.TEXT_MODELS), dict(STANDALONE)
     with pytest.raises(kind, match=words):
@@ -100,13 +117,14 @@ def refused(kind, words, *arguments, **options):
 
 def test_what_is_not_built_like_llama_is_refused():
     unsupported = eas.UnsupportedModelError
-    refused(unsupported, r"GPT2LMHeadModel has no model; a family's language model has", tf.GPT2LMHeadModel)
+    refused(unsupported, r"GPT2LMHeadModel has no model; its language model must have layers", tf.GPT2LMHeadModel)
     refused(unsupported, r"GPT2LMHeadModel has no transformer\.layers\.0; ", tf.GPT2LMHeadModel, "transformer")
-    refused(unsupported, r"Phi3ForCausalLM has no model\.layers\.0\.self_attn\.q_proj; ", tf.Phi3ForCausalLM)
-    refused(unsupported, r"GemmaForCausalLM: GemmaRMSNorm is not weight \* x / rms\(x\)", tf.GemmaForCausalLM)
-    scaled = tf.GraniteConfig(residual_multiplier=0.3)
-    words = re.escape("its blocks are not built like Llama's (x += self_attn(input_layernorm(x)), then ")
-    refused(unsupported, words, tf.GraniteForCausalLM, config=scaled)
+    refused(
+        ValueError,
+        "like = 'Gemma9': no such language model is supported; use one of LlamaModel, ",
+        OwnForCausalLM,
+        like="Gemma9",
+    )
 
 
 def test_what_would_be_taken_for_another_class_is_refused():

@@ -16,7 +16,7 @@ from eas.attachment.save import adapter_state
 from eas.attachment.state import candidates
 from eas.attachment.undo import disabled
 from eas.hf.trainer import checkpoint_activations
-from eas.methods import REFUSED
+from eas.methods import NEED_TOKENS, REFUSED
 from eas.models.anatomy import Anatomy
 
 torch.set_num_threads(1)
@@ -27,7 +27,9 @@ FAMILIES = [
     "LlavaForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",  # multimodal rotary positions
 ]
+OTHER_BLOCKS = ["Gemma3ForCausalLM", "Cohere2ForCausalLM"]
 PAIRS = [*product(FAMILIES, CONFIGS), *((METER, label) for label in METER_CONFIGS)]
+PAIRS += [(family, label) for family in OTHER_BLOCKS for label in CONFIGS if method(label) not in NEED_TOKENS]
 CHANGES_UNTRAINED = {"prefix", "shallow_prompt", "deep_prompt", "mam"}  # the softmax is shared with m more keys
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
 

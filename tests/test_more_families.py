@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 import transformers as tf
 from families import FAMILIES as OTHERS
 from families import SEEING, logits, randomise
-from more_families import FAMILIES, build, layers, prompts
+from more_families import FAMILIES, blocks, build, prompts
+from other_blocks import EXPERTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import eas
@@ -18,12 +20,13 @@ from eas import DropConfig, EASConfig
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf.labelled import heads_all, labelled_only
 from eas.measure.count import count
-from eas.measure.modules import VISION_TOWERS
+from eas.measure.vision import VISION_TOWERS
 from eas.models import anatomy
 from eas.searching.scoring import score_sets
 
 torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
+CLOSE = {"rtol": 1e-5, "atol": 3e-5}  # logits of order one
 SETS = [(0, 2), (1,)]
 every_family = pytest.mark.parametrize("label", FAMILIES)
 
@@ -71,18 +74,24 @@ def test_it_decodes_and_folds_to_what_it_computes(label: str) -> None:
     for skip in SETS:
         model = attached(label, skip)
         plain = decoded(model, inputs)
-        torch.testing.assert_close(decoded(model, inputs, use_cache=False), plain, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(decoded(model, inputs, cache_implementation="static"), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded(model, inputs, use_cache=False), plain, **CLOSE)
+        if label != "PaliGemma 2":  # which transformers itself does not decode with a static cache
+            torch.testing.assert_close(decoded(model, inputs, cache_implementation="static"), plain, **CLOSE)
         alone = decoded(model, single)
         eas.fold(model, "shared")
-        torch.testing.assert_close(decoded(model, inputs), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded(model, inputs), plain, **CLOSE)
         eas.unfold(model)
-        eas.fold(model, "per_example")
-        torch.testing.assert_close(decoded(model, single), alone, rtol=1e-5, atol=1e-5)
+        if label not in EXPERTS:
+            eas.fold(model, "per_example")
+            torch.testing.assert_close(decoded(model, single), alone, **CLOSE)
     model = attached(label, router="constant")
     plain = logits(model, inputs)
+    if label in EXPERTS:
+        with pytest.raises(ValueError, match="constant folding needs plain linear maps, not"):
+            eas.fold(model, "constant")
+        return
     eas.fold(model, "constant")
-    torch.testing.assert_close(logits(model, inputs), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, inputs), plain, **CLOSE)
 
 
 @every_family
@@ -91,7 +100,7 @@ def test_gradients_reach_what_is_trained(label: str) -> None:
     loss = model(**labelled_only(inputs, heads_all(model))).loss
     torch.testing.assert_close(loss, model(**inputs).loss, rtol=1e-6, atol=1e-6)
     loss.backward()
-    pias = [layer.skip_pia if i in SETS[0] else layer.adapt_pia for i, layer in enumerate(layers(model))]
+    pias = [block.skip_pia if i in SETS[0] else block.adapt_pia for i, block in enumerate(blocks(model))]
     assert all(p.grad.abs().sum() > 0 for pia in pias for p in pia.parameters())
     if "pixel_values" in inputs:
         projector = [p for module in anatomy.Anatomy.of(model).projector for p in module.parameters()]
@@ -118,15 +127,46 @@ def test_it_is_saved_and_opened_bit_for_bit(label: str, tmp_path: Any) -> None:
 
 @every_family
 def test_its_macs_are_those_that_torch_counts(label: str) -> None:
+    if label in ("Llama4", "Mllama"):
+        pytest.skip("Llama 4 in transformers gives every token to every expert; Mllama counts as with an image")
     base, model, inputs = build(label), attached(label), prompts(label, (7,), image=False)
     eas.prune(model)
     eas.fold(model, "shared")
     for counted in (base, model):
         counted.set_attn_implementation("eager")
+        counted.set_experts_implementation("eager")  # torch counts no grouped products
         counter = FlopCounterMode(display=False)
         with counter, torch.inference_mode():
             counted(**inputs, logits_to_keep=1)
-        assert count(counted, 8).macs * 2 == counter.get_total_flops()
+        assert count(counted, 8).macs * 2 == counter.get_total_flops() + uncounted(counter, counted)
+
+
+COUNTED = [label for label, (name, _, tokens, _) in FAMILIES.items() if tokens and name in VISION_TOWERS]
+COUNTED = [label for label in COUNTED if label not in ("Pixtral", "LlavaNext, Granite")]  # test_count has LLaVA-NeXT
+
+
+@pytest.mark.parametrize("label", COUNTED)
+def test_the_macs_of_its_images_are_those_that_torch_counts(label: str) -> None:
+    model = build(label)
+    images = FAMILIES[label][3](1)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.get_image_features(**images)
+    grid = (4, 4) if "image_grid_thw" in images else None
+    assert count(model, 8, images=3, patch_grid=grid).vision_macs * 2 == 3 * counter.get_total_flops()
+
+
+def uncounted(counter: FlopCounterMode, model: Any) -> int:
+    """What layers without attention compute differently than they are counted: convolutions also of their padding, and
+    the products of a linear attention's state."""
+    total = 0
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("conv", "linear_attn") and not isinstance(module, torch.nn.Conv1d):
+            flops = counter.get_flop_counts()[f"{type(model).__name__}.{name}"]
+            convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv1d)]
+            total += sum(2 * 8 * m.weight.numel() for m in convolutions)
+            total -= sum(value for op, value in flops.items() if "mm" not in str(op) or "bmm" in str(op))
+    return total
 
 
 @pytest.mark.parametrize("family", sorted({name for name, *_ in FAMILIES.values()}))
@@ -138,15 +178,14 @@ def test_every_family_is_tried() -> None:
     assert {name for name, *_ in FAMILIES.values()} | {*OTHERS} == {*anatomy.FAMILIES}
 
 
-def test_the_table_of_families_is_the_code_s() -> None:
-    table = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
-    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
-    assert [row[0] for row in rows] == [f"| `{name}`" for name in anatomy.FAMILIES]
-    assert [row[1] == "yes" for row in rows] == [len(found) > 1 for found in anatomy.FAMILIES.values()]
-    counted = {row[0].strip("| `") for row in rows if row[3].startswith("yes")}
-    assert counted == {*VISION_TOWERS}
+def test_the_page_of_families_is_current() -> None:
+    root = Path(__file__).parent.parent
+    page = runpy.run_path(str(root / "scripts" / "families_page.py"))
+    text = page["PAGE"].read_text()
+    assert page["filled"](text) == text, "run scripts/families_page.py"
     seen = {name for name, _, tokens, _ in FAMILIES.values() if tokens} | {*SEEING}
-    assert {row[0].strip("| `") for row in rows if row[2] == "yes"} == seen
+    sees = {name for name in anatomy.FAMILIES if name.endswith("ConditionalGeneration")}
+    assert page["WITHOUT_IMAGES"] == sees - seen
 
 
 @every_family
@@ -169,10 +208,12 @@ def test_all_modules_of_a_projector_are_trained_and_saved() -> None:
 def test_norms_behind_the_residual_are_refused() -> None:
     model = build("Molmo2")
     model.config.text_config.norm_after = True
-    with pytest.raises(eas.ConfigError, match="Molmo2TextModel with norm_after = True has its norms behind attention"):
+    with pytest.raises(
+        eas.ConfigError, match="Molmo2TextModel with norm_after = True has norms behind attention and FFN; EAS"
+    ):
         eas.attach(tf.Molmo2ForConditionalGeneration(model.config), EASConfig(1, **RANKS))
 
 
 def test_images_that_cannot_be_counted_are_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="Ovis2ForConditionalGeneration takes no images, or its vision tower cannot"):
-        count(build("Ovis2"), 8, images=1)
+    with pytest.raises(ValueError, match="Mistral3ForConditionalGeneration takes no images, or its vision tower cann"):
+        count(build("Mistral3"), 8, images=1)

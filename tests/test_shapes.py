@@ -17,12 +17,22 @@ PUBLISHED = {  # parameters that the checkpoints hold
 }
 
 
+BILLIONS = {  # that the model cards name
+    "qwen3-vl-2b": 2.13,
+    "internvl3.5-8b": 8.53,
+    "gemma-3-4b": 4.30,
+    "mistral-small-3.1": 24.0,
+    "llava-onevision-7b": 8.03,
+}
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_hold_no_memory_on_the_meta_device(name: str) -> None:
     model = build(name, dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
     counts = count(model, 700)
     assert counts.params_total == PUBLISHED.get(name, counts.params_total)
+    assert counts.params_total / 1e9 == pytest.approx(BILLIONS.get(name, counts.params_total / 1e9), rel=5e-3)
     assert counts.macs > 0
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import batch_norm, conv2d, pad
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import eas
@@ -91,14 +90,6 @@ def test_the_tower_is_the_published_network_with_its_norms_folded():
     torch.testing.assert_close(tokens[1, 2], corner, rtol=1e-3, atol=1e-3)  # the third token: below, on the left
 
 
-def test_its_macs_are_those_that_torch_counts():
-    tower = LiteVisionModel(LiteVisionConfig(image_size=128)).eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        tower(torch.zeros(1, 3, 128, 128))
-    assert 2 * tower.macs(4) == counter.get_total_flops()
-
-
 @packaged
 def test_the_assembled_model_sees_and_is_smollm2_where_there_is_no_picture(tmp_path):
     model, processor = smol.assemble({})
@@ -114,7 +105,7 @@ def test_the_assembled_model_sees_and_is_smollm2_where_there_is_no_picture(tmp_p
     ids = processor(text=text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, plain(ids).logits)
-    assert eas.count(model, 30, images=1).vision_macs > model.model.vision_tower.macs(16)
+    assert 500e6 < eas.count(model, 30, images=1).vision_macs < 540e6
     eas.attach(model, eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
     eas.select(model, [3, 5])
     eas.prune(model)

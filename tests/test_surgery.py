@@ -167,10 +167,8 @@ def test_refusals():
             verb(build(LLAMA))
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported; supported are Llama.*SmolVLM"):
         attach(tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)), EASConfig(**PLAIN))
-    inner = tf.LlavaConfig(
-        text_config=tf.GemmaConfig(**TEXT, head_dim=8), vision_config=build(LLAVA).config.vision_config
-    )
-    with pytest.raises(UnsupportedModelError, match=r"with a GemmaModel is not supported; supported are Llama.* Qwen2"):
+    inner = tf.LlavaConfig(text_config=tf.OlmoConfig(**TEXT), vision_config=build(LLAVA).config.vision_config)
+    with pytest.raises(UnsupportedModelError, match=r"with a OlmoModel is not supported; supported are Llama.* Qwen2"):
         attach(tf.LlavaForConditionalGeneration(inner), EASConfig(**PLAIN))
     for bad, words in (({"num_skip": 4}, "num_skip = 4: the model has 4"), ({"up_groups": 3}, "up_groups = 3: must")):
         model = build(LLAMA)

@@ -157,7 +157,7 @@ def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch):
 
     before = of(model)
     monkeypatch.setattr("eas.attachment.attach.require_decoding", lambda *_: None)
-    monkeypatch.setattr("eas.methods.eas.become", fails)
+    monkeypatch.setattr("eas.models.block.become", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         eas.attach(model, EAS)
     same(model, before)

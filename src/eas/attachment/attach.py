@@ -32,17 +32,8 @@ from eas.hf.classes import become, has_device_hook
 from eas.hf.one_token import read_rows
 from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
-from eas.methods import method_of, require_fit
+from eas.methods import method_of, require_fit, require_prompts
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
-
-# their modules in a block: a layer, METER's with the norms behind them, or an attention that is skipped by itself
-MODULES = {
-    "mha": ("self_attn", "self_attn_norm", "cross_attn", "cross_attn_norm", "q_proj", "k_proj", "v_proj", "o_proj"),
-    "ffn": ("mlp", "mlp_norm"),
-}
-
-NORMS_BEHIND = {"Molmo2TextModel": "norm_after"}
-"""Language models that exist with norms in front of attention and FFN, and behind them: the option that says which."""
 
 
 def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
@@ -85,12 +76,11 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
     anatomy = Anatomy.of(model)
     layers, method = anatomy.layers, method_of(anatomy.form, config.name)
     require_fit(anatomy.form, config)
-    option = NORMS_BEHIND.get(type(anatomy.text_model).__name__)
-    if option is not None and getattr(anatomy.text_model.config, option):
-        raise ConfigError(
-            f"{type(anatomy.text_model).__name__} with {option} = True has its norms behind attention and FFN; EAS "
-            "needs blocks with the norms in front of them"
-        )
+    for option, otherwise in anatomy.built.refused:
+        if getattr(anatomy.text_model.config, option):
+            name = type(anatomy.text_model).__name__
+            raise ConfigError(f"{name} with {option} = True has {otherwise}; EAS does not support this variant")
+    require_prompts(anatomy.built, config, type(anatomy.text_model).__name__)
     if isinstance(config, SkipConfig) and config.num_skip >= (blocks := len(anatomy.blocks(config.candidates))):
         what = f"{type(config).__name__}.num_skip = {config.num_skip}"
         raise ConfigError(f"{what}: {all_but_one(config.candidates, blocks)}")
@@ -245,7 +235,7 @@ def prune(model: PreTrainedModel) -> None:
             f"{config.num_skip}; select {config.num_skip} candidates, or attach with num_skip={len(chosen)}"
         )
     for block, _ in candidates(model):
-        for name in [name for part in block.skipped_parts() for name in MODULES[part]]:
+        for name in state.anatomy.modules_of(block, block.skipped_parts()):
             if name in block._modules:  # 'either' names a block twice
                 delattr(block, name)
     if state.method.prune is not None:

@@ -80,7 +80,7 @@ def freeze_router(model: PreTrainedModel, loader: Iterable[Mapping[str, Tensor]]
 
 def _pias(model: PreTrainedModel) -> dict[int, PIA]:
     """The PIAs in use by their key among the prompt states."""
-    return {key: pia for block in Anatomy.of(model).layers for key, pia in block.pias().items()}
+    return {key: pia for block in Anatomy.of(model).blocks("mha") for key, pia in block.pias().items()}
 
 
 def _gone_through(

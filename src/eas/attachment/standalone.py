@@ -73,7 +73,9 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     if model.can_generate():
         names = {"mha": "attention", "ffn": "mlp"}
         skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
-        config.get_text_config().per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
+        text = config.get_text_config()
+        own = {int(i): options for i, options in text.to_dict().get("per_layer_config", {}).items()}  # Gemma 4's sizes
+        text.per_layer_config = own | {i: {**own.get(i, {}), "skip": parts} for i, parts in skipped.items() if parts}
     folder = Path(folder)
     aside, new = folder / "partial", not folder.exists()
     try:

@@ -135,11 +135,13 @@ def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
 
 def base_fingerprint(model: PreTrainedModel) -> Tensor:
     """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
-    loaded; zeros where the FFN was pruned. Empty where the weights are quantised."""
-    weights = [
-        layer.mlp.down_proj.weight if "mlp" in layer._modules else torch.zeros(1, 16)
-        for layer in Anatomy.of(model).layers
+    loaded; zeros where the FFN was pruned, or is one of experts. Empty where the weights are quantised."""
+    anatomy, ffn = Anatomy.of(model), Anatomy.of(model).branches[-1]
+    last_maps = [
+        layer._modules[ffn.body]._modules.get(ffn.output) if ffn.body in layer._modules else None
+        for layer in anatomy.layers
     ]
+    weights = [torch.zeros(1, 16) if last is None else last.weight for last in last_maps]
     # torchao's are tensors that say they were floating
     if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
         return torch.empty(0, dtype=torch.bfloat16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eas.attachment.attach import twin_deviation
 from eas.hf.twin import TOLERANCE
 from eas.methods.eas import EASConfig
@@ -30,6 +32,10 @@ def deviation(family: str) -> float:
     return twin_deviation(cls, cls.config_class(**MORE.get(family, {})), _METHOD)
 
 
-MORE: dict[str, dict[str, int]] = {"Qwen2_5OmniThinkerForConditionalGeneration": {"vision_start_token_id": 151652}}
+MORE: dict[str, dict[str, Any]] = {
+    "Qwen2_5OmniThinkerForConditionalGeneration": {"vision_start_token_id": 151652},
+    "Gemma4ForConditionalGeneration": {"vision_config": {"model_type": "gemma4_vision"}},
+    "AyaVisionForConditionalGeneration": {"vision_config": {"model_type": "siglip_vision_model"}},
+}
 """What published configurations have, and the default of their class lacks."""
 _METHOD = EASConfig(num_skip=1, skip_rank=4, adapt_rank=2)

@@ -61,6 +61,14 @@ class PromptLayer(DummyLayer):  # type: ignore[misc]
         return sum(state.nbytes for state in (*self.states.values(), *self.kept.values()))
 
 
+class EmptyLayer(DummyLayer):  # type: ignore[misc]
+    """A layer without keys and values, for language models that ask every layer how many it has (Mllama)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = self.values = torch.empty(0)
+
+
 def prompt_layer(cache: Cache | None) -> PromptLayer | None:
     """The prompt states in a cache, None if there are none."""
     if cache is None or not cache.layers or not isinstance(cache.layers[-1], PromptLayer):
@@ -74,8 +82,14 @@ def reads_prompt_from(cache: Cache | None) -> bool:
     return layer is not None and bool(layer.states)
 
 
-def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> bool:
+def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...], empty_keys: bool = False) -> bool:
     """Makes a cache fit a skip set: no keys and values for skipped attentions, one layer of prompt states.
+
+    Args:
+        cache: of the model, empty or prepared before.
+        num_layers: of the model.
+        skip_set: the layers whose attention is skipped.
+        empty_keys: whether these layers have keys and values of size zero, in place of none.
 
     Returns:
         Whether the cache is fresh, that is, still empty.
@@ -96,18 +110,19 @@ def prepare_cache(cache: Cache, num_layers: int, skip_set: tuple[int, ...]) -> b
     if cache.get_seq_length() > 0:
         raise ValueError("the cache was filled before the model was attached or selected; start a new cache")
     for i in skip_set:
-        cache.layers[i] = DummyLayer()
+        cache.layers[i] = EmptyLayer() if empty_keys else DummyLayer()
     cache.layers.append(PromptLayer(skip_set))
     return True
 
 
-def require_filled(cache: Any, returned: Any, states: Iterable[int]) -> None:
+def require_filled(cache: Any, returned: Any, states: Iterable[int], attentions: Iterable[int]) -> None:
     """Checks, after the first call with a cache, that the model returned the prepared cache and filled it for decoding.
 
     Args:
         cache: the cache from ``prepare_cache``.
         returned: the cache in the model's output.
         states: keys of the PIAs in use that have a state.
+        attentions: the layers with an attention that is kept.
 
     Raises:
         TransformersChangedError: the cache was lost on its way to the blocks or back.
@@ -118,7 +133,7 @@ def require_filled(cache: Any, returned: Any, states: Iterable[int]) -> None:
     missing = sorted(set(states) - (layer.states.keys() if layer is not None else set()))
     if missing:
         raise TransformersChangedError(f"the cache has no prompt state of blocks {missing}: it was lost on its way")
-    kept = {i: own for i, own in enumerate(cache.layers) if not isinstance(own, DummyLayer)}
+    kept = {i: cache.layers[i] for i in attentions}
     if empty := [i for i, own in kept.items() if not own.is_initialized or int(own.get_seq_length()) == 0]:
         raise TransformersChangedError(f"the cache has no keys and values of layers {empty}: it was lost on its way")
 

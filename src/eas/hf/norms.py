@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 
 class UnitNorm(nn.Module):
-    """``x / rms(x)``, rounded as Llama's norm rounds before it multiplies by its weight.
+    """``x / rms(x)``, rounded as the family's norm rounds before it multiplies by its weight.
 
     Args:
-        norm: the norm whose epsilon it takes.
+        eps: the norm's epsilon.
+        wide: whether the norm multiplies in float32 (Gemma), so that nothing is rounded; else it is Llama's.
 
     Example:
         >>> from transformers.models.llama.modeling_llama import LlamaRMSNorm
         >>> norm, x = LlamaRMSNorm(8), torch.randn(2, 8)
         >>> norm.weight.data.uniform_(0.1, 0.4).shape
         torch.Size([8])
-        >>> (norm.weight * UnitNorm(norm)(x)).equal(norm(x))
+        >>> (norm.weight * UnitNorm(norm.variance_epsilon)(x)).equal(norm(x))
         True
     """
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, eps: float, wide: bool = False) -> None:
         super().__init__()
-        self.eps: float = norm.variance_epsilon
+        self.eps, self.wide = eps, wide
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, tokens, d)`` to the same, in its dtype."""
+        """``(batch, tokens, d)`` to the same, in its dtype or in float32."""
         wide = x.to(torch.float32)
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return unit if self.wide else unit.to(x.dtype)

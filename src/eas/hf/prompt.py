@@ -37,15 +37,15 @@ class PromptedTextModel(SkippingTextModel):
         return {"request": Request(states, fresh, **given)}
 
     def state_keys(self) -> list[int]:
-        return [key for layer in self.layers for key, pia in layer.pias().items() if pia.reads_prompt]
+        return [key for layer in self.blocks() for key, pia in layer.pias().items() if pia.reads_prompt]
 
     def needs_prompt(self) -> bool:
         """Whether a block in use depends on which tokens are the prompt's."""
-        return any(pia.reads_prompt for layer in self.layers for pia in layer.stand_ins())
+        return any(pia.reads_prompt for layer in self.blocks() for pia in layer.stand_ins())
 
     def running(self) -> bool:
         """Whether prompt states still change after the prompt was read."""
-        return any(pia.running for layer in self.layers for pia in layer.stand_ins())
+        return any(pia.running for layer in self.blocks() for pia in layer.stand_ins())
 
 
 class PromptedModel(nn.Module):

@@ -39,10 +39,6 @@ class SkippableBlock(nn.Module):
     index: int
     skip_mha: bool
     skip_ffn: bool
-    self_attn: Any
-    mlp: Any
-    input_layernorm: Any
-    post_attention_layernorm: Any
 
     def skipped_parts(self) -> set[str]:
         """The skipped parts: "mha", "ffn", both or none."""
@@ -67,15 +63,21 @@ class SkippingTextModel(nn.Module):
             cache = DynamicCache(config=self.config) if wanted else None
         fresh = True
         if cache is not None:
-            without = tuple(i for i, layer in enumerate(self.layers) if layer.skip_mha)
-            fresh = prepare_cache(cache, len(self.layers), without)
+            blocks = self.blocks()
+            without = tuple(block.index for block in blocks if block.skip_mha)
+            fresh = prepare_cache(cache, len(self.layers), without, blocks[0].built.reads_keys)
         more = self.for_blocks(cache, fresh, kw)
         output = super().forward(*args, use_cache=use_cache, **cached(cache), **more, **kw)
         # in training, gradient checkpointing takes the cache away; a tuple has no names
         checked = fresh and wanted and not self.training and not torch.compiler.is_compiling()
         if checked and cache is not None and isinstance(output, Mapping):
-            require_filled(cache, output_cache(output), self.state_keys())
+            kept = [block.index for block in self.blocks() if not block.skip_mha]
+            require_filled(cache, output_cache(output), self.state_keys(), kept)
         return output
+
+    def blocks(self) -> list[Any]:
+        """The layers whose parts may be skipped; in hybrids not all."""
+        return [layer for layer in self.layers if isinstance(layer, SkippableBlock)]
 
     def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments for the blocks, from the cache and from ``kw``; used ones are removed from ``kw``."""

@@ -26,14 +26,21 @@ VOCABULARY = 64
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
     "vocab_size": VOCABULARY,
-    "pad_token_id": None,
+    "pad_token_id": 0,
     "dtype": None,
 }
+MORE: dict[str, Any] = {
+    "cross_attention_layers": [],  # of Mllama; its twin reads no image
+    "num_kv_shared_layers": 0,  # of Gemma 4
+    "vocab_size_per_layer_input": VOCABULARY,
+    "per_layer_config": {},
+}
+"""Of what only some families have."""
 ROPE = {
     "rope_type": "default",
     "rope_theta": 10000.0,
@@ -103,15 +110,22 @@ def _twin(cls: Any, config: Any, text_path: str) -> Any:
     text = config.get_text_config(decoder=True)
     for name, value in TEXT.items():
         setattr(text, name, value)
-    if text.to_dict().get("layer_types") is not None:
-        text.layer_types = text.layer_types[:2]
-    text.rope_parameters = dict(ROPE)
-    implementation = "eager" if attention_implementation(text) == "eager" else "sdpa"
+    given = text.to_dict()
+    for name in MORE.keys() & given.keys():
+        setattr(text, name, MORE[name])
+    if (kinds := given.get("layer_types")) is not None:
+        text.layer_types = _few(kinds)
+        text.num_hidden_layers = len(text.layer_types)
+    by_kind = given.get("rope_parameters") or {}
+    turned = {kind for kind, value in by_kind.items() if isinstance(value, dict)}
+    text.rope_parameters = {kind: dict(ROPE) for kind in turned} or dict(ROPE)
+    own = attention_implementation(text)
     set_attention_implementation(config, "eager")  # not every vision tower has another
     with torch.device("meta"):
         model = cls(config)
-    set_attention_implementation(text, implementation)
     language_model = model.get_submodule(text_path)
+    fused = own != "eager" and type(language_model)._supports_sdpa
+    set_attention_implementation(text, "sdpa" if fused else "eager")
     model.set_submodule(text_path, type(language_model)(text))
     model.set_output_embeddings(nn.Linear(text.hidden_size, VOCABULARY, bias=False))
     for module in model.modules():  # what no text goes through
@@ -120,6 +134,13 @@ def _twin(cls: Any, config: Any, text_path: str) -> Any:
                 setattr(module, name, nn.Parameter(torch.empty(0)) if name in module._parameters else torch.empty(0))
     model.generation_config = GenerationConfig(pad_token_id=0, suppress_tokens=_special(config))
     return model
+
+
+def _few(kinds: list[str]) -> list[str]:
+    """Of the kinds of a model's layers: its first attention, one of each other kind, its last attention."""
+    attention = [kind for kind in kinds if kind.endswith("attention") and kind != "linear_attention"]
+    others = dict.fromkeys(kind for kind in kinds if kind not in attention)
+    return [attention[0], *others, attention[-1]]
 
 
 def _special(config: Any) -> list[int]:

@@ -24,7 +24,7 @@ from eas.hf.cache import kv_cache_bytes, prompt_layer
 from eas.hf.one_token import read_rows
 from eas.measure.count import count
 from eas.measure.latency import Spread, git_revision, hardware
-from eas.measure.modules import stored_bytes
+from eas.measure.maps import stored_bytes
 from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
@@ -219,7 +219,7 @@ def _leaves(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, A
     states, seconds = prompt_layer(cache), None
     if states is not None and states.folded:
         start = now(model.device)
-        for block in Anatomy.of(model).layers:
+        for block in Anatomy.of(model).blocks("mha"):
             if block.index in states.folded:
                 block.fold_for(states.states[block.index])
         seconds = now(model.device) - start

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from eas.attachment.save import adapter_state
 from eas.attachment.state import attached
-from eas.measure.modules import Counts, block_macs, live, module_macs, unused_params
+from eas.measure.maps import module_macs
+from eas.measure.modules import Counts, block_macs, live, unused_params
 from eas.methods.meter_prompts import DeepTokens, ShallowTokens
 from eas.models.anatomy import Anatomy
 
@@ -52,7 +53,7 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
     poolers = module_macs(trunk.cross_modal_text_pooler, 1) + module_macs(trunk.cross_modal_image_pooler, 1)
     heads = sum(module_macs(child, 1) for child in model.children() if child is not trunk)
     total = sum(p.numel() for p in model.parameters())
-    computed = [module for layer in anatomy.layers for module in live(layer, anatomy.branches)]
+    computed = [module for layer in anatomy.layers for module in live(layer, anatomy.built)]
     embeddings = [module for module in trunk.modules() if isinstance(module, nn.Embedding)]
     return Counts(
         macs=images * (image + poolers) + behind + words + heads,
@@ -63,7 +64,7 @@ def count_coattention(model: PreTrainedModel, text_tokens: int, images: int) -> 
         weight_bytes=_bytes([model]) - _bytes(embeddings) - _bytes(anatomy.layers) + _bytes(computed),
         kv_bytes_per_token=0,
         prompt_state_bytes=0,
-        params_folded=total - sum(unused_params(layer, anatomy.branches) for layer in anatomy.layers),
+        params_folded=total - sum(unused_params(layer, anatomy.built) for layer in anatomy.layers),
         vision_macs=images * image,
     )
 
@@ -83,7 +84,7 @@ def layer_macs(model: PreTrainedModel, text_tokens: int, images: int) -> list[tu
         more = prompt.num_tokens
     sides = ((trunk.cross_modal_text_layers, texts, tokens), (trunk.cross_modal_image_layers, tokens, texts))
     made = isinstance(prompt, DeepTokens)
-    each = [block_macs(la, anatomy.branches, own, other, more, made) for las, own, other in sides for la in las]
+    each = [block_macs(la, anatomy.built, own, other, more, made) for las, own, other in sides for la in las]
     return [(images * mha, images * ffn, images * beside) for mha, ffn, beside in each]
 
 

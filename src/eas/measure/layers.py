@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from eas.measure.coattention import layer_macs
-from eas.measure.modules import block_macs, skipped_parts
+from eas.measure.modules import block_macs, keeps_attention, kv_width
 from eas.models.anatomy import Anatomy
 
 
@@ -43,10 +43,10 @@ def block_costs(model: PreTrainedModel, prompt_tokens: int, images: int = 0) -> 
 
     def width(layer: Any) -> int:
         """Of keys and values together."""
-        attention = None if "mha" in skipped_parts(layer) else layer.self_attn  # a pruned one is gone
-        return 0 if attention is None else int(attention.k_proj.out_features + attention.v_proj.out_features)
+        built = anatomy.built
+        return kv_width(layer.get_submodule(built.mha.body), built.mha) if keeps_attention(layer, built) else 0
 
     return [
-        BlockCost(*block_macs(layer, anatomy.branches, prompt_tokens), kv_bytes=width(layer) * element)
+        BlockCost(*block_macs(layer, anatomy.built, prompt_tokens), kv_bytes=width(layer) * element)
         for layer in anatomy.layers
     ]

@@ -2,7 +2,9 @@
 
 One prefill of n tokens: a linear map costs in x out per token, an attention 2 d_attn n^2 on top of its projections, in
 full although half of it is masked away; norms, activations and the lookup of embeddings are free, and the head reads
-one token. Every module counts once; a PIA counts wherever it is not folded away.
+one token. Every module counts once; a PIA counts wherever it is not folded away. Of experts a token counts those that
+it is routed to. Of layers with something else than attention, the linear maps and convolutions count; the layers with
+which Mllama reads images count without the image's own keys and values.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from eas.attachment.save import adapter_state
@@ -21,20 +22,12 @@ from eas.attachment.state import attached
 from eas.costed import Costed
 from eas.hf.labelled import heads_all
 from eas.hf.skipping import SkippableBlock
+from eas.measure.maps import module_bytes, module_macs, stored_bytes
+from eas.measure.vision import image_macs
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import Anatomy, Branch
+from eas.models.anatomy import Anatomy
+from eas.models.structure import Branch, TextModel
 from eas.pia import PIA
-
-# where a family keeps the vision tower in front of its projector
-VISION_TOWERS = {
-    "LlavaForConditionalGeneration": "model.vision_tower",
-    "LlavaNextForConditionalGeneration": "model.vision_tower",
-    "Qwen2VLForConditionalGeneration": "model.visual",
-    "Qwen2_5_VLForConditionalGeneration": "model.visual",
-    "Idefics3ForConditionalGeneration": "model.vision_model",
-    "SmolVLMForConditionalGeneration": "model.vision_model",
-    "LavinForConditionalGeneration": "model.vision_tower",
-}
 
 
 @dataclass(frozen=True)
@@ -80,14 +73,15 @@ def count_modules(
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
     text, layers = anatomy.text_model, list(anatomy.layers)
     beside = [module for module in text.children() if isinstance(module, Costed)]  # a prompt, say
-    kept = [layer.self_attn for layer in layers if "mha" not in skipped_parts(layer)]
+    beside += [text._modules[name] for name in anatomy.built.beside if name in text._modules]
+    built = anatomy.built
+    kept = [layer.get_submodule(built.mha.body) for layer in layers if keeps_attention(layer, built)]
     eas = [layer for layer in layers if isinstance(layer, EASBlock)]
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
-    vision = images * (_image_macs(model, anatomy, patch_grid) if images else 0)
+    vision = images * (image_macs(model, patch_grid) if images else 0)
     total = sum(p.numel() for p in model.parameters())
-    branches = anatomy.branches
     return Counts(
-        macs=sum(sum(block_macs(layer, branches, prompt_tokens)) for layer in layers)
+        macs=sum(sum(block_macs(layer, built, prompt_tokens)) for layer in layers)
         + sum(module_macs(module, prompt_tokens) for module in beside)
         + module_macs(head, prompt_tokens if heads_all(model) else 1)
         + vision,
@@ -95,14 +89,14 @@ def count_modules(
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
         else sum(p.numel() for p in model.parameters() if p.requires_grad),
-        weight_bytes=sum(_block_bytes(layer, branches) for layer in layers)
-        + sum(_bytes(module) for module in (*beside, text.norm, head)),
-        kv_bytes_per_token=sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in kept)
+        weight_bytes=sum(_block_bytes(layer, built) for layer in layers)
+        + sum(module_bytes(module) for module in (*beside, text.get_submodule(built.final), head)),
+        kv_bytes_per_token=sum(kv_width(attention, built.mha) for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
         prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
         fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
         fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
-        params_folded=total - sum(unused_params(layer, branches) for layer in layers),
+        params_folded=total - sum(unused_params(layer, built) for layer in layers),
         vision_macs=vision,
         statistics_macs=sum(_statistics_macs(layer, prompt_tokens) for layer in eas),
     )
@@ -113,46 +107,37 @@ def skipped_parts(layer: Any) -> set[str]:
     return layer.skipped_parts() if isinstance(layer, SkippableBlock) else set()
 
 
-def module_macs(module: nn.Module, n: int) -> int:
-    """MACs of all linear maps of a module for n tokens; by their features, because quantised weights are packed."""
-    if isinstance(module, Costed):
-        return module.macs(n)
-    if isinstance(module, nn.Linear):
-        return n * module.in_features * module.out_features
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return module_macs(module.get_base_layer(), n)
-    return sum(module_macs(child, n) for child in module.children())
+def keeps_attention(layer: Any, built: TextModel) -> bool:
+    """Whether a layer has an attention that is not skipped; a pruned one is gone, and in hybrids not every layer has
+    one."""
+    return "mha" not in skipped_parts(layer) and built.mha.body in layer._modules
 
 
-def _bytes(module: nn.Module) -> int:
-    """Weights of a module that a decode step reads."""
-    if isinstance(module, Costed):
-        return module.decode_bytes()
-    if isinstance(module, BaseTunerLayer) and module.merged:
-        return _bytes(module.get_base_layer())
-    own = sum(stored_bytes(p) for p in module.parameters(recurse=False))
-    return own + sum(_bytes(child) for child in module.children())
+def kv_width(attention: Any, branch: Branch) -> int:
+    """Keys and values of one token: numbers that a cache stores for an attention. Gemma 4's attentions that read those
+    of another store none, and where keys are also the values there is no map for values."""
+    maps = {name: attention._modules.get(name) for name in branch.inputs}
+    if len(maps) == 1:  # queries, keys and values from one map
+        return int(maps[branch.inputs[0]].out_features - attention.get_submodule(branch.output).in_features)
+    keys, values = maps["k_proj"], maps["v_proj"]
+    if keys is None:
+        return 0
+    return int(keys.out_features + (keys if values is None else values).out_features)
 
 
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor; of torchao's those of the parts that are stored: ``nbytes`` is of what they stand for."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(stored_bytes(getattr(tensor, name)) for name in names)
-
-
-def live(layer: Any, branches: Sequence[Branch]) -> list[nn.Module]:
+def live(layer: Any, built: TextModel) -> list[nn.Module]:
     """The modules of a block that are computed, but for the PIA that is folded away."""
     skipped = skipped_parts(layer)
     gone = layer.foldable_pia() if isinstance(layer, EASBlock) and _folded(layer) else None
     modules = [module for module in _stand_ins(layer) if module is not gone]
-    for branch in branches:
+    modules += [layer._modules[name] for name in built.more if name in layer._modules]
+    for branch in built.branches:
         if branch.part not in skipped:
-            body = layer.get_submodule(branch.body)
+            body = layer._modules.get(branch.body)  # of a hybrid, not every layer has an attention
             own = [*body.stand_ins(), *_maps(body).values()] if isinstance(body, SkippableBlock) else [body]
-            modules += [layer.get_submodule(branch.norm), *own] if own else []
-    return modules
+            around = [layer._modules[name] for name in (branch.norm, branch.behind) if name is not None]
+            modules += [*around, *own] if own else []
+    return [*dict.fromkeys(module for module in modules if module is not None)]  # parallel branches share a norm
 
 
 def _maps(attention: Any) -> dict[str, nn.Module]:
@@ -167,13 +152,13 @@ def _stand_ins(module: Any) -> Sequence[nn.Module]:
 
 
 def block_macs(
-    layer: Any, branches: Sequence[Branch], own: int, other: int = 0, prompt: int = 0, made: bool = False
+    layer: Any, built: TextModel, own: int, other: int = 0, prompt: int = 0, made: bool = False
 ) -> tuple[int, int, int]:
     """MACs of a block in its skipped and folded state: attentions, FFN, and the method's modules.
 
     Args:
         layer: the block.
-        branches: of its `Anatomy`.
+        built: its family's terms.
         own: tokens that it reads.
         other: tokens of the other modality, where an attention reads them.
         prompt: keys and values that a prompt adds to every attention.
@@ -181,16 +166,18 @@ def block_macs(
     """
     skipped, mha, ffn = skipped_parts(layer), 0, 0
     beside = sum(module_macs(module, own) for module in _stand_ins(layer))
-    for part, name, _, across in branches:
-        if part in skipped:  # a pruned one is gone
+    beside += sum(module_macs(layer._modules[name], own) for name in built.more if name in layer._modules)
+    for branch in built.branches:
+        if branch.part in skipped or branch.body not in layer._modules:  # a pruned one is gone
             continue
-        body = layer.get_submodule(name)
+        body = layer.get_submodule(branch.body)
         beside += sum(module_macs(module, own) for module in _stand_ins(body))
-        if part == "ffn":
+        if branch.part == "ffn":
             ffn += module_macs(body, own)
         elif modules := _maps(body):  # with grouped queries too: every query head meets every key
-            keys = other if across else own
-            mha += 2 * body.q_proj.out_features * own * (keys + prompt)
+            keys = other if branch.across else own
+            out: Any = modules[branch.output]
+            mha += 2 * out.in_features * own * (keys + prompt)
             read = {"k_proj": keys + prompt * made, "v_proj": keys + prompt * made}
             mha += sum(module_macs(module, read.get(name, own)) for name, module in modules.items())
     if isinstance(layer, EASBlock):
@@ -221,25 +208,31 @@ def _folds_maps(layer: EASBlock) -> bool:
     return layer.fold_per_example or layer.constant_fold is not None
 
 
-def _block_bytes(layer: Any, branches: Sequence[Branch]) -> int:
+def _block_bytes(layer: Any, built: TextModel) -> int:
     """Weights of one block that a decode step reads."""
-    total = sum(_bytes(module) for module in live(layer, branches))
+    total = sum(module_bytes(module) for module in live(layer, built))
     if isinstance(layer, EASBlock):
-        if layer.skip_mha and not layer.skip_ffn:
+        if layer.skip_mha and not layer.skip_ffn and layer.gain() is not None:
             if layer.unit_norm is None:
-                total += _bytes(layer.input_layernorm)  # the one normalisation of a block without attention
+                total += module_bytes(_norm(layer, built.mha))  # the one normalisation of a block without attention
             if _folded(layer):
-                total -= _bytes(layer.post_attention_layernorm)  # its weight is folded too
+                total -= module_bytes(_norm(layer, built.ffn))  # its weight is folded too
         if _folds_maps(layer):  # the folded maps are read in place of the originals
-            total += sum(_folded_bytes(linear) - _bytes(linear) for linear, _ in _folding(layer))
+            total += sum(_folded_bytes(linear) - module_bytes(linear) for linear, _ in _folding(layer))
         if (fold := layer.shared_fold) is not None:
             tensors: list[Tensor] = [fold.down, fold.bias, fold.up, *([] if fold.scale is None else [fold.scale])]
             total += sum(t.nbytes for t in tensors)
         pia = layer.foldable_pia()
         if pia is not None and pia.running and _folded(layer):  # every token adds to the mean
-            total += 0 if pia.down2 is None else _bytes(pia.down2)
+            total += 0 if pia.down2 is None else module_bytes(pia.down2)
             total += 0 if layer.constant_fold is None else layer.constant_fold.body.from_c.nbytes
     return total
+
+
+def _norm(layer: Any, branch: Branch) -> nn.Module:
+    """The norm before a branch of a block whose FFN has one of its own."""
+    norm: nn.Module = layer.get_submodule(branch.norm or "")
+    return norm
 
 
 def _params(module: nn.Module) -> int:
@@ -249,13 +242,14 @@ def _params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False)) + sum(_params(m) for m in module.children())
 
 
-def unused_params(layer: Any, branches: Sequence[Branch]) -> int:
+def unused_params(layer: Any, built: TextModel) -> int:
     """Parameters of one block that are skipped or folded away; negative where a fold brings more biases."""
-    total = sum(_params(module) for module in live(layer, branches))
+    total = sum(_params(module) for module in live(layer, built))
     if isinstance(layer, EASBlock):
-        if layer.skip_mha and not layer.skip_ffn:  # its norm is read, and the FFN's is folded in
-            total += _params(layer.input_layernorm) if layer.unit_norm is None else 0
-            total -= _params(layer.post_attention_layernorm) if _folds_maps(layer) else 0
+        # its norm is read, and the FFN's is folded in
+        if layer.skip_mha and not layer.skip_ffn and layer.gain() is not None:
+            total += _params(_norm(layer, built.mha)) if layer.unit_norm is None else 0
+            total -= _params(_norm(layer, built.ffn)) if _folds_maps(layer) else 0
         if _folds_maps(layer):
             total += sum(linear.out_features for linear, _ in _folding(layer) if linear.bias is None)
         elif (pia := layer.foldable_pia()) is not None and layer.shared_fold is not None:
@@ -278,50 +272,3 @@ def _fold_macs(linear: nn.Linear, pia: PIA) -> int:
 
 def _folded_bytes(linear: nn.Linear) -> int:
     return stored_bytes(linear.weight) + linear.out_features * linear.weight.element_size()
-
-
-def _image_macs(model: PreTrainedModel, anatomy: Anatomy, grid: tuple[int, int] | None) -> int:
-    """MACs of one image: patch embedding, the tower's blocks, the projector."""
-    family, config = type(model).__name__, model.config
-    if family not in VISION_TOWERS:
-        raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
-    tower = model.get_submodule(VISION_TOWERS[family])
-    vision, kind = config.vision_config, type(tower).__name__
-    if isinstance(tower, Costed):
-        tokens = config.image_seq_length
-        return tower.macs(tokens) + sum(module_macs(module, tokens) for module in anatomy.projector)
-    if kind in ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer"):
-        blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
-        grid = (vision.image_size // vision.patch_size,) * 2
-    elif kind in ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel"):
-        blocks, embedding = tower.blocks, tower.patch_embed.proj
-        if grid is None:
-            raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
-    else:
-        raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
-    patches = tokens = grid[0] * grid[1]
-    if kind == "CLIPVisionModel":
-        tokens = patches + 1  # the class token, which the projector may see or not
-        projected = patches if config.vision_feature_select_strategy == "default" else tokens
-    elif kind == "LavinVisionModel":
-        projected = tokens = patches + 1  # its projector has adapters for all of the tower's tokens
-    elif kind.startswith("Qwen2"):
-        projected = patches // vision.spatial_merge_size**2
-    else:
-        projected = patches // config.scale_factor**2
-    pairs = len(blocks) * tokens**2
-    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
-        side = vision.window_size // vision.patch_size // vision.spatial_merge_size * vision.spatial_merge_size
-        full = len(vision.fullatt_block_indexes)
-        pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
-    return int(
-        patches * embedding.weight.numel()
-        + module_macs(blocks, tokens)
-        + 2 * embedding.out_channels * pairs
-        + sum(module_macs(module, projected) for module in anatomy.projector)
-    )
-
-
-def _window_pairs(length: int, side: int) -> int:
-    """Sum of squared window lengths along one axis; the last window may be cut."""
-    return length // side * side**2 + (length % side) ** 2

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    InternVLConfig,
     LlamaConfig,
     LlavaConfig,
+    LlavaOnevisionConfig,
+    Mistral3Config,
     PreTrainedModel,
     Qwen2_5_VLConfig,
+    Qwen3VLConfig,
     SmolVLMConfig,
 )
 
@@ -70,6 +75,53 @@ def _smolvlm_500m() -> SmolVLMConfig:
     )
 
 
+def _qwen3(*sizes: int, **more: Any) -> dict[str, Any]:
+    return _sizes(*sizes, num_key_value_heads=8, head_dim=128, vocab_size=151936, rms_norm_eps=1e-6, **more)
+
+
+def _qwen3_vl_2b() -> Qwen3VLConfig:
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5e6}
+    vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2048}
+    return Qwen3VLConfig(
+        text_config=_qwen3(2048, 6144, 28, 16, rope_parameters=rope),
+        vision_config={**vision, "patch_size": 16, "deepstack_visual_indexes": [5, 11, 17]},
+        tie_word_embeddings=True,
+    )
+
+
+def _internvl_3_5_8b() -> InternVLConfig:
+    return InternVLConfig(
+        text_config=_qwen3(4096, 12288, 36, 32, model_type="qwen3"),
+        vision_config=_sizes(1024, 4096, 24, 16, image_size=[448, 448], patch_size=[14, 14]),
+        image_token_id=151671,
+        tie_word_embeddings=False,
+    )
+
+
+def _gemma_3_4b() -> Gemma3Config:
+    text = _sizes(2560, 10240, 34, 8, num_key_value_heads=4, head_dim=256, vocab_size=262208, sliding_window=1024)
+    vision = _sizes(1152, 4304, 27, 16, image_size=896, patch_size=14, vision_use_head=False)
+    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=256)
+
+
+def _mistral_small_3_1() -> Mistral3Config:
+    text = _sizes(5120, 32768, 40, 32, num_key_value_heads=8, head_dim=128, vocab_size=131072, sliding_window=None)
+    vision = _sizes(1024, 4096, 24, 16, image_size=1540, patch_size=14, head_dim=64)
+    return Mistral3Config(
+        text_config={**text, "model_type": "mistral"},
+        vision_config={**vision, "model_type": "pixtral"},
+        tie_word_embeddings=False,
+    )
+
+
+def _llava_onevision_7b() -> LlavaOnevisionConfig:
+    text = _sizes(3584, 18944, 28, 28, num_key_value_heads=4, vocab_size=152128, rms_norm_eps=1e-6)
+    vision = _sizes(1152, 4304, 26, 16, image_size=384, patch_size=14, vision_use_head=False)
+    return LlavaOnevisionConfig(
+        text_config={**text, "model_type": "qwen2"}, vision_config={**vision, "model_type": "siglip_vision_model"}
+    )
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "llava-7b": lambda: _llava(_llama(4096, 11008, 32, 32), CLIP_L),  # the paper's: Vicuna-7B, CLIP-L/14-336
     "llava-13b": lambda: _llava(_llama(5120, 13824, 40, 40), CLIP_L),
@@ -77,6 +129,11 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "lavin-7b": lambda: _llama(4096, 11008, 32, 32),  # LLaMA-7B; LaVIN's image is six tokens of its prompt
     "qwen2.5-vl-3b": _qwen2_5_vl_3b,
     "smolvlm-500m": _smolvlm_500m,
+    "qwen3-vl-2b": _qwen3_vl_2b,
+    "internvl3.5-8b": _internvl_3_5_8b,
+    "gemma-3-4b": _gemma_3_4b,
+    "mistral-small-3.1": _mistral_small_3_1,
+    "llava-onevision-7b": _llava_onevision_7b,
     "llava-0.5b": lambda: _llava(_llama(1024, 2816, 24, 16), CLIP_B),
 }
 """Name -> configuration."""

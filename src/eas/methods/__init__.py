@@ -30,6 +30,7 @@ from eas.methods import (
     prompts,
     soft_prompt,
 )
+from eas.models.structure import TextModel
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,27 @@ def require_fit(form: str, config: MethodConfig) -> None:
     for name, option, allowed, words in REFUSED_OPTIONS[form]:
         if config.name == name and (value := vars(config)[option]) not in allowed:
             raise ConfigError(f"{type(config).__name__}.{option} = {value!r}: {words}")
+
+
+def require_prompts(built: TextModel, config: MethodConfig, name: str) -> None:
+    """Refuses methods that make keys and values themselves where a language model makes them otherwise.
+
+    Raises:
+        ConfigError: the message names methods that fit.
+    """
+    fitting = {"tokens": NEED_KEYS | NEED_TOKENS, "keys": NEED_KEYS, "none": frozenset[str]()}[built.prompts]
+    if config.name in (NEED_KEYS | NEED_TOKENS) - fitting:
+        instead = ", ".join(map(repr, ["lora", "adapter", "eas", *sorted(fitting)]))
+        raise ConfigError(
+            f"method {config.name!r} does not exist for {name}: its attentions make keys and values in a way of their "
+            f"own; use {instead}"
+        )
+
+
+NEED_TOKENS = frozenset({"shallow_prompt", "deep_prompt", "llama_adapter", "lavin_adapter"})
+"""Methods that run tokens of their own through the attentions' maps."""
+NEED_KEYS = frozenset({"prefix", "mam"})
+"""Methods that put trained keys and values in front of every attention's own."""
 
 
 def method_config(values: Mapping[str, Any]) -> MethodConfig:

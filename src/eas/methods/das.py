@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
-from eas.hf.skipping import Request, SkippableBlock, SkippingTextModel
+from eas.hf.skipping import Request, SkippingTextModel
 from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
 from eas.methods.eas_block import EASBlock, given
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import Anatomy, norm_of
+from eas.models.block import Block, become_blocks
 from eas.pia import PIA
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -80,7 +81,7 @@ class DASConfig(SkipConfig):
         return replace(self, **self._missing_ranks(PRESETS[preset], width, WIDTHS[preset], 4))
 
 
-class DASBlock(SkippableBlock):
+class DASBlock(Block):
     """Skipped: ``x += adapter(Na(x))``. Kept: ``x += MHA(n + adapter(n)); x += FFN(Nf(x))`` with n = Na(x)."""
 
     skip_adapter: Bottleneck | None
@@ -94,7 +95,10 @@ class DASBlock(SkippableBlock):
         return hidden_states + x
 
     def stand_ins(self) -> list[nn.Module]:
-        return [self.input_layernorm, self.skip_adapter] if self.skip_mha and self.skip_adapter is not None else []
+        if not self.skip_mha or self.skip_adapter is None:
+            return []
+        norm = self.built.mha.norm
+        return [self.skip_adapter] if norm is None else [getattr(self, norm), self.skip_adapter]
 
 
 class PostNormDASBlock(DASBlock):
@@ -107,11 +111,11 @@ class PostNormDASBlock(DASBlock):
 class RoutedDASBlock(EASBlock):
     """The same with routed adapters: skipped, ``x += ffn_pia(Na(x))``; kept, ``x += MHA(n + adapt_pia(n))``."""
 
-    def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, request: Request | None = None, **kwargs: Any) -> Tensor:
         if not self.skip_mha:
-            return super().forward(hidden_states, request=request, **kwargs)
+            return super().forward(hidden_states, *args, request=request, **kwargs)
         assert self.ffn_pia is not None  # prune keeps it
-        n = self.input_layernorm(hidden_states)
+        n = self.normed(self.built.mha, hidden_states)
         replaced: Tensor = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, given(request)))
         return replaced
 
@@ -129,10 +133,11 @@ def attach(model: PreTrainedModel, config: DASConfig) -> None:
         _attach_routed(model, config)
         return
     anatomy = Anatomy.of(model)
-    for index, layer in enumerate(anatomy.layers):
-        _may_be_skipped(layer, index, layer.input_layernorm, config)
-        put(layer.self_attn, AdaptedInput, layer.input_layernorm, _ranks(config)[1], dropout=config.dropout)
-        become(layer, DASBlock)
+    mha = anatomy.built.mha
+    for layer in become_blocks(anatomy.layers, anatomy.built, DASBlock):
+        norm = norm_of(layer, mha)
+        layer.skip_adapter = bottleneck(norm, _ranks(config)[0], layer.training, dropout=config.dropout)
+        put(getattr(layer, mha.body), AdaptedInput, norm, _ranks(config)[1], dropout=config.dropout)
     become(anatomy.text_model, SkippingTextModel)
 
 
@@ -140,16 +145,12 @@ def attach_post_norm(model: PreTrainedModel, config: DASConfig) -> None:
     """The same on METER."""
     anatomy = Anatomy.of(model)
     for index, layer in enumerate(anatomy.layers):
-        _may_be_skipped(layer, index, layer.mlp_norm, config)
+        layer.skip_adapter = bottleneck(layer.mlp_norm, _ranks(config)[0], layer.training, dropout=config.dropout)
+        layer.index, layer.skip_mha, layer.skip_ffn, layer.built = index, False, False, anatomy.built
         for branch in anatomy.branches:
             body, norm = layer.get_submodule(branch.body), layer.get_submodule(branch.norm)
             put(body, BESIDE[branch.part], norm, _ranks(config)[1], dropout=config.dropout)
         become(layer, PostNormDASBlock)
-
-
-def _may_be_skipped(layer: Any, index: int, norm: Any, config: DASConfig) -> None:
-    layer.skip_adapter = bottleneck(norm, _ranks(config)[0], layer.training, dropout=config.dropout)
-    layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
 
 
 def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
@@ -158,23 +159,21 @@ def _attach_routed(model: PreTrainedModel, config: DASConfig) -> None:
     if size % GROUPS:
         raise ConfigError(f"DASConfig.routed = True: the hidden size {size} is no multiple of {GROUPS}")
     skip_rank, adapt_rank = _ranks(config)
-    for index, layer in enumerate(anatomy.layers):
+    for layer in become_blocks(anatomy.layers, anatomy.built, RoutedDASBlock):
 
         def pia(rank: int, layer: Any = layer) -> PIA:
             made = PIA(size, rank, pooling="none", dropout=config.dropout, up_groups=GROUPS)
-            return made.to(layer.input_layernorm.weight.device).train(layer.training)
+            return made.to(norm_of(layer, anatomy.built.mha).weight.device).train(layer.training)
 
         layer.adapt_pia, layer.ffn_pia, layer.skip_pia = pia(adapt_rank), pia(skip_rank), None
-        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
         layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
-        become(layer, RoutedDASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)
 
 
 def prune(model: PreTrainedModel) -> None:
     """Removes the skip adapters of kept layers, and the adapters before the attentions of skipped layers."""
-    for block in Anatomy.of(model).layers:
+    for block in Anatomy.of(model).blocks("layer"):
         if isinstance(block, RoutedDASBlock):
             if block.skip_mha:
                 block.adapt_pia = None

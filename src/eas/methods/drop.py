@@ -17,6 +17,7 @@ from eas.hf.classes import become
 from eas.hf.skipping import SkippableBlock, SkippingTextModel
 from eas.methods.lora import MAPS, inject
 from eas.models.anatomy import Anatomy
+from eas.models.block import Block, become_blocks
 
 
 @dataclass
@@ -42,18 +43,18 @@ class DropConfig(SkipConfig):
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
 
-class DropBlock(SkippableBlock):
+class DropBlock(Block):
     """Without attention: ``x += FFN(Nf(x))``; without FFN: ``x += MHA(Na(x))``; without both: x."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.skip_mha and not self.skip_ffn:
             return super().forward(hidden_states, *args, **kwargs)
+        x, mha, ffn = hidden_states, self.built.mha, self.built.ffn
         if not self.skip_mha:
-            attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-            hidden_states = hidden_states + attended
+            x = self.attend(x, self.normed(mha, x), getattr(self, mha.body), kwargs)
         if not self.skip_ffn:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+            x = self.feed(x, self.normed(ffn, x), getattr(self, ffn.body))
+        return self.end(x, args)
 
 
 class DropAttention(SkippableBlock):
@@ -67,11 +68,13 @@ class DropAttention(SkippableBlock):
 def attach(model: PreTrainedModel, config: DropConfig) -> None:
     """Adds LoRA to every map, and lets blocks drop parts; untrained and with nothing dropped, nothing changes."""
     anatomy = Anatomy.of(model)
-    for index, block in enumerate(anatomy.blocks(config.candidates)):
-        block.index, block.skip_mha, block.skip_ffn = index, False, False
-        become(block, DropBlock if block in anatomy.layers else DropAttention)
-    if model.can_generate():  # else there is no cache to be made fit
+    if anatomy.form == "decoder":
+        become_blocks(anatomy.layers, anatomy.built, DropBlock)
         become(anatomy.text_model, SkippingTextModel)
+    else:
+        for index, block in enumerate(anatomy.blocks(config.candidates)):
+            block.index, block.skip_mha, block.skip_ffn, block.built = index, False, False, anatomy.built
+            become(block, DropBlock if block in anatomy.layers else DropAttention)
     inject(model, config.rank, config.alpha, config.dropout, list(MAPS))
 
 
@@ -82,4 +85,4 @@ def prune(model: PreTrainedModel) -> None:
         for branch in anatomy.branches:
             body = layer._modules.get(branch.body)
             if isinstance(body, DropAttention) and body.skip_mha:
-                setattr(layer, branch.norm, None)
+                setattr(layer, branch.norm or "", None)

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
-from eas.hf.norms import UnitNorm
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import Anatomy
+from eas.models.anatomy import Anatomy, norm_of
+from eas.models.block import become_blocks
 from eas.pia import PIA, SharedFold
 
 PLAIN = {"form": "residual", "hidden_scale": 1.0, "dropout": 0.0, "up_groups": 1, "adapt_router_bias": True}
@@ -87,6 +87,15 @@ class EASConfig(SkipConfig):
     def __post_init__(self) -> None:
         fills = {preset: {**PLAIN, **values} for preset, values in (*PRESETS.items(), (None, {}))}
         at_once = {preset: {n: v for n, v in values.items() if n not in RANKS} for preset, values in fills.items()}
+        given = {name: getattr(self, name) for name in PLAIN}
+        for other, values in at_once.items():  # as dataclasses.replace(config, preset=...) hands them over
+            if other not in (None, self.preset) and given == values != at_once.get(self.preset):
+                self._require(
+                    "preset",
+                    self.preset is None,
+                    f"the other fields hold the values of preset {other!r}; build a configuration with "
+                    f"EASConfig(preset={self.preset!r}, ...) in place of replacing the preset",
+                )
         self._fill(self.preset, at_once)
         super().__post_init__()
         self._require("candidates", self.candidates in ("mha", "ffn", "either"), "must be 'mha', 'ffn' or 'either'")
@@ -113,15 +122,13 @@ class EASConfig(SkipConfig):
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
     """Adds a skip PIA and an adapt PIA, always float32, to every block; untrained they change nothing."""
     anatomy = Anatomy.of(model)
-    for index, layer in enumerate(anatomy.layers):
-        norm, training = layer.input_layernorm, layer.training
+    for layer in become_blocks(anatomy.layers, anatomy.built, EASBlock):
+        norm, training = norm_of(layer, anatomy.built.mha), layer.training
         layer.skip_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "ffn" else None
         layer.adapt_pia = make_pia(config, norm, training, exchange=False)
         layer.ffn_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "mha" else None
-        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
-        layer.unit_norm = UnitNorm(layer.post_attention_layernorm) if config.form == "residual" else None
+        layer.unit_norm = layer.unit_norm_of_ffn() if config.form == "residual" else None
         layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
-        become(layer, EASBlock)
     become(anatomy.text_model, PromptedTextModel)
     become(model, PromptedModel)
 
@@ -153,7 +160,8 @@ def make_pia(config: EASConfig, norm: Any, training: bool, *, exchange: bool) ->
 
 def prune(model: PreTrainedModel) -> None:
     """Removes the PIAs that the skip set does not use."""
-    for block in Anatomy.of(model).layers:
+    anatomy = Anatomy.of(model)
+    for block in anatomy.blocks("mha"):
         if not (block.skip_mha and not block.skip_ffn):
             block.skip_pia = None
         if block.skip_mha:
@@ -161,12 +169,12 @@ def prune(model: PreTrainedModel) -> None:
         if not block.skip_ffn:
             block.ffn_pia = None
         if block.unit_norm is not None and block.skip_mha:
-            block.input_layernorm = None  # the unit norm takes its place
+            setattr(block, anatomy.built.mha.norm or "", None)  # the unit norm takes its place
 
 
 def best_fold(model: PreTrainedModel) -> tuple[str, str]:
     """The mode that leaves least to do per token, for batches of any size, and why."""
-    pias = [pia for pia in (block.foldable_pia() for block in Anatomy.of(model).layers) if pia is not None]
+    pias = [pia for pia in (block.foldable_pia() for block in Anatomy.of(model).blocks("mha")) if pia is not None]
     if any(pia.mix is None for pia in pias):
         return "shared", "the router reads the input, so every sequence has its own mixing weights"
     if (other := _unfoldable(model)) is not None:
@@ -180,7 +188,7 @@ def best_fold(model: PreTrainedModel) -> tuple[str, str]:
 
 def fold(model: PreTrainedModel, mode: str) -> None:
     """See ``eas.fold``."""
-    blocks = [block for block in Anatomy.of(model).layers if block.foldable_pia() is not None]
+    blocks = [block for block in Anatomy.of(model).blocks("mha") if block.foldable_pia() is not None]
     if mode == "per_example" and any(block.foldable_pia().causal for block in blocks):
         raise ValueError("per_example folding needs one c per prompt, but pooling is 'causal'; use mode 'shared'")
     if mode == "constant" and any(block.foldable_pia().mix is None for block in blocks):
@@ -196,14 +204,16 @@ def fold(model: PreTrainedModel, mode: str) -> None:
         elif mode == "constant":
             block.fold_constant()
         else:
-            g = block.post_attention_layernorm.weight
-            block.shared_fold = SharedFold(block.foldable_pia(), g if block.skip_mha else None, g.dtype)
+            gain = block.gain() if block.skip_mha else None
+            block.shared_fold = SharedFold(block.foldable_pia(), gain, block.dtype())
 
 
 def _unfoldable(model: PreTrainedModel) -> type | None:
     """The class of a map that a PIA cannot be folded into, None if there is none."""
-    for block in [block for block in Anatomy.of(model).layers if block.foldable_pia() is not None]:
+    for block in [block for block in Anatomy.of(model).blocks("mha") if block.foldable_pia() is not None]:
         body, names = block.reader()
+        if not names:  # experts
+            return type(body)
         for linear in map(body.get_submodule, names):
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
                 return type(linear) if type(linear) is not nn.Linear else type(linear.weight)
@@ -212,5 +222,5 @@ def _unfoldable(model: PreTrainedModel) -> type | None:
 
 def unfold(model: PreTrainedModel) -> None:
     """See ``eas.unfold``."""
-    for block in Anatomy.of(model).layers:
+    for block in Anatomy.of(model).blocks("mha"):
         block.shared_fold, block.constant_fold, block.fold_per_example = None, None, False

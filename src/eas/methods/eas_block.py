@@ -12,6 +12,10 @@ kept attention. In place of a skipped attention n is u = x / rms(x) in the resid
 With p = 0 the residual form is the block with its attention left out, since ``g * u = Nf(x)``. Eq. 7 as printed, the
 paper's form, feeds the FFN ``g * Na(x)`` instead, which carries the weight of the attention's norm.
 
+The equations are written for Llama's block. `eas.models.structure` has the terms of other families. What is applied to
+the attention's output (Pa) goes with it; what is applied to the FFN's (Pf), and rho, stay. In a parallel block, and in
+one without norms before attention and FFN, g is 1 and both forms read n.
+
 Folded, steps 2 and 3 are one: the maps that read ``n + p`` read n (Eq. 8-13, ``eas.methods.eas_fold``).
 """
 
@@ -24,15 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from eas.hf.norms import UnitNorm
-from eas.hf.skipping import Request, SkippableBlock
+from eas.hf.skipping import Request
 from eas.hf.versions import TransformersChangedError
 from eas.methods.eas_fold import Aside, fold_attention, fold_ffn
-from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS
+from eas.models.block import Block
+from eas.models.structure import Branch
 from eas.pia import PIA, SharedFold
 
 
-class EASBlock(SkippableBlock):
-    """A pre-norm decoder block whose attention, or FFN, may be skipped.
+class EASBlock(Block):
+    """A decoder block whose attention, or FFN, may be skipped.
 
     Attention kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped (Eq. 7):
     ``x += FFN(g * (n + skip_pia(n)))``, n being u in the residual form. FFN skipped: ``x += ffn_pia(Nf(x))``. If both
@@ -47,49 +52,50 @@ class EASBlock(SkippableBlock):
     constant_fold: Aside | None
     fold_per_example: bool
 
-    def forward(self, hidden_states: Tensor, *, request: Request | None = None, **kwargs: Any) -> Tensor:
-        request = given(request)
+    def forward(self, hidden_states: Tensor, *args: Any, request: Request | None = None, **kwargs: Any) -> Tensor:
+        request, x, mha, ffn = given(request), hidden_states, self.built.mha, self.built.ffn
+        came_in = x
         if not self.skip_mha:  # x += MHA(n + p)
-            z, attention = self._adapt(self.input_layernorm(hidden_states), request)
-            attended, _ = attention(hidden_states=z, **kwargs)
-            hidden_states = hidden_states + attended
+            z, attention = self._adapt(self.normed(mha, x), request, x.dtype)
+            x = self.attend(x, z, attention, kwargs)
         if self.skip_ffn:  # Table 5; no linear map follows that the PIA could be folded into
             assert self.ffn_pia is not None
-            n = self.post_attention_layernorm(hidden_states)
-            hidden_states = hidden_states + self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, request))
+            n = self.normed(ffn, came_in if self.built.parallel else x)
+            x = x + self.scaled(self.ffn_pia(n, self.prompt_state(self.ffn_pia, n, request)))
         elif self.skip_mha:  # Eq. 7: x += FFN(g * (n + p))
-            norm = self.input_layernorm if self.unit_norm is None else self.unit_norm
-            z, ffn = self._adapt(norm(hidden_states), request)
-            hidden_states = hidden_states + ffn(z)
+            n = self.normed(mha, x) if self.unit_norm is None else self.unit_norm(x)
+            z, body = self._adapt(n, request, x.dtype)
+            x = self.feed(x, z, body)
         else:  # x += FFN(Nf(x))
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+            x = self.feed(x, self.normed(ffn, came_in if self.built.parallel else x), getattr(self, ffn.body))
+        return self.end(x, args)
 
-    def _adapt(self, n: Tensor, request: Request) -> tuple[Tensor, Any]:
+    def _adapt(self, n: Tensor, request: Request, dtype: torch.dtype) -> tuple[Tensor, Any]:
         """The input z, ``(batch, tokens, d)``, of the FFN (attention skipped) or the attention (kept), and that module.
 
         Not folded, z holds the PIA's output (Eq. 4-7). Folded, z is n or the shared correction of n (Eq. 8-13).
+        z has the dtype of the stream; n may be float32.
         """
         pia, body, states = self.foldable_pia(), self.reader()[0], request.states
         assert pia is not None  # select and prune leave a PIA in every block
         if self.constant_fold is not None:
             folded = self.constant_fold.body
             if not pia.reads_prompt:
-                return n, folded
-            return n, partial(folded, bias=self._kept("constant", n, request))
+                return n.to(dtype), folded
+            return n.to(dtype), partial(folded, bias=self._kept("constant", n, request))
         if self.shared_fold is not None:
-            return self.shared_fold(n, self._kept("shared", n, request)), body
+            return self.shared_fold(n, self._kept("shared", n, request)).to(dtype), body
         if self.fold_per_example:
             own = None if states is None else states.folded.get(self.index)
             if own is None:
                 own = self.fold_for(self.prompt_state(pia, n, request))
                 if states is not None:
                     states.folded[self.index] = own
-            return n, own
+            return n.to(dtype), own
         z = n + pia(n, self.prompt_state(pia, n, request))  # n + p, Eq. 4 and 5
-        if self.skip_mha:
-            z = self.post_attention_layernorm.weight * z  # g * (n + p), Eq. 7
-        return z, body
+        if self.skip_mha and (g := self.gain()) is not None:
+            z = g * z  # g * (n + p), Eq. 7
+        return z.to(dtype), body
 
     def _kept(self, mode: str, n: Tensor, request: Request) -> Tensor:
         """The fold's form of the prompt state. It is computed once per request, unless the mean is a running one."""
@@ -152,7 +158,19 @@ class EASBlock(SkippableBlock):
 
     def reader(self) -> tuple[Any, tuple[str, ...]]:
         """The module after the foldable PIA, FFN (skipped) or attention (kept), and the names of its input maps."""
-        return (self.mlp, FFN_INPUTS) if self.skip_mha else (self.self_attn, ATTENTION_INPUTS)
+        branch = self.reading_branch()
+        body = getattr(self, branch.body)
+        return body, tuple(name for name in branch.inputs if body._modules.get(name) is not None)
+
+    def reading_branch(self) -> Branch:
+        """The FFN's branch (attention skipped) or the attention's (kept)."""
+        return self.built.ffn if self.skip_mha else self.built.mha
+
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic of folds: that of the norms, as weights may be quantised."""
+        branch = self.reading_branch()
+        dtype: torch.dtype = getattr(self, branch.norm or branch.behind or "").weight.dtype
+        return dtype
 
     def fold_for(self, state: Tensor) -> nn.Module:
         """The FFN (skipped) or attention (kept) with the PIA folded into its input maps for one sequence (Eq. 8-13).
@@ -168,25 +186,25 @@ class EASBlock(SkippableBlock):
                 f"per_example folding serves one sequence at a time, got a batch of {state.shape[0]}; "
                 "use fold(model, 'shared') for batches and beams"
             )
-        pia, dtype = self.foldable_pia(), self.post_attention_layernorm.weight.dtype
+        pia, (body, names) = self.foldable_pia(), self.reader()
         assert pia is not None
-        alpha = state[0, 0, :2]
+        alpha, dtype = state[0, 0, :2], self.dtype()
         if not self.skip_mha:
-            return fold_attention(self.self_attn, pia, alpha, dtype)
+            return fold_attention(body, names, pia, alpha, dtype)
         c = None if pia.down2 is None else pia.c(state)[0, 0]
-        return fold_ffn(self.mlp, pia, alpha, self.post_attention_layernorm.weight, c, dtype)
+        return fold_ffn(body, self.built.ffn, pia, alpha, self.gain(), c, dtype)
 
     @torch.no_grad()
     def fold_constant(self) -> None:
         """Folds a PIA with a constant router once for all sequences (Eq. 8-13)."""
-        pia = self.foldable_pia()
+        pia, (body, names) = self.foldable_pia(), self.reader()
         assert pia is not None
         assert pia.mix is not None
         alpha = pia.alpha()
         if self.skip_mha:
-            self.constant_fold = Aside(fold_ffn(self.mlp, pia, alpha, self.post_attention_layernorm.weight))
+            self.constant_fold = Aside(fold_ffn(body, self.built.ffn, pia, alpha, self.gain()))
         else:
-            self.constant_fold = Aside(fold_attention(self.self_attn, pia, alpha))
+            self.constant_fold = Aside(fold_attention(body, names, pia, alpha))
 
     def prompt_state_bytes(self) -> int:
         """Bytes that this block stores of the prompt while one sequence is decoded."""

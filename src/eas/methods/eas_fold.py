@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eas.costed import Costed
-from eas.models.anatomy import ATTENTION_INPUTS, FFN_INPUTS
+from eas.models.structure import Branch
 from eas.pia import PIA, fold_weights
 
 
@@ -38,6 +39,7 @@ class FoldedFFN(nn.Module):
 
     Args:
         mlp: the original; the fold shares its down projection.
+        branch: the names of its parts.
         gate_up: W' of gate and up, ``(2 ff, d)``; with b' if c is part of b'.
         offset: b' without c, ``(2 ff,)``, if every sequence has its own c.
         from_c: the change of b' for each number of c, ``(2 ff, r)``, if every sequence has its own c.
@@ -46,9 +48,17 @@ class FoldedFFN(nn.Module):
     offset: Tensor | None
     from_c: Tensor | None
 
-    def __init__(self, mlp: Any, gate_up: FoldedLinear, offset: Tensor | None = None, from_c: Tensor | None = None):
+    def __init__(
+        self,
+        mlp: Any,
+        branch: Branch,
+        gate_up: FoldedLinear,
+        offset: Tensor | None = None,
+        from_c: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.gate_up, self.act_fn, self.down_proj = gate_up, mlp.act_fn, mlp.down_proj
+        self.gate_up, self.down_proj = gate_up, getattr(mlp, branch.output)
+        self.act_fn = F.silu if branch.activation is None else getattr(mlp, branch.activation)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("from_c", from_c, persistent=False)
 
@@ -82,26 +92,32 @@ class Aside(nn.Module):
 
 def fold_ffn(
     mlp: Any,
+    branch: Branch,
     pia: PIA,
     alpha: Tensor,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     c: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> FoldedFFN:
     """An FFN whose gate and up have the skip PIA folded in (Eq. 8-13); arguments as in ``fold_weights``."""
-    weight, bias, from_c = fold_weights([getattr(mlp, name) for name in FFN_INPUTS], pia, alpha, norm_weight, c, dtype)
+    weight, bias, from_c = fold_weights(
+        [getattr(mlp, name) for name in branch.inputs], pia, alpha, norm_weight, c, dtype
+    )
     if c is None and pia.down2 is not None:
-        return FoldedFFN(mlp, FoldedLinear(weight, None), bias, from_c)
-    return FoldedFFN(mlp, FoldedLinear(weight, bias))
+        return FoldedFFN(mlp, branch, FoldedLinear(weight, None), bias, from_c)
+    return FoldedFFN(mlp, branch, FoldedLinear(weight, bias))
 
 
-def fold_attention(attention: Any, pia: PIA, alpha: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
-    """A shallow copy of an attention whose q, k and v have the adapt PIA folded in (Eq. 8-13 with g = 1 and c = 0)."""
-    maps = [getattr(attention, name) for name in ATTENTION_INPUTS]
+def fold_attention(
+    attention: Any, names: Sequence[str], pia: PIA, alpha: Tensor, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A shallow copy of an attention whose maps of these names, q, k and v, have the adapt PIA folded in (Eq. 8-13 with
+    g = 1 and c = 0)."""
+    maps = [getattr(attention, name) for name in names]
     weight, bias, _ = fold_weights(maps, pia, alpha, None, dtype=dtype)
     sizes = [linear.out_features for linear in maps]
     folded = [FoldedLinear(w, b) for w, b in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)]
     clone: nn.Module = copy.copy(attention)
-    clone._modules = {**attention._modules, **dict(zip(ATTENTION_INPUTS, folded, strict=True))}
+    clone._modules = {**attention._modules, **dict(zip(names, folded, strict=True))}
     vars(clone).pop("forward", None)  # accelerate's forward, which would call the original
     return clone

@@ -42,7 +42,9 @@ class EASLayer(SkippableBlock):
     """
 
     skip_mha = skip_ffn = False  # its attentions are skipped, not the layer
+    self_attn: Any
     cross_attn: Any
+    mlp: Any
     self_attn_norm: nn.Module
     cross_attn_norm: nn.Module
     mlp_norm: nn.Module

@@ -21,6 +21,7 @@ from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy
+from eas.models.block import become_blocks
 from eas.models.lavin import LavinForConditionalGeneration
 from eas.pia import PIA
 
@@ -112,7 +113,7 @@ def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
     size = model.config.get_text_config().hidden_size
     if size % config.up_groups:
         raise ConfigError(f"LavinAdapterConfig.up_groups = {config.up_groups}: must divide the hidden size {size}")
-    for index, layer in enumerate(anatomy.layers):
+    for layer in become_blocks(anatomy.layers, anatomy.built, EASBlock):
         pia = PIA(
             size,
             config.rank,
@@ -123,9 +124,7 @@ def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:
         )
         layer.adapt_pia = pia.to(layer.input_layernorm.weight.device).train(layer.training)
         layer.skip_pia = layer.ffn_pia = None
-        layer.index, layer.skip_mha, layer.skip_ffn = index, False, False
         layer.unit_norm, layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, None, False
-        become(layer, EASBlock)
     if isinstance(model, LavinForConditionalGeneration):
         token = ModalityToken(anatomy.layers, size)
         anatomy.text_model.modality_token = token.to(anatomy.layers[0].input_layernorm.weight.device)

@@ -16,6 +16,9 @@ from eas.models.anatomy import Anatomy
 
 MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+OTHER_NAMES = ("qkv_proj", "gate_up_proj", "out_proj", "w1", "w2", "w3")
+"""Names of maps in families that fuse some, or call them otherwise (Phi, GLM, LFM2)."""
+
 
 @dataclass
 class LoRAConfig(MethodConfig):
@@ -39,8 +42,8 @@ class LoRAConfig(MethodConfig):
         self._require("rank", self.rank >= 1, "must be at least 1")
         self._require("alpha", self.alpha is None or self.alpha > 0, "must be above 0")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
-        known = len(self.targets) > 0 and set(self.targets) <= set(MAPS)
-        self._require("targets", known, f"must be some of {', '.join(MAPS)}")
+        known = len(self.targets) > 0 and set(self.targets) <= {*MAPS, *OTHER_NAMES}
+        self._require("targets", known, f"must be some of {', '.join((*MAPS, *OTHER_NAMES))}")
 
 
 def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
@@ -50,7 +53,10 @@ def attach(model: PreTrainedModel, config: LoRAConfig) -> None:
 
 def inject(model: PreTrainedModel, rank: int, alpha: float | None, dropout: float, targets: list[str]) -> None:
     """Puts PEFT's LoRA layers, float32 whatever the base's dtype, at the blocks' maps whose names are targets."""
-    inside = {id(module) for layer in Anatomy.of(model).layers for module in layer.modules()}
+    anatomy = Anatomy.of(model)
+    if set(targets) == set(MAPS):  # all, whatever the family calls them
+        targets = [name for branch in anatomy.branches for name in (*branch.inputs, branch.output)]
+    inside = {id(module) for layer in anatomy.layers for module in layer.modules()}
     names = [n for n, m in model.named_modules() if id(m) in inside and n.rpartition(".")[2] in targets]
     if not names:
         raise ConfigError("LoRAConfig.targets: the model's blocks have no such maps")

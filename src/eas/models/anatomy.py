@@ -1,6 +1,7 @@
 """The places of language model, projector, and a block's attention, FFN and norms in each supported family.
 
-A new family costs one line in ``FAMILIES`` where its language model is one of ``TEXT_MODELS``.
+A new family costs one line in ``FAMILIES``, and one in ``eas.models.structure.TEXT_MODELS`` where the class of its
+language model is new.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import transformers
 from torch import nn
@@ -16,12 +17,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 import eas.models.efficientnet  # noqa: F401  (a LLaVA may have its tower)
 from eas.hf.api import IMAGE_TEXT_TYPES
+from eas.models.block import Block, has_attention
 from eas.models.lavin import LavinForConditionalGeneration
 from eas.models.meter import TASKS as METER
 from eas.models.meter import AutoMeter
-
-ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
-FFN_INPUTS = ("gate_proj", "up_proj")
+from eas.models.structure import TEXT_MODELS, Branch, TextModel
 
 # class of the model with its head -> paths to the language model, and to the modules of the projector if there are any
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,23 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Ministral3ForCausalLM": ("model",),
     "SeedOssForCausalLM": ("model",),
     "Ernie4_5ForCausalLM": ("model",),
+    "GemmaForCausalLM": ("model",),
+    "Gemma2ForCausalLM": ("model",),
+    "Gemma3ForCausalLM": ("model",),
+    "Gemma4ForCausalLM": ("model",),
+    "Glm4ForCausalLM": ("model",),
+    "Phi3ForCausalLM": ("model",),
+    "GraniteForCausalLM": ("model",),
+    "CohereForCausalLM": ("model",),
+    "Cohere2ForCausalLM": ("model",),
+    "Olmo2ForCausalLM": ("model",),
+    "Olmo3ForCausalLM": ("model",),
+    "Exaone4ForCausalLM": ("model",),
+    "Lfm2ForCausalLM": ("model",),
+    "Qwen3_5ForCausalLM": ("model",),
+    "Qwen3MoeForCausalLM": ("model",),
+    "MixtralForCausalLM": ("model",),
+    "Llama4ForCausalLM": ("model",),
     "LlavaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaNextForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen2VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),
@@ -55,6 +72,23 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "VideoLlama3ForConditionalGeneration": ("model.language_model", "model.projector"),
     "DeepseekVLForConditionalGeneration": ("model.language_model", "model.aligner"),
     "Molmo2ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Qwen3_5ForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Gemma3ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Gemma4ForConditionalGeneration": ("model.language_model", "model.embed_vision"),
+    "PaliGemmaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Glm4vForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Glm46VForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Exaone4_5_ForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Qwen3VLMoeForConditionalGeneration": (
+        "model.language_model",
+        "model.visual.merger",
+        "model.visual.deepstack_merger_list",
+    ),
+    "Glm4vMoeForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "AyaVisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Cohere2VisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "Lfm2VlForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "MllamaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Idefics2ForConditionalGeneration": ("model.text_model", "model.connector"),
     "Idefics3ForConditionalGeneration": ("model.text_model", "model.connector"),
     "SmolVLMForConditionalGeneration": ("model.text_model", "model.connector"),
@@ -67,81 +101,6 @@ OWN |= {head.__name__: head for head in METER.values()}
 
 # the same for families that generate nothing
 COATTENTION: dict[str, tuple[str, ...]] = {head.__name__: ("meter",) for head in METER.values()}
-
-
-class Branch(NamedTuple):
-    """A part of a layer with a residual connection around it.
-
-    Args:
-        part: "mha" or "ffn".
-        body: name of the attention or FFN in the layer.
-        norm: name of its norm, before it or after the residual.
-        across: whether keys and values are the other modality's.
-    """
-
-    part: str
-    body: str
-    norm: str
-    across: bool = False
-
-
-class TextModel(NamedTuple):
-    """The structure of a language model.
-
-    Args:
-        form: "decoder", or "coattention": two modalities, each with layers of its own, that read each other (METER).
-        sides: names of the lists of its layers, the text's first.
-        branches: of every layer, in order.
-        post_norm: whether norms come after the residuals.
-        poolers: names of the modules before the head; they are new after pretraining.
-        adds_between: whether it adds features of images to the hidden states between its layers (DeepStack).
-    """
-
-    form: str
-    sides: tuple[str, ...]
-    branches: tuple[Branch, ...]
-    post_norm: bool = False
-    poolers: tuple[str, ...] = ()
-    adds_between: bool = False
-
-
-DECODER = TextModel(
-    "decoder",
-    ("layers",),
-    (Branch("mha", "self_attn", "input_layernorm"), Branch("ffn", "mlp", "post_attention_layernorm")),
-)
-TEXT_MODELS = dict.fromkeys(
-    (
-        "LlamaModel",
-        "MistralModel",
-        "Ministral3Model",
-        "Qwen2Model",
-        "Qwen2VLTextModel",
-        "Qwen2_5_VLTextModel",
-        "Qwen2_5OmniThinkerTextModel",
-        "Qwen3Model",
-        "SmolLM3Model",
-        "SeedOssModel",
-        "Ernie4_5Model",
-        "PaddleOCRTextModel",
-        "HunYuanVLTextModel",
-        "Molmo2TextModel",
-    ),
-    DECODER,
-)
-TEXT_MODELS["Qwen3VLTextModel"] = DECODER._replace(adds_between=True)
-TEXT_MODELS["MeterModel"] = TextModel(
-    "coattention",
-    ("cross_modal_text_layers", "cross_modal_image_layers"),
-    (
-        Branch("mha", "self_attn", "self_attn_norm"),
-        Branch("mha", "cross_attn", "cross_attn_norm", across=True),
-        Branch("ffn", "mlp", "mlp_norm"),
-    ),
-    post_norm=True,
-    poolers=("token_type_embeddings", "cross_modal_text_pooler", "cross_modal_image_pooler"),
-)
-"""By class. Attentions have ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``, FFNs ``up_proj`` and ``down_proj``."""
 
 
 class UnsupportedModelError(TypeError):
@@ -181,6 +140,19 @@ class Anatomy:
         """Of every layer, in order."""
         return self.built.branches
 
+    def modules_of(self, block: Any, parts: set[str]) -> list[str]:
+        """Names of the modules in a block that its skipped parts do not need; the block is a layer, or an attention
+        that is skipped by itself. Norms before attention and FFN are the method's business."""
+        if block not in self.layers:
+            return [*self.branches[0].inputs, self.branches[0].output] if parts else []
+        return [
+            name
+            for branch in self.branches
+            if branch.part in parts
+            for name in (branch.body, branch.norm if self.built.post_norm else branch.behind)
+            if name is not None
+        ]
+
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
         """Takes a model apart.
@@ -206,18 +178,22 @@ class Anatomy:
         return cls(text_model, layers, projector, tuple(head), built)
 
     def bodies(self) -> Iterator[tuple[str, Any, Any]]:
-        """The attentions and FFNs of layer after layer: "mha" or "ffn", the module, and its norm."""
+        """The attentions and FFNs of layer after layer: "mha" or "ffn", the module, and a norm of its width."""
         for layer in self.layers:
             for branch in self.branches:
-                if branch.body in layer._modules:  # else it was pruned
-                    yield branch.part, getattr(layer, branch.body), getattr(layer, branch.norm)
+                if branch.body in layer._modules:  # else it was pruned, or another module has its place
+                    yield branch.part, getattr(layer, branch.body), norm_of(layer, branch)
 
     def blocks(self, candidates: str) -> list[Any]:
-        """The modules that may be skipped, or parts of which may be: attentions where layers have several."""
+        """The modules that may be skipped, or parts of which may be: attentions where layers have several. In hybrids
+        they are the layers with an attention of their own."""
         several = sum(branch.part == "mha" for branch in self.branches) > 1
         if several and candidates == "mha":
             return [attention for attention, _ in attentions(self.text_model)]
-        return list(self.layers)
+        blocks = [layer for layer in self.layers if isinstance(layer, Block)]
+        if self.form == "decoder" and not blocks:  # nothing is attached yet
+            blocks = [layer for layer in self.layers if has_attention(layer, self.built)]
+        return blocks if self.form == "decoder" else list(self.layers)
 
 
 def _remedy(name: str, known: list[str]) -> str:
@@ -230,12 +206,17 @@ def _remedy(name: str, known: list[str]) -> str:
     )
 
 
+def norm_of(layer: Any, branch: Branch) -> Any:
+    """A norm of a branch, which tells its width and device: the one before it, or else the one behind it."""
+    return getattr(layer, branch.norm or branch.behind or "")
+
+
 def attentions(text_model: Any) -> list[tuple[Any, Any]]:
     """The attentions of a language model and their norms, in the order of ``layer_idx``: of each modality the self
     attentions, then the cross attentions."""
     built = TEXT_MODELS[type(text_model).__name__]
     return [
-        (getattr(layer, branch.body), getattr(layer, branch.norm))
+        (getattr(layer, branch.body), norm_of(layer, branch))
         for side in built.sides
         for branch in built.branches
         if branch.part == "mha"

@@ -15,8 +15,6 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from eas.costed import Costed
-
 # expansion, channels, blocks, kernel, stride of the first block
 STAGES = (
     *((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2)),
@@ -74,7 +72,7 @@ class Block(nn.Module):
         return x + out if self.adds else out
 
 
-class LiteVisionModel(PreTrainedModel, Costed):  # type: ignore[misc]
+class LiteVisionModel(PreTrainedModel):  # type: ignore[misc]
     """The tower. Its only hidden states are a grid of tokens, row by row, (B, tokens, hidden_size)."""
 
     config_class = LiteVisionConfig
@@ -91,8 +89,7 @@ class LiteVisionModel(PreTrainedModel, Costed):  # type: ignore[misc]
                 blocks.append(Block(inputs, outputs, expansion, kernel, stride if i == 0 else 1))
                 inputs = outputs
         self.blocks, self.head = nn.ModuleList(blocks), Conv(inputs, HEAD)
-        self.patch_size = config.patch_size
-        self.post_init()  # type: ignore[operator]
+        self.post_init()
 
     def maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The features at a sixteenth of the picture's side, (B, 112, h, w), and the head's, (B, 1280, h/2, w/2)."""
@@ -106,22 +103,11 @@ class LiteVisionModel(PreTrainedModel, Costed):  # type: ignore[misc]
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tokens of each picture; pooled, the head's features of the whole."""
         middle, head = self.maps(pixel_values)
-        height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         local = torch.cat([adaptive_avg_pool2d(part, (height, width)) for part in (head, middle)], dim=1).flatten(2).mT
         whole = head.mean((2, 3))
         tokens = torch.cat([local, whole[:, None].expand(-1, local.shape[1], -1)], dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=whole, hidden_states=(tokens,))
-
-    def macs(self, tokens: int) -> int:
-        """Multiply-accumulates for one picture of so many tokens."""
-        side = self.patch_size // 2
-        total = tokens * side**2 * self.stem.weight.numel()
-        blocks: Any = self.blocks
-        for block in blocks:
-            total += tokens * side**2 * block.expand.weight.numel() if block.widens else 0
-            side //= block.depthwise.stride[0]
-            total += tokens * side**2 * (block.depthwise.weight.numel() + block.project.weight.numel())
-        return int(total + tokens * side**2 * self.head.weight.numel())
 
 
 def tower_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,8 +30,8 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
     3. The head reads only the columns that predict an answer token in some row.
 
     The first set runs through the model's own forward pass, and hooks record the arguments of every block. For other
-    sets, blocks, final norm, head and loss get the same arguments, under the same autocast. A language model that adds
-    features of images between its blocks (Qwen3-VL) runs whole for every set.
+    sets, blocks, final norm, head and loss get the same arguments, under the same autocast. Where these do not give the
+    model's logits (`eas.models.structure.TextModel.whole`: Qwen3-VL, Gemma, ...), the model runs whole for every set.
 
     Args:
         model: an attached model in evaluation mode, of a method that skips; keeps the last scored set.
@@ -51,10 +51,10 @@ def score_sets(model: PreTrainedModel, inputs: Mapping[str, Any], skip_sets: Seq
         raise ValueError("scoring needs labels, and takes no cache")
     if Anatomy.of(model).form == "coattention":
         return _score_behind_towers(model, inputs, skip_sets)
-    if Anatomy.of(model).built.adds_between:
+    if Anatomy.of(model).built.whole:
         return _score_whole(model, inputs, skip_sets)
     anatomy, head = Anatomy.of(model), model.get_output_embeddings()
-    blocks, norm = list(anatomy.layers), anatomy.text_model.norm
+    blocks, norm = list(anatomy.layers), anatomy.text_model.get_submodule(anatomy.built.final)
     plans = [_plan(model, skip_set) for skip_set in skip_sets]
     order = sorted(dict(zip(plans, skip_sets, strict=True)).items())
     starts = [0, *(_shared(a, b) for (a, _), (b, _) in pairwise(order))]

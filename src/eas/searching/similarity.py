@@ -29,7 +29,7 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     """
     select(model, [])
     anatomy, known = Anatomy.of(model), candidates(model)
-    layers, branches = list(anatomy.layers), anatomy.branches
+    layers, branches, built = list(anatomy.layers), anatomy.branches, anatomy.built
     total, tokens, mask = torch.zeros(len(known)), torch.zeros(len(known)), torch.empty(0)
 
     def hooks_of(layer: Any, padded: bool) -> list[Any]:
@@ -54,14 +54,20 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
                 total[c] += cosine.sum().cpu()
                 tokens[c] += cosine.numel()
 
-        norms = [getattr(layer, branch.norm) for branch in branches]
-        if anatomy.built.post_norm:
+        if built.post_norm:
+            norms = [getattr(layer, branch.norm) for branch in branches if branch.norm is not None]
             kept = [norm.register_forward_hook(keep(i + 1)) for i, norm in enumerate(norms)]
+        elif built.parallel:  # the stream with the attention's output alone is nowhere to be seen
+
+            def add(module: Any, args: Any, output: Any) -> None:
+                stream[1] = stream[0] + output[0].float()
+
+            kept = [getattr(layer, built.mha.body).register_forward_hook(add)]
         else:
-            kept = [norm.register_forward_pre_hook(keep(i)) for i, norm in enumerate(norms)]
+            kept = [getattr(layer, built.ffn.norm or built.ffn.body).register_forward_pre_hook(keep(1))]
         return [layer.register_forward_pre_hook(keep(0)), *kept, layer.register_forward_hook(compare)]
 
-    of_text = len(layers) // len(anatomy.built.sides)  # an image has no padding
+    of_text = len(layers) // len(built.sides)  # an image has no padding
     hooks = [hook for i, layer in enumerate(layers) for hook in hooks_of(layer, i < of_text)]
     try:
         for batch in batches:

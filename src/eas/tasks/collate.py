@@ -17,10 +17,18 @@ from eas.example import DataError, Example, Message
 
 IGNORED = -100
 CUTS = ("question_start", "question_end", "answer")
-# One entry per token; answers extend them by the tokenizer's ids, ones, and zeros (an answer is plain text).
-_PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "prompt_mask"}
-# What PaliGemma and Mllama return besides; an answer appended with zeros there would be seen, or unseen, wrongly.
-_UNSUPPORTED = {"labels", "cross_attention_mask"}
+# One entry per token. Answers extend them by the tokenizer's ids, ones, and zeros (an answer is plain text); where
+# Mllama's text reads images, by the last token's entry.
+_PER_TOKEN = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "prompt_mask",
+    "cross_attention_mask",
+}
+ANSWER_TYPE = {"PaliGemmaProcessor": 1}
+"""The token type of answers, where it is not 0: PaliGemma's prompts read both ways, its answers backwards only."""
 
 
 @contextmanager
@@ -82,7 +90,6 @@ class Collator:
         Raises:
             DataError: naming the example: too long, an unreadable image, other than one image token per image, or what
                 the processor, the tokenizer or the chat template refuses, for whatever reason.
-            ValueError: training with a processor whose inputs an answer cannot be appended to.
         """
         images = [example.load_images() for example in examples]
         answers = [self._answer(example) if self.training else [] for example in examples]
@@ -203,13 +210,11 @@ class Collator:
         }
         if self.processor is self.tokenizer:
             return dict(self.tokenizer(prompts, **options))
-        return dict(self.processor(text=prompts, images=images if any(images) else None, **options))
+        encoded = dict(self.processor(text=prompts, images=images if any(images) else None, **options))
+        encoded.pop("labels", None)  # PaliGemma's, of the prompt
+        return encoded
 
     def _append(self, batch: dict[str, Tensor], starts: list[int], answers: list[list[int]]) -> dict[str, Tensor]:
-        if found := _UNSUPPORTED & batch.keys():
-            raise ValueError(
-                f"{type(self.processor).__name__} returns {found}, and answers cannot be appended to these"
-            )
         rows = [
             self._row(batch, row, start, answer)
             for row, (start, answer) in enumerate(zip(starts, answers, strict=True))
@@ -217,16 +222,22 @@ class Collator:
         width = max(len(row["input_ids"]) for row in rows)
         for name in rows[0]:
             fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED}.get(name, 0)
-            batch[name] = torch.stack([pad(row[name], (width - len(row[name]), 0), value=fill) for row in rows])
+            beyond = (0, 0) * (rows[0][name].ndim - 1)
+            batch[name] = torch.stack(
+                [pad(row[name], (*beyond, width - len(row[name]), 0), value=fill) for row in rows]
+            )
         return batch
 
-    @staticmethod
-    def _row(batch: dict[str, Tensor], row: int, start: int, answer: list[int]) -> dict[str, Tensor]:
+    def _row(self, batch: dict[str, Tensor], row: int, start: int, answer: list[int]) -> dict[str, Tensor]:
         """The entries of one row that have a value per token: its prompt of ``start`` tokens and its answer."""
         prompts = {name: batch[name][row, -start:] for name in _PER_TOKEN & batch.keys()}
-        added = {"input_ids": torch.tensor(answer), "attention_mask": torch.ones(len(answer), dtype=torch.long)}
+        count, kind = len(answer), ANSWER_TYPE.get(type(self.processor).__name__, 0)
+        added = {"input_ids": torch.tensor(answer), "attention_mask": torch.ones(count, dtype=torch.long)}
+        added["token_type_ids"] = torch.full((count,), kind)
+        if "cross_attention_mask" in prompts:
+            added["cross_attention_mask"] = prompts["cross_attention_mask"][-1:].expand(count, -1, -1)
         found = {
-            name: torch.cat([prompt, added.get(name, prompt.new_zeros(len(answer))).to(prompt.dtype)])
+            name: torch.cat([prompt, added.get(name, prompt.new_zeros(count)).to(prompt.dtype)])
             for name, prompt in prompts.items()
         }
         found["labels"] = torch.cat([torch.full((start,), IGNORED), added["input_ids"]])

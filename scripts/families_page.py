@@ -1,0 +1,97 @@
+"""Writes the tables of docs/families.md from the tables of the code; a test holds the page current.
+
+python scripts/families_page.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eas.measure.vision import VISION_TOWERS
+from eas.models.anatomy import FAMILIES
+from eas.models.structure import TEXT_MODELS, TextModel
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+MARKS = "<!-- {} -->", "<!-- end of {} -->"
+WITHOUT_IMAGES = {  # whose tests read text only, though they see
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+    "PaddleOCRVLForConditionalGeneration",
+    "HunYuanVLForConditionalGeneration",
+    "Molmo2ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "Exaone4_5_ForConditionalGeneration",
+}
+EXPERTS = {"Qwen3MoeModel", "MixtralModel", "Qwen3VLMoeTextModel", "Glm4vMoeTextModel", "Llama4TextModel"}
+CANDIDATES = {
+    "Qwen3_5TextModel": "layers with full attention (every fourth)",
+    "Lfm2Model": "layers with attention",
+    "MllamaTextModel": "layers without cross attention, but for the first",
+    "Gemma4TextModel": "layers that share no keys and values",
+}
+PROMPTS = {"tokens": "all", "keys": "`prefix`, `mam`", "none": "none"}
+
+
+def classes() -> list[str]:
+    """A row for each class with its head."""
+    rows = [
+        "| class | projector that is trained | tested with images | `eas.count` counts its images |",
+        "|---|---|---|---|",
+    ]
+    for name, (_, *projector) in FAMILIES.items():
+        sees = name.endswith("ConditionalGeneration")
+        counted = "yes" if name in VISION_TOWERS else "no"
+        if name == "LlavaForConditionalGeneration":
+            counted = "yes with CLIP; not with Pixtral"
+        cells = ["yes" if projector else "none", "text only" if name in WITHOUT_IMAGES else "yes", counted]
+        rows.append(f"| `{name}` | {' | '.join(cells if sees else ['-'] * 3)} |")
+    return rows
+
+
+def terms(built: TextModel) -> str:
+    """How the blocks differ from Llama's, in words."""
+    mha, ffn = built.mha, built.ffn
+    words = []
+    if built.parallel:
+        words.append("attention and FFN in parallel")
+    if mha.norm is None:
+        words.append("norms behind attention and FFN only")
+    elif mha.behind is not None and "norm" in mha.behind:
+        words.append("norms before and behind attention and FFN")
+    if built.norms == "1 + weight":
+        words.append("norms multiply by 1 + weight")
+    if len(mha.inputs) == 1:
+        words.append("one map for q, k, v")
+    if len(ffn.inputs) == 1:
+        words.append("one map for gate and up")
+    if built.multiplier is not None:
+        words.append("a factor on both branches")
+    if built.after:
+        words.append("a factor on the layer, inputs by layer")
+    if built.more and not built.after:
+        words.append("layers of other kinds")
+    return ", ".join(words) or "Llama's"
+
+
+def texts() -> list[str]:
+    """A row for each class of language model."""
+    rows = ["| language model | blocks | what may be skipped | folds | prompt methods |", "|---|---|---|---|---|"]
+    for name, built in TEXT_MODELS.items():
+        if built.form == "decoder":
+            blocks = terms(built).replace("Llama's", "Llama's, with experts") if name in EXPERTS else terms(built)
+            folds = "shared" if name in EXPERTS else "all"
+            skipped = CANDIDATES.get(name, "all layers")
+            rows.append(f"| `{name}` | {blocks} | {skipped} | {folds} | {PROMPTS[built.prompts]} |")
+    return rows
+
+
+def filled(page: str) -> str:
+    """The page with its tables as the code has them."""
+    for name, rows in (("classes", classes()), ("texts", texts())):
+        start, end = (mark.format(name) for mark in MARKS)
+        before, _, rest = page.partition(start)
+        page = before + "\n".join([start, "", *rows, "", end]) + rest.partition(end)[2]
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))

@@ -1,0 +1,206 @@
+"""The families whose blocks are Llama's under another name, tiny."""
+
+from __future__ import annotations
+
+import torch
+import transformers as tf
+from families import CLIP
+from tiny_parts import MROPE, PINPOINTS, PIXTRAL, QWEN, SIGLIP, TEXT, Row, llava, none, patches, sized, square, text
+
+FAMILIES: dict[str, Row] = {
+    "Qwen3": ("Qwen3ForCausalLM", lambda: tf.Qwen3Config(**TEXT), 0, none),
+    "SmolLM3": ("SmolLM3ForCausalLM", lambda: tf.SmolLM3Config(**TEXT, no_rope_layers=[1, 0, 1]), 0, none),
+    "Ministral3": ("Ministral3ForCausalLM", lambda: tf.Ministral3Config(**TEXT), 0, none),
+    "SeedOss": (
+        "SeedOssForCausalLM",
+        lambda: tf.SeedOssConfig(**TEXT, attention_dropout=0.0, residual_dropout=0.0),
+        0,
+        none,
+    ),
+    "Ernie4_5": ("Ernie4_5ForCausalLM", lambda: tf.Ernie4_5Config(**TEXT), 0, none),
+    "Pixtral": (
+        "LlavaForConditionalGeneration",
+        lambda: llava(tf.LlavaConfig, PIXTRAL, text("mistral"), vision_feature_select_strategy="full"),
+        16,
+        sized(16),
+    ),
+    "Qwen3VL": (
+        "Qwen3VLForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3VLConfig, {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}, MROPE
+        ),
+        4,
+        patches(96),
+    ),
+    "Qwen2_5OmniThinker": (
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen2_5OmniThinkerConfig,
+            {**QWEN, "fullatt_block_indexes": [1], "window_size": 16},
+            MROPE,
+            audio_config={
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 64,
+                "d_model": 32,
+                "output_dim": 32,
+            },
+        ),
+        0,
+        none,
+    ),
+    "InternVL": (
+        "InternVLForConditionalGeneration",
+        lambda: llava(tf.InternVLConfig, {**CLIP, "image_size": [16, 16], "patch_size": [4, 4]}, text("qwen3")),
+        4,
+        square(16),
+    ),
+    "InternVL, Llama": (
+        "InternVLForConditionalGeneration",
+        lambda: llava(tf.InternVLConfig, {**CLIP, "image_size": [16, 16], "patch_size": [4, 4]}, text("llama")),
+        4,
+        square(16),
+    ),
+    "Mistral3": (
+        "Mistral3ForConditionalGeneration",
+        lambda: llava(tf.Mistral3Config, PIXTRAL, text("mistral")),
+        4,
+        sized(16),
+    ),
+    "Mistral3, Ministral3": (
+        "Mistral3ForConditionalGeneration",
+        lambda: llava(tf.Mistral3Config, PIXTRAL, text("ministral3")),
+        4,
+        sized(16),
+    ),
+    "LlavaOnevision": (
+        "LlavaOnevisionForConditionalGeneration",
+        lambda: llava(tf.LlavaOnevisionConfig, SIGLIP, text("qwen2"), image_grid_pinpoints=PINPOINTS),
+        10,
+        lambda count: square(8, 3)(count) | {"image_sizes": torch.tensor([[8, 8]] * count)},
+    ),
+    "VipLlava": (
+        "VipLlavaForConditionalGeneration",
+        lambda: llava(
+            tf.VipLlavaConfig, {**CLIP, "model_type": "clip_vision_model"}, text("llama"), vision_feature_layer=[-1, -2]
+        ),
+        4,
+        square(8),
+    ),
+    "PaddleOCRVL": (
+        "PaddleOCRVLForConditionalGeneration",
+        lambda: llava(tf.PaddleOCRVLConfig, CLIP, MROPE),
+        0,
+        none,
+    ),
+    "LightOnOcr": (
+        "LightOnOcrForConditionalGeneration",
+        lambda: llava(tf.LightOnOcrConfig, PIXTRAL, text("qwen3")),
+        4,
+        sized(16),
+    ),
+    "GotOcr2": (
+        "GotOcr2ForConditionalGeneration",
+        lambda: llava(
+            tf.GotOcr2Config,
+            {
+                **CLIP,
+                "image_size": 32,
+                "output_channels": 8,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 64,
+                "initializer_range": 0.1,
+            },
+            text("qwen2"),
+        ),
+        4,
+        square(32),
+    ),
+    "HunYuanVL": (
+        "HunYuanVLForConditionalGeneration",
+        lambda: llava(
+            tf.HunYuanVLConfig,
+            {**CLIP, "out_hidden_size": 32, "text_hidden_size": 32, "max_image_size": 32},
+            MROPE,
+            im_start_id=4,
+            im_end_id=5,
+            im_newline_id=5,
+        ),
+        0,
+        none,
+    ),
+    "Ovis2": (
+        "Ovis2ForConditionalGeneration",
+        lambda: llava(
+            tf.Ovis2Config,
+            {**CLIP, "vocab_size": 37},
+            text("qwen2"),
+            hidden_size=32,
+            vocab_size=64,
+            visual_indicator_token_ids=[4, 4, 4, 4, 4],
+        ),
+        4,
+        square(8),
+    ),
+    "VideoLlama3": (
+        "VideoLlama3ForConditionalGeneration",
+        lambda: llava(tf.VideoLlama3Config, CLIP, text("qwen2")),
+        4,
+        patches(48, image_merge_sizes=[2]),
+    ),
+    "DeepseekVL": (
+        "DeepseekVLForConditionalGeneration",
+        lambda: llava(tf.DeepseekVLConfig, SIGLIP, text("llama")),
+        4,
+        square(8),
+    ),
+    "Idefics2": (
+        "Idefics2ForConditionalGeneration",
+        lambda: llava(
+            tf.Idefics2Config,
+            {**CLIP, "image_size": 16},
+            text("mistral"),
+            perceiver_config={
+                "hidden_size": 32,
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 2,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 1,
+            },
+        ),
+        4,
+        square(16, 1),
+    ),
+    "Molmo2": (
+        "Molmo2ForConditionalGeneration",
+        lambda: tf.Molmo2Config(
+            vision_config={
+                **CLIP,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "image_size": [8, 8],
+                "num_position_embeddings": 4,
+            },
+            adapter_config={
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "intermediate_size": 64,
+                "text_hidden_size": 32,
+                "vision_feature_layer": [-1],
+            },
+            text_config={**TEXT, "additional_vocab_size": 4},
+            image_start_token_id=4,
+            low_res_image_start_token_id=4,
+            image_end_token_id=5,
+            image_patch_id=3,
+            frame_start_token_id=4,
+            frame_end_token_id=5,
+        ),
+        0,
+        none,
+    ),
+}

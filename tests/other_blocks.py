@@ -1,0 +1,285 @@
+"""The families whose blocks have other terms than Llama's, tiny."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as tf
+from families import CLIP, IMAGE
+from tiny_parts import MROPE, QWEN, SIGLIP, TEXT, Row, llava, none, patches, square, text
+from torch import Tensor
+
+SMALL = {**TEXT, "num_hidden_layers": 4}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
+HYBRID = {"layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"]}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+}
+QWEN3_5_ROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [1, 1, 2],
+    "mrope_interleaved": True,
+    "partial_rotary_factor": 1.0,
+}
+CONV = {"layer_types": ["full_attention", "conv", "full_attention", "full_attention"]}
+GEMMA4 = {
+    **SMALL,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    **SLIDING,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MROPE_GLM = {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+GLM_VISION = {**QWEN, "out_hidden_size": 32, "image_size": 16, "intermediate_size": 64}
+
+
+def gemma4(**more: Any) -> Any:
+    return tf.Gemma4TextConfig(**{**GEMMA4, **more})
+
+
+def cross(count: int) -> dict[str, Tensor]:
+    """Images that the text meets in layers of their own."""
+    return {
+        "pixel_values": torch.randn(count, 1, 1, 3, 8, 8),
+        "aspect_ratio_ids": torch.ones(count, 1, dtype=torch.long),
+        "aspect_ratio_mask": torch.ones(count, 1, 1, dtype=torch.long),
+        "cross_attention_mask": torch.ones(count, 1, 1, 1, dtype=torch.long),
+    }
+
+
+FAMILIES: dict[str, Row] = {
+    "Gemma": ("GemmaForCausalLM", lambda: tf.GemmaConfig(**SMALL), 0, none),
+    "Gemma2": ("Gemma2ForCausalLM", lambda: tf.Gemma2Config(**SMALL, **SLIDING), 0, none),
+    "Gemma3": ("Gemma3ForCausalLM", lambda: tf.Gemma3TextConfig(**SMALL, **SLIDING), 0, none),
+    "Gemma4": ("Gemma4ForCausalLM", gemma4, 0, none),
+    "Gemma4, keys as values": ("Gemma4ForCausalLM", lambda: gemma4(attention_k_eq_v=True), 0, none),
+    "Gemma4, inputs by layer": (
+        "Gemma4ForCausalLM",
+        lambda: gemma4(hidden_size_per_layer_input=8, vocab_size_per_layer_input=64),
+        0,
+        none,
+    ),
+    "Glm4": ("Glm4ForCausalLM", lambda: tf.Glm4Config(**SMALL), 0, none),
+    "Phi3": ("Phi3ForCausalLM", lambda: tf.Phi3Config(**SMALL), 0, none),
+    "Granite": (
+        "GraniteForCausalLM",
+        lambda: tf.GraniteConfig(**SMALL, residual_multiplier=0.3, logits_scaling=2.0, embedding_multiplier=3.0),
+        0,
+        none,
+    ),
+    "Cohere": ("CohereForCausalLM", lambda: tf.CohereConfig(**SMALL, logit_scale=0.5), 0, none),
+    "Cohere2": ("Cohere2ForCausalLM", lambda: tf.Cohere2Config(**SMALL, **SLIDING, logit_scale=0.5), 0, none),
+    "Olmo2": ("Olmo2ForCausalLM", lambda: tf.Olmo2Config(**SMALL), 0, none),
+    "Olmo3": ("Olmo3ForCausalLM", lambda: tf.Olmo3Config(**SMALL, **SLIDING), 0, none),
+    "Exaone4": ("Exaone4ForCausalLM", lambda: tf.Exaone4Config(**SMALL, **SLIDING), 0, none),
+    "Lfm2": (
+        "Lfm2ForCausalLM",
+        lambda: tf.Lfm2Config(**SMALL, **CONV, conv_L_cache=3, block_auto_adjust_ff_dim=False),
+        0,
+        none,
+    ),
+    "Qwen3.5": (
+        "Qwen3_5ForCausalLM",
+        lambda: tf.Qwen3_5TextConfig(**{**SMALL, "rope_parameters": QWEN3_5_ROPE}, **HYBRID, **DELTA),
+        0,
+        none,
+    ),
+    "Gemma3, images": (
+        "Gemma3ForConditionalGeneration",
+        lambda: llava(
+            tf.Gemma3Config, SIGLIP, text("gemma3_text", **SLIDING | {"num_hidden_layers": 4}), mm_tokens_per_image=4
+        ),
+        4,
+        square(8),
+    ),
+    "PaliGemma": (
+        "PaliGemmaForConditionalGeneration",
+        lambda: llava(tf.PaliGemmaConfig, {**SIGLIP, "projection_dim": 32}, text("gemma"), projection_dim=32),
+        4,
+        square(8),
+    ),
+    "PaliGemma 2": (
+        "PaliGemmaForConditionalGeneration",
+        lambda: llava(
+            tf.PaliGemmaConfig,
+            {**SIGLIP, "projection_dim": 32},
+            text("gemma2", **SLIDING | {"num_hidden_layers": 4}),
+            projection_dim=32,
+        ),
+        4,
+        square(8),
+    ),
+    "AyaVision": (
+        "AyaVisionForConditionalGeneration",
+        lambda: llava(
+            tf.AyaVisionConfig, SIGLIP, text("cohere2", **SLIDING | {"num_hidden_layers": 4}), downsample_factor=2
+        ),
+        1,
+        square(8),
+    ),
+    "Glm4v": ("Glm4vForConditionalGeneration", lambda: llava(tf.Glm4vConfig, GLM_VISION, MROPE_GLM), 4, patches(96)),
+    "Glm46V": (
+        "Glm46VForConditionalGeneration",
+        lambda: llava(
+            tf.Glm46VConfig, {**GLM_VISION, "model_type": "glm4v_vision"}, {**MROPE_GLM, "model_type": "glm4v_text"}
+        ),
+        4,
+        patches(96),
+    ),
+    "LlavaNext, Granite": (
+        "LlavaNextForConditionalGeneration",
+        lambda: llava(
+            tf.LlavaNextConfig,
+            {**CLIP, "model_type": "clip_vision_model"},
+            text("granite", residual_multiplier=0.3),
+            image_grid_pinpoints=[[8, 16], [16, 8]],
+            vision_feature_layer=-1,
+        ),
+        10,
+        lambda count: square(8, 3)(count) | {"image_sizes": torch.tensor([[8, 8]] * count)},
+    ),
+    "Qwen3.5, images": (
+        "Qwen3_5ForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3_5Config,
+            {**QWEN, "num_position_embeddings": 16},
+            {**SMALL, "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA},
+        ),
+        4,
+        patches(96),
+    ),
+    "Cohere2Vision": (
+        "Cohere2VisionForConditionalGeneration",
+        lambda: llava(
+            tf.Cohere2VisionConfig,
+            SIGLIP,
+            text("cohere2", **SLIDING | {"num_hidden_layers": 4}),
+            downsample_factor=2,
+            alignment_intermediate_size=64,
+        ),
+        1,
+        square(8),
+    ),
+    "Lfm2Vl": (
+        "Lfm2VlForConditionalGeneration",
+        lambda: llava(
+            tf.Lfm2VlConfig,
+            {**CLIP, "model_type": "siglip2_vision_model", "num_patches": 4},
+            {**SMALL, **CONV, "model_type": "lfm2", "conv_L_cache": 3, "block_auto_adjust_ff_dim": False},
+            downsample_factor=2,
+            projector_hidden_size=64,
+        ),
+        1,
+        lambda count: {
+            "pixel_values": torch.randn(count, 4, 48),
+            "spatial_shapes": torch.tensor([[2, 2]] * count),
+            "pixel_attention_mask": torch.ones(count, 4, dtype=torch.long),
+        },
+    ),
+    "Mllama": (
+        "MllamaForConditionalGeneration",
+        lambda: tf.MllamaConfig(
+            vision_config={
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "intermediate_size": 64,
+                "vision_output_dim": 64,
+                "image_size": 8,
+                "patch_size": 4,
+                "max_num_tiles": 1,
+                "intermediate_layers_indices": [0],
+                "supported_aspect_ratios": [[1, 1]],
+            },
+            text_config={**SMALL, "num_hidden_layers": 5, "cross_attention_layers": [1]},
+            image_token_index=IMAGE,
+        ),
+        1,
+        cross,
+    ),
+    "Gemma4, images": (
+        "Gemma4ForConditionalGeneration",
+        lambda: tf.Gemma4Config(
+            text_config={**GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64},
+            vision_config={
+                **CLIP,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "global_head_dim": 16,
+                "pooling_kernel_size": 1,
+                "position_embedding_size": 16,
+            },
+            audio_config=None,
+            image_token_id=IMAGE,
+            boi_token_id=4,
+            eoi_token_id=5,
+            audio_token_id=5,
+        ),
+        0,
+        none,
+    ),
+    "Qwen3Moe": ("Qwen3MoeForCausalLM", lambda: tf.Qwen3MoeConfig(**SMALL, **MOE, mlp_only_layers=[0]), 0, none),
+    "Mixtral": ("MixtralForCausalLM", lambda: tf.MixtralConfig(**SMALL, num_local_experts=4), 0, none),
+    "Qwen3VLMoe": (
+        "Qwen3VLMoeForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3VLMoeConfig,
+            {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            {**MROPE, **MOE, "num_hidden_layers": 4},
+        ),
+        4,
+        patches(96),
+    ),
+    "Llama4": (
+        "Llama4ForCausalLM",
+        lambda: tf.Llama4TextConfig(
+            **SMALL, num_local_experts=4, intermediate_size_mlp=64, moe_layers=[0, 2], attention_chunk_size=8
+        ),
+        0,
+        none,
+    ),
+    "Glm4vMoe": (
+        "Glm4vMoeForConditionalGeneration",
+        lambda: llava(
+            tf.Glm4vMoeConfig,
+            GLM_VISION,
+            {
+                **MROPE_GLM,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [1, 1, 0],
+                },
+                "moe_intermediate_size": 32,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 1,
+                "topk_group": 1,
+            },
+        ),
+        4,
+        patches(96),
+    ),
+    "Exaone4_5": (
+        "Exaone4_5_ForConditionalGeneration",
+        lambda: llava(
+            tf.Exaone4_5_Config,
+            {**QWEN, "fullatt_block_indexes": [1], "window_size": 16, "num_key_value_heads": 2},
+            {**SMALL, **SLIDING, "model_type": "exaone4"},
+        ),
+        0,
+        none,
+    ),
+}
+EXPERTS = ("Qwen3Moe", "Mixtral", "Qwen3VLMoe", "Llama4", "Glm4vMoe")
+"""Their FFNs choose experts, so that only the shared fold fits."""
