@@ -195,11 +195,12 @@ class Recipe:
 
         Args:
             given: of openmoji, or without pictures.
-            picture: "seen", "other" (the next question's) or "removed".
+            picture: "seen", "other" (that of a question far from it) or "removed".
             asked: another question for all.
         """
         examples = list(given)
-        shown, hits = examples[1:] + examples[:1] if picture == "other" else examples, 0
+        far = len(examples) // 2 if picture == "other" else 0  # the next ones show things of the same kind
+        shown, hits = examples[far:] + examples[:far], 0
         for example, other in zip(examples, shown, strict=True):
             features = None if picture == "removed" else self.chats.features([self.row(other)])
             means = self.log_probabilities(asked or example.question, example.choices, features)

@@ -115,6 +115,13 @@ def test_the_assembled_model_sees_and_is_smollm2_where_there_is_no_picture(tmp_p
 
 
 @packaged
+def test_without_the_trained_weights_the_remedy_is_their_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(smol, "SHIPPED", tmp_path / "weights.safetensors")
+    with pytest.raises(DataError, match=r"weights.safetensors is missing, .*scripts/train_smol\.py --work FOLDER"):
+        base_folder("smol")
+
+
+@packaged
 def test_the_delta_is_added_to_the_language_model():
     name, rank = "layers.2.mlp.up_proj", 3
     trained = {f"delta.{name}.down": torch.randn(rank, 576), f"delta.{name}.up": torch.randn(1536, rank)}

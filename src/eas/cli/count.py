@@ -45,6 +45,7 @@ def count(
 
     from eas.config import read_assignments
     from eas.measure.count import count as count_model
+    from eas.models.bases import base_folder
     from eas.reports.count import count_table
 
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -55,7 +56,7 @@ def count(
     chosen = None if skip_set is None else _numbers(skip_set, ",", "--skip-set")
     keys = read_assignments(option or [])
     named = {"name": method or "eas", **keys} if method or keys or skip or chosen else None
-    source = _tiny() if model == "tiny" else model
+    source = base_folder(model)
     if (Path(model) / "run.yaml").is_file():
         if named is not None:
             raise ValueError(f"{model} is a run with its own method; leave out --method, --skip, --skip-set and -o")
@@ -81,12 +82,6 @@ def _run(folder: Path) -> tuple[str, dict[str, Any], int | None, tuple[int, ...]
     if not run.config.num_skip:
         return run.base_id, method, None, None
     return run.base_id, method, run.config.num_skip, None if found is None else tuple(found["skip_set"])
-
-
-def _tiny() -> str:
-    from eas.models.folder import TINY_DIR
-
-    return str(TINY_DIR)
 
 
 def _numbers(text: str, separator: str, flag: str, length: int | None = None) -> tuple[int, ...]:

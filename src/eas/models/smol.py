@@ -89,7 +89,10 @@ def smol_folder() -> str:
     """
     require_packages()
     if not SHIPPED.is_file():
-        raise DataError(f"{SHIPPED} is missing; {REMEDY}, or use the model tiny")
+        raise DataError(
+            f"{SHIPPED} is missing, and this version of eas ships none; `python scripts/train_smol.py --work FOLDER` "
+            "writes it (docs/smol.md), or use the model tiny"
+        )
     key = hashlib.sha256(SHIPPED.read_bytes() + CHAT_TEMPLATE.encode()).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"{SMOL}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
