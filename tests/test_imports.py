@@ -10,14 +10,14 @@ SOURCE = Path(eas.__file__).parent
 # from the ground up; a room imports only from rooms of lower floors
 FLOORS = (
     "files records errors keys costed progress terminal distributed",
-    "weights config card picture",
-    "hf example",
+    "weights config card picture exported",
+    "hf example runtime",
     "pia",
     "models metrics",
     "methods",
     "data reports attachment",
     "tasks doctor",
-    "demo measure searching convert",
+    "demo measure searching convert exporting",
     "training",
     "pipeline",
     "paper",

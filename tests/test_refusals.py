@@ -9,6 +9,7 @@ from test_collate import llava, qwen2_vl, tokenizer
 from typer.testing import CliRunner
 
 from eas.cli import app
+from eas.config import ConfigError
 from eas.data import load_data
 from eas.data.jsonl import load_jsonl
 from eas.demo.tiny import load_tiny
@@ -51,6 +52,19 @@ def test_the_processor(training):
 def test_the_template(template, words):
     with pytest.raises(DataError, match=f"example row-7: {words}"):
         Collator(llava(template), training=True)([Example.ask("row-7", "what ?", "red")])
+
+
+def test_a_processor_without_its_library(monkeypatch, tmp_path):
+    def missing(*_, **__):
+        raise ImportError("\nQwen3VLVideoProcessor requires the Torchvision library but it was not found.\nCheck ...")
+
+    monkeypatch.setattr("eas.pipeline.run.AutoProcessor.from_pretrained", missing)
+    run = Run(RunConfig(output_dir=str(tmp_path / "run")))
+    words = (
+        "the processor of tiny needs a library: Qwen3VLVideoProcessor requires the Torchv.*: pip install torchvision"
+    )
+    with pytest.raises(ConfigError, match=words):
+        run.processor  # noqa: B018
 
 
 def test_the_tokenizer():

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from eas.attachment.state import attached, skip_set
     from eas.attachment.undo import detach, disabled
     from eas.config import ConfigError
+    from eas.exported import ExportError
+    from eas.exporting.export import explain, export
     from eas.measure.count import Counts, count
     from eas.measure.latency import Latency, benchmark
     from eas.methods import METHODS, method_config
@@ -59,6 +61,7 @@ __all__ = [
     "DropConfig",
     "EASConfig",
     "EASTrainer",
+    "ExportError",
     "FrozenRouter",
     "FullConfig",
     "HeadConfig",
@@ -82,6 +85,8 @@ __all__ = [
     "count",
     "detach",
     "disabled",
+    "explain",
+    "export",
     "fast_decode",
     "fold",
     "fold_quantised",
@@ -120,6 +125,8 @@ _NAMES = {
     "attachment.state": "attached skip_set",
     "attachment.undo": "detach disabled",
     "config": "ConfigError",
+    "exported": "ExportError",
+    "exporting.export": "explain export",
     "measure.count": "Counts count",
     "measure.latency": "Latency benchmark",
     "methods": "METHODS method_config",

@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.text import Text
 
-from eas.cli import run, predict, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
+from eas.cli import run, predict, export, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
 from eas.cli.app import app
 from eas.keys import as_typed
 from eas.terminal import console, printable
@@ -24,9 +24,10 @@ __all__ = ["app", "main"]
 NOISE = {
     "torchao": ("Failed to load", "Skipping import of cpp"),  # its CUDA libraries, without GPU or of another torch
     "torch.utils._pytree": ("register_constant",),  # torchao registers enums in the old way
+    "torch.onnx._internal.exporter._registration": ("torchvision is not installed",),
     "bitsandbytes.backends.cpu.ops": ("kernels-community",),  # an optional package of its own
 }
-"""Logger -> its remarks when peft or transformers imports an installed extra; users cannot do anything about these."""
+"""Logger -> its remarks on extras that are installed, or are not; users cannot do anything about these."""
 
 
 def quiet() -> None:

@@ -20,7 +20,8 @@ def count(
     model: Annotated[
         str,
         typer.Argument(
-            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a Hub id, or 'tiny'.",
+            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a GGUF file, a Hub id, "
+            "'smollm2-135m', or 'tiny'.",
             show_default=False,
         ),
     ],
@@ -45,7 +46,6 @@ def count(
 
     from eas.config import read_assignments
     from eas.measure.count import count as count_model
-    from eas.models.bases import base_folder
     from eas.reports.count import count_table
 
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -56,7 +56,7 @@ def count(
     chosen = None if skip_set is None else _numbers(skip_set, ",", "--skip-set")
     keys = read_assignments(option or [])
     named = {"name": method or "eas", **keys} if method or keys or skip or chosen else None
-    source = base_folder(model)
+    source = model
     if (Path(model) / "run.yaml").is_file():
         if named is not None:
             raise ValueError(f"{model} is a run with its own method; leave out --method, --skip, --skip-set and -o")

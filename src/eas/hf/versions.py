@@ -38,7 +38,10 @@ def check() -> None:
     Raises:
         ImportError: transformers is older than eas can work with; the message has the remedy.
     """
-    version = installed()
+    try:
+        version = installed()
+    except metadata.PackageNotFoundError:  # eas.runtime needs none; what needs it says so when it is imported
+        return
     if Version(version) < Version(OLDEST):
         raise ImportError(f"eas needs transformers {OLDEST} or newer, and {version} is installed. Run: {INSTALL}")
     if Version(Version(version).base_version) >= Version(BEYOND):

@@ -29,7 +29,8 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
-from eas.models.folder import TINY_DIR, model_config
+from eas.models.bases import base_folder
+from eas.models.folder import model_config
 from eas.progress import Bar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,7 +44,10 @@ TOLERANCE = 1.05  # a speed-up this much above its bound is flagged: the base wa
 class BenchConfig(Config):
     """What is measured, and on what."""
 
-    model: str = option("llava-0.5b", f"folder, Hub id, or a shape with random weights: {', '.join(SHAPES)}")
+    model: str = option(
+        "llava-0.5b",
+        f"folder, GGUF file, Hub id, 'smollm2-135m', 'tiny', or a shape with random weights: {', '.join(SHAPES)}",
+    )
     device: str = option("cpu", "'cpu' or 'cuda'")
     dtype: str = option("bfloat16", f"dtype of weights and activations: {', '.join(DTYPES)}")
     prompt_tokens: int = option(700, "tokens of the prompts, which are text only")
@@ -160,8 +164,7 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     if name in SHAPES:
         return build(name, device, dtype)
-    if name == "tiny":
-        name = str(TINY_DIR)
+    name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
     auto = auto_class(model_config(name).model_type)

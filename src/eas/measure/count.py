@@ -26,6 +26,7 @@ from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
 from eas.methods import method_config, recorded_method
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import model_config
 
 __all__ = ["CONVENTIONS", "Counts", "count"]
@@ -141,6 +142,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype)
 
 
 def _config(name: str) -> Any:
+    name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:

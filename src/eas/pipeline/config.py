@@ -63,7 +63,10 @@ class TrainConfig(Config):
 class RunConfig(Config):
     """A whole run."""
 
-    model: str = option("tiny", "folder or Hub id of a supported model, or 'tiny', the model that comes with eas")
+    model: str = option(
+        "tiny",
+        "folder, GGUF file or Hub id of a supported model, 'smollm2-135m', or 'tiny', the model that comes with eas",
+    )
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
     bits: int | None = option(None, "4 or 8: bits of the quantised blocks of the language model; null: not quantised")

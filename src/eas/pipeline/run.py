@@ -121,10 +121,21 @@ class Run:
 
     @cached_property
     def processor(self) -> Any:
-        """The base's processor, or its tokenizer if it reads text only."""
+        """The base's processor, or its tokenizer if it reads text only.
+
+        Raises:
+            ConfigError: a library is missing; those with a part for videos need torchvision.
+        """
         sees = auto_class(self.load_config().model_type) is not AutoModelForCausalLM
         given = {"revision": self.config.revision, "trust_remote_code": False}
-        return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)
+        try:
+            return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)
+        except ImportError as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"the processor of {self.config.model} needs a library: {first} For torchvision: pip install "
+                "torchvision, where torch is for CPU with --index-url https://download.pytorch.org/whl/cpu"
+            ) from error
 
     @cached_property
     def task(self) -> Task:

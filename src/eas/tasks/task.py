@@ -8,26 +8,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from eas.config import ConfigError, MethodConfig, SkipConfig
 from eas.data import benchmark_of
 from eas.example import Example
+from eas.hf.api import no_init_weights
 from eas.methods import method_of, require_fit
+from eas.models.anatomy import Anatomy, auto_class
 from eas.tasks.collate import Collator
 from eas.tasks.collate_meter import MeterCollator
 from eas.tasks.evaluation import Evaluation, evaluate
 from eas.tasks.evaluation_forms import Meant, meant
 from eas.tasks.evaluation_meter import evaluate_meter, score_retrieval
 
-if TYPE_CHECKING:
-    from eas.pipeline.run import Run
-
 Batch = dict[str, Tensor]
 Size = tuple[int, int, tuple[int, int] | None]
 """What ``count`` asks of a prompt: tokens, images, the grid of patches."""
+
+
+class Run(Protocol):
+    """What a task reads of a run (`eas.pipeline.run.Run`)."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def processor(self) -> Any: ...
+
+    def data(self, split: str) -> Sequence[Example]: ...
+
+    def load_config(self) -> Any: ...
 
 
 class Task:
@@ -115,7 +133,7 @@ class Task:
 
     def new_tokens(self, run: Run) -> int:
         """Decode steps that are timed; 0: nothing decodes."""
-        return run.config.benchmark_new_tokens
+        return int(run.config.benchmark_new_tokens)
 
     def layers(self, config: Any) -> int:
         """How many layers a model of this configuration has that the methods work on."""
@@ -125,7 +143,9 @@ class Task:
     def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
         kind = method.candidates if isinstance(method, SkipConfig) else "mha"
-        return self.layers(config) * (2 if kind == "either" else 1)
+        with torch.device("meta"), no_init_weights():  # in hybrids not every layer has an attention
+            model = auto_class(config.model_type).from_config(config)
+        return len(Anatomy.of(model).blocks(kind)) * (2 if kind == "either" else 1)
 
 
 @dataclass(frozen=True)

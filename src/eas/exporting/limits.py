@@ -1,0 +1,97 @@
+"""What plain weights, and each engine, cannot express, in words with the remedy; nothing is computed for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from eas.attachment.state import attached, attachment
+from eas.exporting.plain import head_dim, window
+from eas.models.anatomy import FAMILIES, Anatomy
+
+METHODS = ("eas", "drop", "lora", "full", "head")
+"""Methods that leave, folded or merged, the weights of an ordinary model."""
+LLAMA = ("LlamaModel", "MistralModel", "Qwen2Model")
+"""Language models of Llama's arithmetic: plain rotary positions, no norms of queries and keys."""
+ROPES = ("default", "linear", "llama3")
+"""Rotary positions whose frequencies are fixed and whose attention is not scaled."""
+NO_POOLING = "the skip PIAs read the mean of the prompt, which plain weights cannot; tune with pooling='none'"
+KEEP_FIRST = "layer 0 has no attention, and {} needs one there; search and tune with a skip set without 0"
+
+
+def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA) -> list[str]:
+    """Reasons why no engine can take a model; none if one can.
+
+    Args:
+        model: attached, or a base.
+        texts: the classes of language models that the engine computes.
+    """
+    anatomy = Anatomy.of(model)
+    name, config = type(anatomy.text_model).__name__, anatomy.text_model.config
+    if anatomy.form != "decoder" or name not in texts:
+        return [f"the language model is a {name}, and only {', '.join(texts)} can be expressed; serve it with eas"]
+    found = []
+    if config.hidden_act != "silu":
+        found.append(f"the FFN's activation is {config.hidden_act}, not silu; serve it with eas")
+    if (rope := config.rope_parameters.get("rope_type", "default")) not in ROPES:
+        found.append(f"rotary positions of type {rope!r} are not fixed; {' or '.join(ROPES)} can be expressed")
+    return found + (_method(model, anatomy) if attached(model) else []) + _quantised(anatomy)
+
+
+def _method(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+    name = attachment(model).config.name
+    if name not in METHODS:
+        return [f"method {name!r} leaves modules of its own; {', '.join(METHODS)} leave plain weights"]
+    if any(vars(layer).get("skip_ffn", False) for layer in anatomy.layers):
+        return ["an FFN is skipped; search with candidates='mha'"]
+    pias = [pia for layer in anatomy.layers if name == "eas" and (pia := layer.foldable_pia()) is not None]
+    found = []
+    if any(pia.mix is None for pia in pias):
+        found.append(
+            "the router reads the input, so weights differ by prompt; call eas.freeze_router(model, loader), "
+            "or tune with router='constant'"
+        )
+    if any(pia.down2 is not None for pia in pias):
+        found.append(NO_POOLING)
+    return found
+
+
+def _quantised(anatomy: Anatomy) -> list[str]:
+    for _, body, _ in anatomy.bodies():
+        for linear in body.children():
+            base = linear.get_submodule("base_layer") if "base_layer" in linear._modules else linear
+            if "weight" not in base._parameters:
+                continue
+            if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
+                return ["the base's weights are quantised; load the base without quantisation"]
+    return []
+
+
+def text_only(model: PreTrainedModel, engine: str) -> list[str]:
+    """A reason if the model reads images."""
+    if len(FAMILIES[type(model).__name__]) == 1:
+        return []
+    return [f"the model reads images, and {engine} is exported for text models only; use decilm for LLaVA"]
+
+
+def first_kept(model: PreTrainedModel, engine: str) -> list[str]:
+    """A reason if the first attention is skipped."""
+    skipped = vars(Anatomy.of(model).layers[0]).get("skip_mha", False)
+    return [KEEP_FIRST.format(engine)] if skipped else []
+
+
+def square(model: PreTrainedModel, engine: str) -> list[str]:
+    """A reason if the heads of an attention are not as wide, together, as the model."""
+    config: Any = Anatomy.of(model).text_model.config
+    inner = config.num_attention_heads * head_dim(config)
+    if inner == config.hidden_size:
+        return []
+    return [f"the attention's heads are {inner} wide, not {config.hidden_size}, which {engine} takes for granted"]
+
+
+def shorter(model: PreTrainedModel) -> list[str]:
+    """What is lost of the context."""
+    size = window(Anatomy.of(model).text_model.config)
+    return [] if size is None else [f"the context is {size} tokens: the attention's sliding window is not exported"]

@@ -1,0 +1,55 @@
+"""Opens what is to be exported: the folder of a run, of an adapter, or of a standalone model, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel
+
+from eas.attachment.load import load, load_base, read_adapter_record
+from eas.attachment.save import WEIGHTS_FILE, CheckpointError
+from eas.models.anatomy import auto_class
+from eas.models.bases import base_folder
+from eas.models.folder import model_config
+from eas.records import raised_as
+
+WORDS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""A folder without any of these files has no tokenizer."""
+
+
+def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """The model, and its processor or tokenizer; None where the folder has none.
+
+    Args:
+        folder: of a run, an adapter, a standalone model, or a base (or its Hub id).
+        base: folder or Hub id of an adapter's base; by default what the adapter names.
+
+    Raises:
+        CheckpointError: the folder is damaged, or its base is not found.
+    """
+    inner = Path(folder) / "adapter"  # of a run
+    adapter = inner if (inner / WEIGHTS_FILE).is_file() else Path(folder)
+    if not (adapter / WEIGHTS_FILE).is_file():
+        home = base_folder(str(folder))
+        return load_base(home, dtype=torch.float32).eval(), processor_of(home)
+    with raised_as(CheckpointError):
+        own = read_adapter_record(adapter)["base"]
+    named, revision = (own["id"], own["revision"]) if base is None else (base, None)
+    if not named:
+        raise CheckpointError(f"{adapter} does not name its base; give --base")
+    home = base_folder(named)
+    try:
+        model = load(load_base(home, revision=revision, dtype=torch.float32), adapter)
+    except OSError as error:
+        raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
+    return model.eval(), processor_of(home)
+
+
+def processor_of(home: str) -> Any:
+    """The processor of a model that sees, the tokenizer of another; None where its folder has none."""
+    if Path(home).is_dir() and not any((Path(home) / name).is_file() for name in WORDS):
+        return None
+    sees = auto_class(model_config(home).model_type) is not AutoModelForCausalLM
+    return (AutoProcessor if sees else AutoTokenizer).from_pretrained(home, trust_remote_code=False)

@@ -1,0 +1,370 @@
+"""Exported folders hold the model whole, in the form that engines read, or are refused before anything is written."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from exports import EXPORTED, LLAMA3, base, read_decilm, require_expected, shaken, tuned, words
+from safetensors.torch import load_file
+from transformers import AutoConfig, LlavaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from typer.testing import CliRunner
+
+import eas
+from eas import runtime
+from eas.cli import app
+from eas.demo.tiny import load_tiny
+from eas.exported import read_expected, read_export
+from eas.exporting import export as exporting
+from eas.exporting.decoder import PlainDecoder
+from eas.exporting.gguf_words import pattern
+from eas.exporting.plain import plain
+from eas.files import WriteError
+from eas.hf import versions
+
+needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
+PAPER = {"form": "paper", **EXPORTED}
+MODELS = {
+    "residual": lambda: tuned(),
+    "paper": lambda: tuned("Qwen2", config=eas.EASConfig(num_skip=2, **PAPER)),
+    "not pruned": lambda: tuned("Mistral", pruned=False, sliding_window=None),
+    "groups and scale": lambda: tuned(config=eas.EASConfig(num_skip=2, up_groups=2, hidden_scale=0.5, **EXPORTED)),
+    "nothing skipped": lambda: tuned(skip_set=()),
+    "heads are normalised": lambda: tuned("Qwen3"),
+    "biases": lambda: tuned(attention_bias=True, mlp_bias=True),
+    "tied": lambda: tuned(tie_word_embeddings=True),
+    "llama3": lambda: tuned(rope_parameters=LLAMA3),
+    "drop": lambda: tuned(config=eas.DropConfig(num_skip=2, rank=4)),
+    "lora": lambda: tuned(config=eas.LoRAConfig(rank=4), skip_set=()),
+    "base": lambda: base(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_plain_weights_compute_what_the_model_computes(name):
+    model = MODELS[name]()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = plain(model)
+    decoder = PlainDecoder(found.sizes, found.tensors, found.frequencies)
+    ids = torch.arange(40).view(2, 20) * 7 % 128
+    logits, present = decoder(ids, torch.zeros(2, dtype=torch.long), torch.arange(20), decoder.empty(2))
+    want = model(input_ids=ids).logits
+    assert want.std() > 0.3
+    assert (logits - want).abs().max() < 1e-4
+    skipped = len(eas.skip_set(model)) if eas.attached(model) else 0
+    assert len(present) == 2 * (5 - skipped)  # keys and values of the kept attentions alone
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_lora_that_is_merged_already_is_not_added_twice():
+    model = tuned(config=eas.LoRAConfig(rank=4), skip_set=())
+    apart = plain(model).tensors
+    eas.fold(model)
+    for name, tensor in plain(model).tensors.items():
+        torch.testing.assert_close(tensor, apart[name], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_of_unequal_prompts_and_steps_with_keys_and_values():
+    model = tuned()
+    found = plain(model)
+    decoder, ids = PlainDecoder(found.sizes, found.tensors, found.frequencies), torch.arange(3, 15)
+    rows = torch.stack([ids, torch.cat([torch.zeros(4, dtype=torch.long), ids[:8]])])
+    padding, last = torch.tensor([0, 4]), torch.tensor([0])
+    _, past = decoder(rows[:, :11], padding, last, decoder.empty(2))
+    logits, _ = decoder(rows[:, 11:], padding, last, past)
+    for row, alone in enumerate((ids, ids[:8])):
+        assert (logits[row, 0] - model(input_ids=alone[None]).logits[0, -1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["residual", "paper", "biases", "tied", "drop", "base"])
+def test_a_decilm_folder_read_by_its_description_is_the_model(name, tmp_path):
+    folder = eas.export(MODELS[name](), "decilm", tmp_path / "out", processor=words(), dtype="float32")
+    want = read_expected(folder)
+    log_probs = read_decilm(folder, [*want["prompt_tokens"], *want["tokens"][:-1]])
+    require_expected(log_probs[len(want["prompt_tokens"]) - 1 :], want)
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    skipped = [i for i, block in enumerate(config["block_configs"]) if block["attention"]["no_op"]]
+    assert skipped == read_export(folder, whole=True)["skip_set"] == ([] if name == "base" else [1, 3])
+    assert not [key for key in weights for i in skipped if key.startswith(f"model.layers.{i}.") and "attn" in key]
+    maps = [key.removesuffix(".weight") for key in weights if key.endswith("_proj.weight")]
+    biased = name not in ("drop", "base")  # all have every bias, or none has one
+    assert all((f"{key}.bias" in weights) == biased for key in maps)
+    assert (folder / "tokenizer.json").is_file()
+    assert (folder / "generation_config.json").is_file()
+    assert "k = " in (folder / "README.md").read_text()
+
+
+def opened_config(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    mapping = {**CONFIG_MAPPING._extra_content}
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=True)  # the code is ours
+    finally:
+        CONFIG_MAPPING._extra_content = mapping
+
+
+def test_the_configuration_of_decilm_has_blocks_with_attributes_and_gives_json_back(tmp_path, monkeypatch):
+    folder = eas.export(tuned(), "decilm", tmp_path / "out")
+    config = opened_config(folder, tmp_path, monkeypatch)
+    assert [block.attention.no_op for block in config.block_configs] == [False, True, False, True, False]
+    again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.block_configs == config.block_configs
+    assert again.block_configs[0].attention.n_heads_in_group == 2
+
+
+def test_llava_has_the_names_that_engines_know(tmp_path, monkeypatch):
+    model, processor = load_tiny()
+    eas.attach(model, eas.EASConfig(num_skip=2, **EXPORTED))
+    eas.select(model, [2, 5])
+    eas.prune(shaken(model))
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=processor, dtype="float32")
+    want, names = read_expected(folder), load_file(folder / "model.safetensors")
+    log_probs = read_decilm(folder, [*want["prompt_tokens"], *want["tokens"][:-1]])[len(want["prompt_tokens"]) - 1 :]
+    found = log_probs.gather(1, torch.tensor(want["likeliest"]))
+    assert (found - torch.tensor(want["log_probs"])).abs().max() < 1e-3
+    kinds = {".".join(name.split(".")[:2]) for name in names}
+    assert kinds >= {"vision_tower.vision_model", "multi_modal_projector.linear_1", "language_model.model"}
+    assert {name.split(".")[0] for name in names} == {"vision_tower", "multi_modal_projector", "language_model"}
+    floats = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    seeing = [name for name in names if not name.startswith("language_model.")]
+    inside = [name for name in model.state_dict() if "vision_tower" in name or "projector" in name]
+    assert floats
+    assert len(seeing) == len([name for name in inside if model.state_dict()[name].is_floating_point()])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["text_config"]["architectures"] == ["DeciLMForCausalLM"]
+    assert (folder / "processor_config.json").is_file()
+    assert str(Path(model.config.name_or_path).parent) not in (folder / "config.json").read_text()
+    seen = opened_config(folder, tmp_path, monkeypatch)
+    assert isinstance(seen, LlavaConfig)
+    assert [i for i, block in enumerate(seen.text_config.block_configs) if block.attention.no_op] == [2, 5]
+
+
+@needs_gguf
+def test_a_gguf_file_has_no_heads_where_attentions_are_skipped(tmp_path):
+    import gguf
+
+    folder = eas.export(tuned(rope_parameters=LLAMA3), "gguf", tmp_path / "out", processor=words(), dtype="q8_0")
+    reader = gguf.GGUFReader(folder / "model.gguf")
+    field = {name: field.contents() for name, field in reader.fields.items()}
+    assert field["general.architecture"] == "deci"
+    assert field["deci.attention.head_count"] == [4, 0, 4, 0, 4]
+    assert field["deci.attention.head_count_kv"] == [2, 0, 2, 0, 2]
+    assert (field["tokenizer.ggml.pre"], field["tokenizer.ggml.tokens"][3:5]) == ("gpt-2", ["!", '"'])
+    assert len(field["tokenizer.ggml.tokens"]) == 128
+    assert (field["tokenizer.chat_template"], field["tokenizer.ggml.eos_token_id"]) == ("{{ messages }}", 1)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert {"blk.1.ffn_up.bias", "blk.0.attn_q.bias", "rope_freqs.weight"} <= tensors.keys()
+    assert not [name for name in tensors if name.startswith("blk.1.attn")]
+    kinds = {name: tensors[name].tensor_type.name for name in ("blk.0.attn_q.weight", "blk.0.attn_norm.weight")}
+    assert kinds == {"blk.0.attn_q.weight": "Q8_0", "blk.0.attn_norm.weight": "F32"}
+
+
+def test_tokenizers_whose_splitting_llama_cpp_does_not_know_are_refused():
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    assert pattern({"type": "Sequence", "pretokenizers": [digits, level]}) == "smollm"
+    with pytest.raises(eas.ExportError, match=r"no name for this tokenizer's splitting .*use --to decilm"):
+        pattern({"type": "Whitespace"})
+
+
+REFUSED = {
+    "router": ({"router": "input", "pooling": "none"}, "decilm", r"call eas\.freeze_router\(model, loader\)"),
+    "pooling": ({"router": "constant", "pooling": "causal"}, "onnx", r"tune with pooling='none'"),
+    "ffn": ({**EXPORTED, "candidates": "ffn"}, "openvino", r"an FFN is skipped; search with candidates='mha'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_plain_weights_cannot_express_is_refused_before_anything_is_written(name, tmp_path, monkeypatch):
+    options, to, words = REFUSED[name]
+    monkeypatch.setattr(exporting, "find_spec", lambda package: True)
+    with pytest.raises(eas.ExportError, match=words):
+        eas.export(tuned(config=eas.EASConfig(num_skip=2, **options)), to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_one_engine_cannot_express_another_can():
+    def found(model):
+        return {row.engine: "; ".join(row.reasons) for row in eas.explain(model)}
+
+    first = found(tuned(skip_set=(0, 2)))
+    assert "layer 0 has no attention, and llama.cpp needs one there" in first["gguf"]
+    assert "vLLM" in first["decilm"]
+    assert first["onnx"] == first["openvino"] == ""
+    normed = found(tuned("Qwen3"))
+    assert "the language model is a Qwen3Model" in normed["gguf"]
+    assert normed["onnx"] == ""
+    gemma = found(base("Gemma", head_dim=16))
+    assert all("the language model is a GemmaModel, and only LlamaModel" in why for why in gemma.values())
+    assert "heads are 128 wide, not 64" in found(tuned(head_dim=32))["gguf"]
+    assert "silu" in found(tuned(hidden_act="gelu"))["decilm"]
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    assert "'yarn' are not fixed" in found(tuned(rope_parameters=yarn))["onnx"]
+    assert "method 'das' leaves modules of its own" in found(eas.attach(base(), eas.DASConfig(num_skip=1)))["gguf"]
+    assert "reads images" in found(load_tiny()[0])["gguf"]
+
+
+def test_a_sliding_window_shortens_the_context():
+    model = tuned("Mistral", sliding_window=32)
+    assert eas.explain(model)[1].lost == ["the context is 32 tokens: the attention's sliding window is not exported"]
+    assert plain(model).sizes.context == 32
+
+
+def test_a_model_that_computes_more_than_its_weights_say_is_refused(tmp_path):
+    model = tuned()
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(eas.ExportError, match="compute something else than the model"):
+        eas.export(model, "decilm", tmp_path / "out")
+    model = tuned()
+    model.model.layers[2].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(eas.ExportError, match=r"model.layers.2.mlp.up_proj.weight holds NaN"):
+        eas.export(model, "decilm", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_weight_is_found_at_export():
+    found = plain(tuned())
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "model.layers.1.mlp.down_proj.weight"}
+    with pytest.raises(eas.ExportError, match=r"model.layers.1.mlp.down_proj.weight: the weights have shape None"):
+        PlainDecoder(found.sizes, tensors, found.frequencies)
+
+
+def test_an_interrupted_export_leaves_nothing_and_a_failed_one_the_former(tmp_path, monkeypatch):
+    model, output = tuned(), tmp_path / "out"
+    engine = exporting.ENGINES["decilm"]
+
+    def stops(source, folder, dtype):
+        engine.write(source, folder, dtype)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setitem(exporting.ENGINES, "decilm", exporting.Engine(**{**vars(engine), "write": stops}))
+        with pytest.raises(KeyboardInterrupt):
+            eas.export(model, "decilm", output)
+        assert not list(tmp_path.iterdir())
+    eas.export(model, "decilm", output)
+
+    def full(source, folder, dtype):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(exporting.ENGINES, "decilm", exporting.Engine(**{**vars(engine), "write": full}))
+        with pytest.raises(WriteError, match="No space left on device"):
+            eas.export(model, "decilm", output)
+    assert read_export(output, whole=True)["dtype"] == "bfloat16"
+    killed = tmp_path / ".out.partial"
+    killed.mkdir()
+    (killed / "config.json").write_text("{}")
+    eas.export(model, "decilm", output, dtype="float16")
+    assert read_export(output, whole=True)["dtype"] == "float16"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(eas.ExportError, match="holds something else; name another --output"):
+        eas.export(tuned(), "decilm", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_damaged_folders_are_refused_by_name(tmp_path):
+    folder = eas.export(tuned(), "decilm", tmp_path / "out")
+    with pytest.raises(eas.ExportError, match=r"is for decilm; eas.runtime opens onnx and openvino"):
+        runtime.load(folder)
+    record, weights = folder / "eas_export.json", folder / "model.safetensors"
+    whole, text = weights.read_bytes(), record.read_text()
+    weights.write_bytes(whole[:-4] + b"0000")
+    read_export(folder)  # the size is right
+    with pytest.raises(eas.ExportError, match=r"model.safetensors is not the file that was written"):
+        read_export(folder, whole=True)
+    weights.write_bytes(whole[:-4])
+    with pytest.raises(eas.ExportError, match=r"model.safetensors is not the file that was written"):
+        read_export(folder)
+    weights.unlink()
+    with pytest.raises(eas.ExportError, match=r"model.safetensors is missing; copy the folder again"):
+        read_export(folder)
+    record.write_text(text.replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(eas.ExportError, match=r"format_version = 2, and this eas reads 1; export the model again"):
+        runtime.load(folder)
+    record.write_text(text.replace('"kv_heads": 2', '"kv_heads": "2"'))
+    with pytest.raises(eas.ExportError, match=r"eas_export.json: kv_heads = '2' must be int"):
+        read_export(folder)
+    record.unlink()
+    with pytest.raises(eas.ExportError, match=r"has no eas_export.json; name a folder that `eas export` wrote"):
+        runtime.load(folder)
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda package: None)
+    with pytest.raises(eas.ExportError, match=r"onnx needs onnx and onnxscript; pip install 'eas\[onnx\]'"):
+        eas.export(tuned(), "onnx", tmp_path / "out")
+    folder = eas.export(tuned(), "decilm", tmp_path / "out")
+    record = folder / "eas_export.json"
+    record.write_text(record.read_text().replace('"engine": "decilm"', '"engine": "onnx"'))
+    monkeypatch.setattr(runtime, "find_spec", lambda package: None)
+    with pytest.raises(eas.ExportError, match=r"needs onnxruntime; pip install onnxruntime"):
+        runtime.load(folder)
+
+
+def test_wrong_names_are_refused(tmp_path):
+    with pytest.raises(eas.ExportError, match="engine 'tensorrt' is unknown; use one of decilm, gguf, onnx, openvino"):
+        eas.export(tuned(), "tensorrt", tmp_path / "out")
+    with pytest.raises(eas.ExportError, match="dtype = 'int4': gguf is written in float16 or float32"):
+        eas.export(tuned(), "gguf", tmp_path / "out", dtype="int4")
+
+
+@needs_gguf
+def test_gguf_needs_a_tokenizer(tmp_path):
+    with pytest.raises(eas.ExportError, match="the file holds the tokenizer, and none was found; give --processor"):
+        eas.export(tuned(), "gguf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_runtime_loads_neither_torch_nor_transformers():
+    code = "import sys; from eas import runtime; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_runtime_needs_no_transformers(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", missing)
+    versions.check()
+
+
+def test_a_folder_of_an_adapter_and_a_standalone_folder_are_exported_by_the_command(tmp_path):
+    model = base()
+    model.save_pretrained(tmp_path / "base")
+    words().save_pretrained(tmp_path / "base")
+    model = eas.attach(type(model).from_pretrained(tmp_path / "base"), eas.EASConfig(num_skip=2, **EXPORTED))
+    eas.select(model, [1, 3])
+    eas.prune(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 0, 0.2)
+    eas.save(model, tmp_path / "run" / "adapter")
+    eas.save_standalone(model, tmp_path / "alone")
+    found = []
+    for name, more in (("run", []), ("alone", ["--processor", str(tmp_path / "base")])):
+        told = ["export", str(tmp_path / name), "--to", "decilm", "--output", str(tmp_path / f"{name}-out"), *more]
+        answer = CliRunner().invoke(app, told, catch_exceptions=False)
+        assert json.loads(answer.stdout.splitlines()[-1])["folder"] == str(tmp_path / f"{name}-out")
+        found.append(load_file(tmp_path / f"{name}-out" / "model.safetensors"))
+        assert read_expected(tmp_path / f"{name}-out")["prompt"] == "The capital of France is"
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    shown = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--explain"], catch_exceptions=False)
+    rows = json.loads(shown.stdout.splitlines()[-1])
+    assert [row["engine"] for row in rows] == ["decilm", "gguf", "onnx", "openvino"]
+    assert "use vLLM" in rows[0]["lost"][0]
