@@ -159,7 +159,8 @@ def build_tower() -> LiteVisionModel:
     """The tower alone, in float32."""
     tower = LiteVisionModel(LiteVisionConfig())
     tower.load_state_dict(tower_weights(published_tower()))
-    return tower.eval()
+    tower.eval()
+    return tower
 
 
 def build_processor(text_folder: str) -> LlavaProcessor:
