@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,12 +26,26 @@ from eas.tasks.evaluation import Evaluation, evaluate
 from eas.tasks.evaluation_forms import Meant, meant
 from eas.tasks.evaluation_meter import evaluate_meter, score_retrieval
 
-if TYPE_CHECKING:
-    from eas.pipeline.run import Run
-
 Batch = dict[str, Tensor]
 Size = tuple[int, int, tuple[int, int] | None]
 """What ``count`` asks of a prompt: tokens, images, the grid of patches."""
+
+
+class Run(Protocol):
+    """What a task reads of a run (`eas.pipeline.run.Run`)."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def processor(self) -> Any: ...
+
+    def data(self, split: str) -> Sequence[Example]: ...
+
+    def load_config(self) -> Any: ...
 
 
 class Task:
@@ -118,7 +133,7 @@ class Task:
 
     def new_tokens(self, run: Run) -> int:
         """Decode steps that are timed; 0: nothing decodes."""
-        return run.config.benchmark_new_tokens
+        return int(run.config.benchmark_new_tokens)
 
     def layers(self, config: Any) -> int:
         """How many layers a model of this configuration has that the methods work on."""
