@@ -18,7 +18,7 @@ import eas
 from eas.attachment.load import load_base
 from eas.exported import read_expected
 from eas.exporting.opening import processor_of
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 
 PYTHON = Path(os.environ.get("EAS_VLLM_PYTHON", Path(__file__).parents[1] / ".engines-vllm/bin/python"))
 pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason=f"needs vLLM, {PYTHON}; `make test-vllm` installs it")

@@ -18,10 +18,7 @@ def answer(folder: str, prompts: list[list[int]], options: dict) -> dict:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    record = json.loads((Path(folder) / "eas_export.json").read_text())
-    asked = SamplingParams(
-        temperature=0, max_tokens=STEPS, min_tokens=STEPS, logprobs=TOP, detokenize=False, stop_token_ids=record["eos"]
-    )
+    asked = SamplingParams(temperature=0, max_tokens=STEPS, min_tokens=STEPS, logprobs=TOP, detokenize=False)
     standard = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 4, "enforce_eager": True}
     engine = LLM(folder, **{**standard, "logprobs_mode": "raw_logprobs", **options})
     cache = engine.llm_engine.vllm_config.cache_config
