@@ -49,7 +49,7 @@ WORDS = {
     "sdpa_mask",
 }
 MODULES = (
-    r"cache_utils|masking_utils|modeling_utils|modeling_layers|initialization|trainer|trainer_utils|integrations|models"
+    r"cache_utils|masking_utils|modeling_utils|modeling_layers|initialization|trainer|trainer_utils|integrations|models|cli"
 )
 TRAINER = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
 
