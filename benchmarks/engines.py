@@ -28,7 +28,7 @@ from eas.data import load_data
 from eas.exporting.opening import processor_of
 from eas.exporting.plain import plain
 from eas.measure.latency import git_revision, hardware
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 from eas.tasks.collate import Collator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

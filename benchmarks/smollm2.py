@@ -25,7 +25,7 @@ from eas.attachment.load import load_base
 from eas.data import load_data
 from eas.example import Example
 from eas.measure.latency import git_revision, hardware
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 from eas.tasks.collate import Collator
 from eas.tasks.evaluation import evaluate
 

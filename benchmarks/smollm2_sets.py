@@ -27,7 +27,7 @@ import eas
 from eas.attachment.load import load_base
 from eas.data import load_data
 from eas.measure.latency import git_revision, hardware
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 from eas.searching.fixed import FIXED
 from eas.searching.scoring import score_sets
 from eas.tasks.collate import Collator

@@ -17,7 +17,7 @@ from eas import runtime
 from eas.attachment.load import load_base
 from eas.exported import file_digest, read_expected
 from eas.exporting.opening import processor_of
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:

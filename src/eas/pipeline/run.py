@@ -22,8 +22,8 @@ from eas.distributed import is_main, join
 from eas.example import Example
 from eas.files import claimed, write_text
 from eas.models.anatomy import auto_class
+from eas.models.bases import base_folder
 from eas.models.folder import model_config
-from eas.models.gguf import base_folder
 from eas.models.quantisation import quantisation
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
