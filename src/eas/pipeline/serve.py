@@ -82,8 +82,8 @@ def served(
         run = Run(run.config.with_values({**given, **({"dtype": dtype} if dtype is not None else {})}))
         run.task.check_generation(run)
         run.require("tune")
-        found, own, mode = load(run.load_base(), run.folder / "adapter"), None, fold_mode(run)
         own = run.processor if processor is None else None
+        found, mode = load(run.load_base(), run.folder / "adapter"), fold_mode(run)
     else:
         found, own = opened(model, base, dtype or "auto")
         found = found.to("cuda" if torch.cuda.is_available() else "cpu")
