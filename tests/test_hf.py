@@ -49,7 +49,8 @@ WORDS = {
     "sdpa_mask",
 }
 MODULES = (
-    r"cache_utils|masking_utils|modeling_utils|modeling_layers|initialization|trainer|trainer_utils|integrations|models|cli"
+    r"cache_utils|masking_utils|modeling_utils|modeling_layers|initialization|trainer|trainer_utils|integrations|models"
+    r"|cli"
 )
 TRAINER = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
 
