@@ -35,10 +35,10 @@ test-newest:
 		if .venv-newest/bin/pip check | grep "^eas "; then echo "Outside of the declared versions: printed, not failed"; \
 		else exit 1; fi
 
-# What exported models are served in. The environment borrows eas and torch from the other one, and is kept. -rs names
+# What models are served in. The environment borrows eas and torch from the other one, and is kept. -rs names
 # the engines that are left out: mlx where its wheel cannot be installed.
 test-engines: .engines/.installed
-	.engines/bin/python -m pytest -rs tests/test_engines.py
+	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_serve.py
 
 .engines/.installed: $(VENV)/.installed-dev pyproject.toml
 	$(PYTHON) -m venv .engines

@@ -50,6 +50,7 @@ WORDS = {
 }
 MODULES = (
     r"cache_utils|masking_utils|modeling_utils|modeling_layers|initialization|trainer|trainer_utils|integrations|models"
+    r"|cli"
 )
 TRAINER = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.text import Text
 
-from eas.cli import run, predict, export, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
+from eas.cli import run, predict, serve, export, report, compare, data, count, reproduce, convert, bench, doctor  # noqa: F401
 from eas.cli.app import app
 from eas.keys import as_typed
 from eas.terminal import console, printable

@@ -1,4 +1,4 @@
-"""Opens what is to be exported: the folder of a run, of an adapter, or of a standalone model, in float32."""
+"""Opens what is to be exported or served: the folder of a run, of an adapter, or of a standalone model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ WORDS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 """A folder without any of these files has no tokenizer."""
 
 
-def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel, Any]:
+def opened(
+    folder: str | Path, base: str | None = None, dtype: torch.dtype | str = torch.float32
+) -> tuple[PreTrainedModel, Any]:
     """The model, and its processor or tokenizer; None where the folder has none.
 
     Args:
         folder: of a run, an adapter, a standalone model, or a base (or its Hub id).
         base: folder or Hub id of an adapter's base; by default what the adapter names.
+        dtype: of the base's weights; "auto" is their own.
 
     Raises:
         CheckpointError: the folder is damaged, or its base is not found.
@@ -33,7 +36,7 @@ def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel
     adapter = inner if (inner / WEIGHTS_FILE).is_file() else Path(folder)
     if not (adapter / WEIGHTS_FILE).is_file():
         home = base_folder(str(folder))
-        return load_base(home, dtype=torch.float32).eval(), processor_of(home)
+        return load_base(home, dtype=dtype).eval(), processor_of(home)
     with raised_as(CheckpointError):
         own = read_adapter_record(adapter)["base"]
     named, revision = (own["id"], own["revision"]) if base is None else (base, None)
@@ -41,7 +44,7 @@ def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel
         raise CheckpointError(f"{adapter} does not name its base; give --base")
     home = base_folder(named)
     try:
-        model = load(load_base(home, revision=revision, dtype=torch.float32), adapter)
+        model = load(load_base(home, revision=revision, dtype=dtype), adapter)
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
     return model.eval(), processor_of(home)
@@ -49,6 +52,7 @@ def opened(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel
 
 def processor_of(home: str) -> Any:
     """The processor of a model that sees, the tokenizer of another; None where its folder has none."""
+    home = base_folder(home)
     if Path(home).is_dir() and not any((Path(home) / name).is_file() for name in WORDS):
         return None
     sees = auto_class(model_config(home).model_type) is not AutoModelForCausalLM
