@@ -19,6 +19,7 @@ WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "HunYuanVLForConditionalGeneration",
     "Molmo2ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
+    "Gemma4UnifiedForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
 }
 EXPERTS = {"Qwen3MoeModel", "MixtralModel", "Qwen3VLMoeTextModel", "Glm4vMoeTextModel", "Llama4TextModel"}
@@ -26,6 +27,7 @@ CANDIDATES = {
     "Qwen3_5TextModel": "layers with full attention (every fourth)",
     "Lfm2Model": "layers with attention",
     "MllamaTextModel": "layers without cross attention, but for the first",
+    "Gemma4UnifiedTextModel": "layers that share no keys and values",
     "Gemma4TextModel": "layers that share no keys and values",
 }
 PROMPTS = {"tokens": "all", "keys": "`prefix`, `mam`", "none": "none"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers as tf
-from families import CLIP
+from families import CLIP, IMAGE
 from tiny_parts import MROPE, PINPOINTS, PIXTRAL, QWEN, SIGLIP, TEXT, Row, llava, none, patches, sized, square, text
 
 FAMILIES: dict[str, Row] = {
@@ -78,6 +78,49 @@ FAMILIES: dict[str, Row] = {
         lambda: llava(tf.LlavaOnevisionConfig, SIGLIP, text("qwen2"), image_grid_pinpoints=PINPOINTS),
         10,
         lambda count: square(8, 3)(count) | {"image_sizes": torch.tensor([[8, 8]] * count)},
+    ),
+    "LlavaNextVideo": (
+        "LlavaNextVideoForConditionalGeneration",
+        lambda: tf.LlavaNextVideoConfig(
+            vision_config={**CLIP, "model_type": "clip_vision_model"},
+            text_config=text("llama"),
+            image_token_index=IMAGE,
+            video_token_index=5,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_layer=-1,
+        ),
+        10,
+        lambda count: square(8, 3)(count) | {"image_sizes": torch.tensor([[8, 8]] * count)},
+    ),
+    "VideoLlava": (
+        "VideoLlavaForConditionalGeneration",
+        lambda: tf.VideoLlavaConfig(
+            vision_config={**CLIP, "model_type": "clip_vision_model"},
+            text_config=text("llama"),
+            image_token_index=IMAGE,
+            video_token_index=5,
+            vision_feature_layer=-1,
+        ),
+        4,
+        lambda count: {"pixel_values_images": torch.randn(count, 3, 8, 8)},
+    ),
+    "DeepseekVLHybrid": (
+        "DeepseekVLHybridForConditionalGeneration",
+        lambda: llava(
+            tf.DeepseekVLHybridConfig,
+            SIGLIP,
+            text("llama"),
+            high_res_vision_config={
+                **CLIP,
+                "image_size": 32,
+                "output_channels": 8,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 64,
+            },
+        ),
+        4,
+        lambda count: square(8)(count) | {"high_res_pixel_values": torch.randn(count, 3, 32, 32)},
     ),
     "VipLlava": (
         "VipLlavaForConditionalGeneration",

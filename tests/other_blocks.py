@@ -206,6 +206,14 @@ FAMILIES: dict[str, Row] = {
         1,
         cross,
     ),
+    "Gemma4Unified": (
+        "Gemma4UnifiedForConditionalGeneration",
+        lambda: tf.Gemma4UnifiedConfig(
+            text_config=GEMMA4, image_token_id=IMAGE, boi_token_id=4, eoi_token_id=5, audio_token_id=5
+        ),
+        0,
+        none,
+    ),
     "Gemma4, images": (
         "Gemma4ForConditionalGeneration",
         lambda: tf.Gemma4Config(

@@ -46,7 +46,7 @@ class Block(SkippableBlock):
         if not self.built.after:
             return x
         layer: Any = self
-        if layer.hidden_size_per_layer_input:
+        if "per_layer_input_gate" in layer._modules:  # not every Gemma 4 has PLE
             gated = layer.act_fn(layer.per_layer_input_gate(x)) * args[0]
             x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
         ended: Tensor = x * layer.layer_scalar

@@ -205,6 +205,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Gemma2Model": decoder(**SANDWICH, **GEMMA),
     "Gemma3TextModel": decoder(**SANDWICH, **GEMMA),
     "Gemma4TextModel": GEMMA4,
+    "Gemma4UnifiedTextModel": GEMMA4._replace(refused=()),
     "Glm4Model": GLM,
     "Glm4vTextModel": GLM,
     "Phi3Model": PHI,
