@@ -146,6 +146,31 @@ FAMILIES: dict[str, Row] = {
         10,
         lambda count: square(8, 3)(count) | {"image_sizes": torch.tensor([[8, 8]] * count)},
     ),
+    "Granite4Vision": (
+        "Granite4VisionForConditionalGeneration",
+        lambda: tf.Granite4VisionConfig(
+            vision_config={**SIGLIP, "image_size": 16, "hidden_size": 64},
+            text_config=text("granite4_vision_text", num_hidden_layers=5, residual_multiplier=0.3),
+            image_token_index=IMAGE,
+            deepstack_layer_map=[[-1, 0]],
+            spatial_target_layers=[1, 2, 3, 4],
+            downsample_rate="2/4",
+            projector_dropout=0.0,
+            image_grid_pinpoints=[[16, 32], [32, 16]],
+            image_seq_length=4,
+            vision_feature_select_strategy="full",
+            qformer_config={
+                "model_type": "blip_2_qformer",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "intermediate_size": 64,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+        ),
+        10,
+        lambda count: square(16, 3)(count) | {"image_sizes": torch.tensor([[16, 16]] * count)},
+    ),
     "Qwen3.5, images": (
         "Qwen3_5ForConditionalGeneration",
         lambda: llava(

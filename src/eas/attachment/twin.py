@@ -35,6 +35,11 @@ def deviation(family: str) -> float:
 MORE: dict[str, dict[str, Any]] = {
     "Qwen2_5OmniThinkerForConditionalGeneration": {"vision_start_token_id": 151652},
     "Gemma4ForConditionalGeneration": {"vision_config": {"model_type": "gemma4_vision"}},
+    "Granite4VisionForConditionalGeneration": {
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+        "downsample_rate": "4/8",
+    },
     "AyaVisionForConditionalGeneration": {"vision_config": {"model_type": "siglip_vision_model"}},
 }
 """What published configurations have, and the default of their class lacks."""

@@ -89,6 +89,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "model.visual.deepstack_merger_list",
     ),
     "Glm4vMoeForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Granite4VisionForConditionalGeneration": (
+        "model.language_model",
+        "model.layerwise_projectors",
+        "model.spatial_projectors",
+    ),
     "AyaVisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Cohere2VisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Lfm2VlForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),

@@ -210,6 +210,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Glm4vTextModel": GLM,
     "Phi3Model": PHI,
     "GraniteModel": GRANITE,
+    "Granite4VisionTextModel": GRANITE,
     "CohereModel": COHERE,
     "Cohere2Model": COHERE,
     "Olmo2Model": OLMO2,
