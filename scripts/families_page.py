@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eas.exporting.limits import LLAMA
 from eas.measure.vision import VISION_TOWERS
 from eas.models.anatomy import FAMILIES
 from eas.models.structure import TEXT_MODELS, TextModel
@@ -76,13 +77,14 @@ def terms(built: TextModel) -> str:
 
 def texts() -> list[str]:
     """A row for each class of language model."""
-    rows = ["| language model | blocks | what may be skipped | folds | prompt methods |", "|---|---|---|---|---|"]
+    rows = ["| language model | blocks | what may be skipped | folds | prompt methods | engines |", "|" + 6 * "---|"]
     for name, built in TEXT_MODELS.items():
         if built.form == "decoder":
             blocks = terms(built).replace("Llama's", "Llama's, with experts") if name in EXPERTS else terms(built)
             folds = "shared" if name in EXPERTS else "all"
             skipped = CANDIDATES.get(name, "all layers")
-            rows.append(f"| `{name}` | {blocks} | {skipped} | {folds} | {PROMPTS[built.prompts]} |")
+            engines = "all" if name in LLAMA else "vLLM, ONNX, OpenVINO" if name == "Qwen3Model" else "none"
+            rows.append(f"| `{name}` | {blocks} | {skipped} | {folds} | {PROMPTS[built.prompts]} | {engines} |")
     return rows
 
 
