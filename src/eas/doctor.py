@@ -24,7 +24,11 @@ OPTIONAL = {
     "datasets": ("datasets", "load_dataset", "data from the Hub or in datasets' folders"),
     "bitsandbytes": ("bitsandbytes.nn", "Linear4bit", "bases in 4 and 8 bits"),
     "torchao": ("torchao.quantization", "Int8WeightOnlyConfig", "int8 bases"),
-    "torchvision": ("torchvision.transforms.v2", "functional", "faster image processors"),
+    "torchvision": (
+        "torchvision.transforms.v2",
+        "functional",
+        "processors that also read videos (Qwen-VL, InternVL, ...), and faster ones",
+    ),
     "sentencepiece": ("sentencepiece", "SentencePieceProcessor", "tokenizer.model files"),
     "wandb": ("wandb", "init", "train.report_to: wandb"),
 }
