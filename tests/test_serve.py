@@ -311,7 +311,11 @@ def test_the_command_serves_a_run_under_its_name(run):
     import openai
 
     command = [sys.executable, "-m", "eas", "serve", str(run), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def hear_ctrl_c():  # what runs in the background ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as process:
         try:
             line = process.stderr.readline()
             said = re.fullmatch(r"serving my run at (http://localhost:\d+/v1); Ctrl-C stops it\n", line)
