@@ -35,18 +35,20 @@ PROMPTS = {"tokens": "all", "keys": "`prefix`, `mam`", "none": "none"}
 
 
 def classes() -> list[str]:
-    """A row for each class with its head."""
-    rows = [
+    """The classes that read text in one sentence, and a row for each of the others."""
+    text = ", ".join(f"`{name}`" for name in FAMILIES if not name.endswith("ConditionalGeneration"))
+    rows = [f"Text: {text}.", "", "Text and images:", ""]
+    rows += [
         "| class | projector that is trained | tested with images | `eas.count` counts its images |",
-        "|---|---|---|---|",
+        "|" + 4 * "---|",
     ]
     for name, (_, *projector) in FAMILIES.items():
-        sees = name.endswith("ConditionalGeneration")
-        counted = "yes" if name in VISION_TOWERS else "no"
-        if name == "LlavaForConditionalGeneration":
-            counted = "yes with CLIP; not with Pixtral"
-        cells = ["yes" if projector else "none", "text only" if name in WITHOUT_IMAGES else "yes", counted]
-        rows.append(f"| `{name}` | {' | '.join(cells if sees else ['-'] * 3)} |")
+        if name.endswith("ConditionalGeneration"):
+            counted = "yes" if name in VISION_TOWERS else "no"
+            if name == "LlavaForConditionalGeneration":
+                counted = "yes with CLIP; not with Pixtral"
+            seen = "text only" if name in WITHOUT_IMAGES else "yes"
+            rows.append(f"| `{name}` | {'yes' if projector else 'none'} | {seen} | {counted} |")
     return rows
 
 
