@@ -60,7 +60,7 @@ def fast_decode(
     Raises:
         UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
-            every prompt would be compiled), or, when called on a CPU, attends within a window.
+            every prompt would be compiled), or, when called on a CPU, attends within a window or is a hybrid.
 
     Example:
         >>> import eas
@@ -113,6 +113,9 @@ def _cache(model: PreTrainedModel, length: int, frozen: bool) -> Cache:
     cache: Cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     if frozen:
         if any(type(layer) is not StaticLayer for layer in cache.layers):
-            raise ValueError("fast_decode on a CPU does not support attention within a window; use model.generate")
+            raise ValueError(
+                "fast_decode on a CPU does not support attention within a window, nor layers of other kinds than "
+                "attention; use model.generate"
+            )
         cache.layers = [UnfrozenLayer(length) for _ in cache.layers]
     return cache
