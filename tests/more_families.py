@@ -6,9 +6,10 @@ from typing import Any
 
 import like_llama
 import other_blocks
+import pytest
 import torch
 import transformers as tf
-from families import IMAGE
+from families import IMAGE, quick
 from tiny_parts import Row
 from torch import Tensor
 
@@ -17,6 +18,13 @@ from eas.models.anatomy import Anatomy
 SPECIAL = {"video_token_id": 5, "vision_start_token_id": 4, "vision_end_token_id": 2, "audio_token_id": 5}
 FAMILIES: dict[str, Row] = like_llama.FAMILIES | other_blocks.FAMILIES
 """By label."""
+QUICK = (
+    *("Qwen3", "LlavaOnevision", "Qwen3VL", "Molmo2", "PaliGemma", "Gemma3, images", "Gemma4, inputs by layer"),
+    *("Glm4v", "Phi3", "LlavaNext, Granite", "AyaVision", "Olmo2", "Lfm2Vl", "Qwen3.5, images", "Mllama"),
+    *("Gemma4Unified", "Llama4", "Glm4vMoe"),
+)
+"""One of each kind of language model."""
+every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
 def build(label: str) -> Any:

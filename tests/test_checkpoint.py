@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from families import FAMILIES, SEEING, attached, blocks, build, logits, prompts
+from families import SEEING, attached, blocks, build, every_family, logits, prompts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +19,6 @@ from eas.models.anatomy import auto_class, model_class
 
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
-every_family = pytest.mark.parametrize("family", FAMILIES)
 OPTIONS = {"hidden_scale": 0.5, "up_groups": 2, "adapt_router_bias": False, "temperature": 3.0}
 VARIANTS = [{}, {"tie_word_embeddings": True}, {"dtype": torch.bfloat16}]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=["plain", "tied", "bfloat16"])

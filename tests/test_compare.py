@@ -127,6 +127,7 @@ def test_what_is_done_is_not_done_again(done, tmp_path, monkeypatch):
         compare_runs(CompareConfig.from_dict(values))
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(done, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "_cores", lambda: 2)  # a thread each, as here
     compare_runs(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 from contract import CONFIGS as CONTRACT
-from families import FAMILIES, IMAGE, SEEING, build, image_inputs, prompts
+from families import IMAGE, SEEING, build, every_family, image_inputs, prompts
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -67,7 +67,7 @@ def test_a_method_counts_as_it_does_applied_by_hand(name: str, folded: bool) -> 
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_the_twin_of_every_family(family: str) -> None:
     """Grouped queries in all; three of them with another vision tower."""
     images = {"images": 2, "patch_grid": (4, 4)} if family in SEEING else {}

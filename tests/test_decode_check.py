@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, attached, prompts
+from families import attached, every_family, prompts
 from test_pipeline import SHORT
 
 from eas import ConfigError, fold
@@ -14,7 +14,7 @@ from eas.pipeline import STEPS, Run, RunConfig, decode_check, steps
 from eas.pipeline.decode_check import NEW_TOKENS, decode, relative_error, require_small, teacher_forced
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_eight_tokens_are_the_same_three_ways(family):
     model, inputs = attached(family), prompts(family, (6,))
     tokens, unfolded = decode(model, inputs)

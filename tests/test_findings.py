@@ -254,7 +254,7 @@ def test_dollars_and_backslashes_in_names_are_drawn_as_they_are(tmp_path: Path) 
         assert "$x_1 \\frac" in (tmp_path / "figures" / f"{name}.svg").read_text(), name
 
 
-def test_wide_tables_say_that_they_scroll(tmp_path: Path) -> None:
+def test_slow_tables_say_that_they_scroll(tmp_path: Path) -> None:
     template = (Path(eas.__file__).parent / "reports" / "page.html").read_text()
     assert template.count('<div class="scroll') == template.count('<p class="soft hint">The table is wider') == 3
     result = run_result(0, 4)

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 import torch
-from families import FAMILIES, attached, blocks, build, logits, prompts
+from families import attached, blocks, build, every_family, logits, prompts
 
 import eas
 from eas import CheckpointError, ConfigError, DropConfig, EASConfig, attach, prune, select
@@ -31,7 +31,7 @@ def with_small_norms(family, **more):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_an_untrained_skip_is_the_attention_left_out_bit_for_bit(family, dtype):
     left_out = attach(with_small_norms(family, dtype=dtype), DropConfig(num_skip=2))
     ours = {form: attach(with_small_norms(family, dtype=dtype), EASConfig(2, **RANKS, form=form)) for form in FORMS}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from decoding import alone, answered, answers, decode, teacher_forced
-from families import FAMILIES, IMAGE, SEEING, attached, build, logits, prompts
+from families import IMAGE, SEEING, attached, build, every_family, logits, prompts
 from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
 
@@ -20,7 +20,6 @@ LLAMA, LLAVA, QWEN_VL = "LlamaForCausalLM", "LlavaForConditionalGeneration", "Qw
 SKIP_SETS = [(), (0,), (3,), (0, 3), (0, 1, 2)]
 SHOWN = (True, False, True)  # a text-only row between two with an image
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @every_family

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, attached, build, prompts
+from families import attached, build, every_family, prompts
 from transformers import DynamicCache, LlamaModel, Trainer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
@@ -237,7 +237,7 @@ def test_a_cache_that_was_reset_takes_another_prompt():
 # numeric: a twin decodes what it computes in one pass
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_a_twin_of_every_family_decodes_what_it_computes(family):
     assert deviation(family) < TOLERANCE / 10
 

@@ -84,6 +84,7 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_killed_at_any_access_to_a_file_a_run_ends_as_if_undisturbed(tmp_path):
     assert run_in_a_process(tmp_path / "whole") == 0
     accesses = int((tmp_path / "count").read_text())

@@ -1,8 +1,7 @@
 """The head on labelled positions only gives the loss and the gradients of the head on all positions."""
 
-import pytest
 import torch
-from families import FAMILIES, attached
+from families import attached, every_family
 from test_surgery import training_batch
 
 from eas.hf.labelled import answer_losses, labelled_only
@@ -17,7 +16,7 @@ def gradients(model, inputs):
     return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_loss_and_gradients_are_those_of_all_positions(family):
     model, inputs = attached(family).train(), training_batch(family)
     whole, expected = gradients(model, inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import FAMILIES, SEEING, build, prompts, randomise
+from families import SEEING, build, every_family, prompts, randomise
 from torch.utils.flop_counter import FlopCounterMode
 
 import eas
@@ -59,7 +59,7 @@ def variant(name: str, family: str = LLAVA, dtype: torch.dtype = torch.float32, 
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 @pytest.mark.parametrize("name", ["base", "selected", "pruned shared"])
 def test_macs_are_those_torch_counts(family: str, name: str) -> None:
     model, inputs = variant(name, family), prompts(family, (7,))
@@ -204,7 +204,7 @@ def test_benchmark_alternates_base_and_folded() -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "shared", "per_example"])
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_benchmark_decodes_what_generate_decodes(name: str, family: str) -> None:
     model, inputs, seen = variant(name, family), prompts(family, (9,)), []
     hook = model.register_forward_hook(lambda *arguments: seen.append(arguments[-1].logits[:, -1].argmax(-1)))

@@ -248,6 +248,7 @@ def test_a_checkpoint_is_converted_with_the_names_of_its_answers(tmp_path):
     assert "--answers names the classes of the VQA head; this is a MeterForNLVR2" in str(refused)
 
 
+@pytest.mark.slow
 def test_a_row_of_table_4_trains_as_it_is_once_weights_and_data_are_in_place(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "table4", "--train", "--row", "LoRA", "--output-dir", "out", "-o", "train.tune_steps=2"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers as tf
 from families import FAMILIES as OTHERS
-from families import SEEING, logits, randomise
-from more_families import FAMILIES, blocks, build, prompts
+from families import SEEING, logits, quick, randomise
+from more_families import FAMILIES, QUICK, blocks, build, every_label, prompts
 from other_blocks import EXPERTS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +28,6 @@ torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 CLOSE = {"rtol": 1e-5, "atol": 3e-5}  # logits of order one
 SETS = [(0, 2), (1,)]
-every_family = pytest.mark.parametrize("label", FAMILIES)
 
 
 def attached(label: str, skip: tuple[int, ...] = (0, 2), **options: Any) -> Any:
@@ -54,7 +53,7 @@ def answered(label: str) -> dict[str, torch.Tensor]:
     return {**inputs, "labels": labels, **more}
 
 
-@every_family
+@every_label
 def test_untrained_it_is_the_base_and_a_skip_is_the_attention_left_out(label: str) -> None:
     base, inputs = build(label), prompts(label)
     expected = logits(base, inputs)
@@ -68,7 +67,7 @@ def test_untrained_it_is_the_base_and_a_skip_is_the_attention_left_out(label: st
         assert not torch.allclose(left_out, expected, atol=1e-2)
 
 
-@every_family
+@every_label
 def test_it_decodes_and_folds_to_what_it_computes(label: str) -> None:
     inputs, single = prompts(label), prompts(label, (5,))
     for skip in SETS:
@@ -94,7 +93,7 @@ def test_it_decodes_and_folds_to_what_it_computes(label: str) -> None:
     torch.testing.assert_close(logits(model, inputs), plain, **CLOSE)
 
 
-@every_family
+@every_label
 def test_gradients_reach_what_is_trained(label: str) -> None:
     model, inputs = attached(label).train(), answered(label)
     loss = model(**labelled_only(inputs, heads_all(model))).loss
@@ -107,7 +106,7 @@ def test_gradients_reach_what_is_trained(label: str) -> None:
         assert all(p.grad.abs().sum() > 0 for p in projector if p.ndim > 1)
 
 
-@every_family
+@every_label
 def test_it_is_saved_and_opened_bit_for_bit(label: str, tmp_path: Any) -> None:
     model, inputs = attached(label), prompts(label)
     with torch.no_grad():
@@ -125,7 +124,7 @@ def test_it_is_saved_and_opened_bit_for_bit(label: str, tmp_path: Any) -> None:
     assert torch.equal(logits(whole, inputs), expected)
 
 
-@every_family
+@every_label
 def test_its_macs_are_those_that_torch_counts(label: str) -> None:
     if label in ("Llama4", "Mllama"):
         pytest.skip("Llama 4 in transformers gives every token to every expert; Mllama counts as with an image")
@@ -145,7 +144,7 @@ COUNTED = [label for label, (name, _, tokens, _) in FAMILIES.items() if tokens a
 COUNTED = [label for label in COUNTED if label not in ("Pixtral", "LlavaNext, Granite")]  # test_count has LLaVA-NeXT
 
 
-@pytest.mark.parametrize("label", COUNTED)
+@pytest.mark.parametrize("label", quick(COUNTED, QUICK))
 def test_the_macs_of_its_images_are_those_that_torch_counts(label: str) -> None:
     model = build(label)
     images = FAMILIES[label][3](1)
@@ -169,12 +168,17 @@ def uncounted(counter: FlopCounterMode, model: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("family", sorted({name for name, *_ in FAMILIES.values()}))
+TWINS = sorted({name for name, *_ in FAMILIES.values()})
+
+
+@pytest.mark.parametrize("family", quick(TWINS, {FAMILIES[label][0] for label in QUICK}))
 def test_a_twin_of_it_decodes_what_it_computes(family: str) -> None:
     assert deviation(family) < TOLERANCE / 10
 
 
-def test_every_family_is_tried() -> None:
+def test_every_family_is_tried_and_every_kind_by_make_test() -> None:
+    kinds = [{anatomy.Anatomy.of(build(label)).built for label in labels} for labels in (QUICK, FAMILIES)]
+    assert kinds[0] == kinds[1]
     assert {name for name, *_ in FAMILIES.values()} | {*OTHERS} == {*anatomy.FAMILIES}
 
 
@@ -188,7 +192,7 @@ def test_the_page_of_families_is_current() -> None:
     assert page["WITHOUT_IMAGES"] == sees - seen
 
 
-@every_family
+@every_label
 def test_sets_are_scored_as_one_by_one(label: str) -> None:
     model, inputs = attached(label), answered(label)
     losses = []

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import logits, randomise
-from more_families import build, prompts
+from families import logits, quick, randomise
+from more_families import QUICK, build, prompts
 from other_blocks import FAMILIES
 from torch import Tensor
 
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 KINDS = ["sliding_attention", "full_attention"] * 3
 SETS = [(0, 2), (1,)]
-every_family = pytest.mark.parametrize("label", FAMILIES)
+every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
 def skipped(model: Any, skip: tuple[int, ...]) -> list[Any]:
@@ -44,7 +44,7 @@ def gain(norm: Any) -> Tensor:
     return norm(x) / (x * x.square().mean(-1, keepdim=True).rsqrt())
 
 
-@every_family
+@every_label
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_untrained_skip_is_the_familys_own_pass_without_attention(label: str, dtype: torch.dtype) -> None:
     inputs = prompts(label)
@@ -63,7 +63,7 @@ def test_an_untrained_skip_is_the_familys_own_pass_without_attention(label: str,
     assert torch.equal(logits(dropped, inputs), expected)
 
 
-@every_family
+@every_label
 def test_the_papers_form_is_eq_7_with_the_familys_own_norms(label: str) -> None:
     inputs, model = prompts(label), eas.attach(build(label), EASConfig(1, **RANKS, form="paper"))
     eas.select(model, SETS[1])
@@ -84,7 +84,7 @@ def corrected(pia: PIA, n: Tensor, mask: Tensor) -> Tensor:
     return z
 
 
-@every_family
+@every_label
 def test_trained_pias_correct_what_the_equation_says(label: str) -> None:
     inputs, skip = prompts(label), SETS[0]
     model = eas.attach(build(label), EASConfig(2, **RANKS))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from decoding import alone, answers, decode, teacher_forced
-from families import FAMILIES, build, logits, prompts
+from families import build, every_family, logits, prompts
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import DynamicCache
@@ -39,7 +39,6 @@ CONFIGS = {
     "mam": MAMConfig(M, rank=5),
 }
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 every_method = pytest.mark.parametrize("method", CONFIGS)
 every_folding_method = pytest.mark.parametrize("method", [name for name in CONFIGS if name != "mam"])
 some_families = pytest.mark.parametrize("family", [LLAMA, QWEN, LLAVA, QWEN_VL])

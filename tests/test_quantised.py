@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from decoding import answered, answers, decode
-from families import FAMILIES, attached, blocks, build, logits, prompts
+from families import attached, blocks, build, every_family, logits, prompts
 from torch import nn
 from transformers import TrainingArguments
 
@@ -160,7 +160,7 @@ def test_sharding_is_refused(name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_a_base_of_any_family_loads_with_quantised_blocks_and_nothing_else(family, tmp_path):
     base, inputs = build(family, num_hidden_layers=2), prompts(family)
     base.save_pretrained(tmp_path)

@@ -296,6 +296,7 @@ def test_training_a_row_on_the_embedded_model(tmp_path: Path) -> None:
     assert (folder / "adapter" / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_accuracy_stands_beside_the_paper_s_with_the_spread_of_the_seeds(tmp_path: Path) -> None:
     """On problems in ScienceQA's format; a second call trains nothing."""
     problem = {"choices": ["circle", "square"], "image": None, "hint": "", "lecture": "", "solution": ""}

@@ -17,7 +17,7 @@ def run_with(folder: Path, *overrides: str) -> Run:
     return Run(RunConfig().with_overrides([*given, *overrides]))
 
 
-def test_ranks_of_a_wide_model_in_a_narrow_one(tmp_path: Path) -> None:
+def test_ranks_of_a_slow_model_in_a_narrow_one(tmp_path: Path) -> None:
     told = warning(run_with(tmp_path, "method.num_skip=4", "method.skip_rank=256", "method.adapt_rank=128"))
     assert told.startswith(
         "this run can save nothing: k = 4, skip_rank 256, adapt_rank 128 take +14.5 % MACs, +15.4 % bytes read; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from decoding import answered, answers
-from families import FAMILIES, build, prompts
+from families import build, every_family, prompts
 from transformers import TrainingArguments
 
 import eas
@@ -54,7 +54,7 @@ def one_by_one(model, batch, sets):
 
 
 @pytest.mark.parametrize("label", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_losses_are_those_of_one_set_at_a_time(family, label):
     model, batch, sets = prepared(family, label)
     plain = one_by_one(model, batch, sets)

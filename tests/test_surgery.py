@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from accelerate import cpu_offload, dispatch_model
-from families import FAMILIES, SEEING, TEXT, attached, blocks, build, logits, prompts, randomise
+from families import SEEING, TEXT, attached, blocks, build, every_family, logits, prompts, randomise
 
 from eas import (
     ConfigError,
@@ -30,7 +30,6 @@ from eas.models.anatomy import Anatomy
 torch.set_num_threads(1)
 LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
 PLAIN = {"skip_rank": 4, "adapt_rank": 2}
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,7 @@ def test_deepcopy_is_a_model_of_its_own():
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_frozen_head_reads_a_tensor_of_its_own(family, batch):
     model = attached(family)

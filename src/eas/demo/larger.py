@@ -14,6 +14,9 @@ from eas.attachment.sharing import attached_copy
 from eas.config import MethodConfig
 from eas.methods.eas import EASConfig
 
+WIDTH, PROMPT_TOKENS = 1024, 256
+"""Of the model, and of its prompt."""
+
 
 def larger_base(hidden_size: int, prompt_tokens: int) -> tuple[LlamaForCausalLM, dict[str, Tensor], str]:
     """A twelve-layer Llama of LLaVA's proportions, inputs of one prompt, and a name that says what it is."""
@@ -46,14 +49,14 @@ def larger_tuned(
 
 
 def larger_pair(
-    skip_set: tuple[int, ...], config: EASConfig, fold_mode: Any, *, hidden_size: int = 1024, prompt_tokens: int = 256
+    skip_set: tuple[int, ...], config: EASConfig, fold_mode: Any
 ) -> tuple[LlamaForCausalLM, LlamaForCausalLM, dict[str, Tensor], str]:
     """The base, and the base with the skip set folded and ranks scaled to its width.
 
     Returns:
         base, folded model, inputs of one prompt, and a name that says what it is.
     """
-    base, inputs, name = larger_base(hidden_size, prompt_tokens)
+    base, inputs, name = larger_base(WIDTH, PROMPT_TOKENS)
     ranks = {"skip_rank": 256, "adapt_rank": 128, "train_projector": False}  # LLaVA's, at the paper's width
-    config = EASConfig.from_dict({**config.to_dict(), **ranks}).rescaled(hidden_size)
+    config = EASConfig.from_dict({**config.to_dict(), **ranks}).rescaled(WIDTH)
     return base, larger_tuned(base, skip_set, config, fold_mode), inputs, name
