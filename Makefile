@@ -51,11 +51,11 @@ test-newest:
 test-engines: .engines/.installed
 	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_serve.py
 
-.engines/.installed: $(VENV)/.installed-dev pyproject.toml
+.engines/.installed: $(VENV)/.installed-dev pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .engines
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
 		"$$(.engines/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
-	.engines/bin/pip install -qq "eas[engines]"
+	.engines/bin/pip install -qq -c $(LOCK) "eas[engines]"
 	.engines/bin/pip install -qq "eas[mlx]" || echo "mlx-lm cannot be installed here; its tests are skipped"
 	touch $@
 
@@ -80,7 +80,8 @@ docs: $(VENV)/.installed-dev
 
 # The exact versions of everything, for every platform and Python 3.11 to 3.13; and the lowest that pyproject.toml allows.
 lock: .venv-lock/bin/uv
-	printf "torch==$(TORCH)\nsetuptools>=77\n" | $< pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+	printf "torch==$(TORCH)\nsetuptools>=77\n" | $< pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--extra dev --extra engines --extra openmoji \
 		--no-annotate --custom-compile-command "make lock" --output-file $(LOCK) pyproject.toml -
 	echo "setuptools>=77" | $< pip compile --quiet --upgrade --python-version 3.11 --python-platform linux --extra test --resolution lowest-direct \
 		--no-annotate --custom-compile-command "make lock" --output-file $(OLDEST) pyproject.toml -
