@@ -48,7 +48,9 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Chec
 app.add_typer(data_app, name="data")
 
 Folder = Annotated[Path, typer.Argument(help="A run folder, as named by --output-dir.", show_default=False)]
-Model = Annotated[str | None, typer.Option(help="Folder, GGUF file or Hub id of a model, 'smollm2-135m', or 'tiny'.")]
+Model = Annotated[
+    str | None, typer.Option(help="Folder, GGUF file or Hub id of a model; 'smollm2-135m', 'smol' or 'tiny'.")
+]
 Data = Annotated[str | None, typer.Option(help="'scenes:TASK', 'nlvr:FOLDER', or your own JSON(L).")]
 Method = Annotated[str | None, typer.Option(help="Tuning method, eas by default; see docs/methods.md.")]
 Skip = Annotated[int | None, typer.Option(help="k: number of attentions to skip.")]

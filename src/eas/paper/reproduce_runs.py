@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from eas.attachment.attach import fold
 from eas.attachment.sharing import attached_copy
 from eas.config import ConfigError, MethodConfig, SkipConfig, read_assignments, read_yaml
-from eas.hf.api import no_init_weights
 from eas.demo import DEMOS
+from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build

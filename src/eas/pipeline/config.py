@@ -65,7 +65,8 @@ class RunConfig(Config):
 
     model: str = option(
         "tiny",
-        "folder, GGUF file or Hub id of a supported model, 'smollm2-135m', or 'tiny', the model that comes with eas",
+        "folder, GGUF file or Hub id of a supported model; 'smollm2-135m' or 'smol', which are made of packages; or "
+        "'tiny', which comes with eas",
     )
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
