@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from eas.methods.prefix import PrefixConfig
     from eas.methods.prompts import DeepPromptConfig, ShallowPromptConfig
     from eas.models.anatomy import UnsupportedModelError
+    from eas.models.visual_tokens import fit_processor, keep_visual_tokens
     from eas.searching import SearchConfig, SearchResult, make_rule
     from eas.training import EASTrainer, WithPromptMask, search
 
@@ -88,9 +89,11 @@ __all__ = [
     "explain",
     "export",
     "fast_decode",
+    "fit_processor",
     "fold",
     "fold_quantised",
     "freeze_router",
+    "keep_visual_tokens",
     "load",
     "log_likelihood",
     "make_rule",
@@ -142,6 +145,7 @@ _NAMES = {
     "methods.prefix": "PrefixConfig",
     "methods.prompts": "DeepPromptConfig ShallowPromptConfig",
     "models.anatomy": "UnsupportedModelError",
+    "models.visual_tokens": "fit_processor keep_visual_tokens",
     "searching": "SearchConfig SearchResult make_rule",
     "training": "EASTrainer WithPromptMask search",
 }

@@ -28,12 +28,20 @@ Base = TypedDict(
 )
 
 
+class VisualTokens(TypedDict):
+    """How many tokens of an image the language model reads, and which (``eas.models.visual_tokens``)."""
+
+    number: int
+    choice: str
+
+
 class AdapterRecord(TypedDict):
     """The record that ``eas.save`` writes for an adapter."""
 
     config: dict[str, Any]
     skip_set: list[int]
     pruned: bool
+    visual_tokens: NotRequired[VisualTokens | None]
     base: Base
     versions: dict[str, str]
 

@@ -34,6 +34,7 @@ from eas.methods import recorded_method
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.bases import base_folder
 from eas.models.folder import adapter_folder, model_config
+from eas.models.visual_tokens import hook, keep_visual_tokens, kept_tokens
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
 
@@ -112,6 +113,9 @@ def load(
     if attached(model) and name is not None:
         add(model, name, config, record["skip_set"], tensors)
         return model
+    if (tokens := record.get("visual_tokens")) is not None and kept_tokens(model) is None:
+        with fitting(folder):
+            keep_visual_tokens(model, **tokens)
     attach(model, config)
     select(model, record["skip_set"])
     if name is not None:
@@ -167,6 +171,8 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         ) from None
     _refuse_random_weights(model, info["missing_keys"], id_or_folder)
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
+    if kept_tokens(model) is not None:
+        hook(model)
     return model
 
 
@@ -301,6 +307,11 @@ def _check_base(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> 
                 f"{folder} was trained on {base['id'] or 'a base'} with {key} = {base[key]}, this model has {value}; "
                 f"load it onto its own base"
             )
+    said, found = record.get("visual_tokens"), kept_tokens(model)
+    if said != found and (found is not None or attached(model)):
+        raise CheckpointError(
+            f"{folder} was trained with visual_tokens = {said}, this model has {found}; load it onto a fresh base"
+        )
 
 
 def _check_fingerprint(model: PreTrainedModel, fingerprint: Tensor, record: AdapterRecord, folder: Path) -> None:

@@ -27,6 +27,7 @@ from eas.card import adapter_card, write
 from eas.distributed import full, is_main
 from eas.files import WriteError, writing
 from eas.models.anatomy import paths
+from eas.models.visual_tokens import kept_tokens
 from eas.weights import is_finite
 
 CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
@@ -77,6 +78,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         "config": state.config.to_dict(),
         "skip_set": list(skip_set(model)),
         "pruned": state.pruned,
+        "visual_tokens": kept_tokens(model),
         "base": {
             "id": model.config.name_or_path,
             "revision": vars(model.config).get("_commit_hash"),

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from eas.attachment.state import attached, attachment
 from eas.exporting.plain import head_dim, window
 from eas.models.anatomy import FAMILIES, Anatomy
+from eas.models.visual_tokens import kept_tokens
 
 METHODS = ("eas", "drop", "lora", "full", "head")
 """Methods that leave, folded or merged, the weights of an ordinary model."""
@@ -37,6 +38,10 @@ def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA) -> list[str]:
         found.append(f"the FFN's activation is {config.hidden_act}, not silu; serve it with eas")
     if (rope := config.rope_parameters.get("rope_type", "default")) not in ROPES:
         found.append(f"rotary positions of type {rope!r} are not fixed; {' or '.join(ROPES)} can be expressed")
+    if (kept := kept_tokens(model)) is not None:
+        found.append(
+            f"the model reads {kept['number']} tokens of an image, and an engine would read all; serve it with eas"
+        )
     return found + (_method(model, anatomy) if attached(model) else []) + _quantised(anatomy)
 
 

@@ -13,6 +13,7 @@ from eas.attachment.save import WEIGHTS_FILE, CheckpointError
 from eas.models.anatomy import auto_class
 from eas.models.bases import base_folder
 from eas.models.folder import model_config
+from eas.models.visual_tokens import fit_processor
 from eas.records import raised_as
 
 WORDS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -36,7 +37,8 @@ def opened(
     adapter = inner if (inner / WEIGHTS_FILE).is_file() else Path(folder)
     if not (adapter / WEIGHTS_FILE).is_file():
         home = base_folder(str(folder))
-        return load_base(home, dtype=dtype).eval(), processor_of(home)
+        model = load_base(home, dtype=dtype)
+        return model.eval(), _fitted(processor_of(home), model)
     with raised_as(CheckpointError):
         own = read_adapter_record(adapter)["base"]
     named, revision = (own["id"], own["revision"]) if base is None else (base, None)
@@ -47,7 +49,11 @@ def opened(
         model = load(load_base(home, revision=revision, dtype=dtype), adapter)
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
-    return model.eval(), processor_of(home)
+    return model.eval(), _fitted(processor_of(home), model)
+
+
+def _fitted(processor: Any, model: PreTrainedModel) -> Any:
+    return processor if processor is None else fit_processor(processor, model.config)
 
 
 def processor_of(home: str) -> Any:

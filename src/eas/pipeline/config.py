@@ -11,6 +11,7 @@ from eas.config import Config, ConfigError, MethodConfig, SkipConfig, option, re
 from eas.data import BENCHMARKS, benchmark_of, data_options
 from eas.methods import METHODS, method_config
 from eas.metrics import LOSS_ONLY, METRICS
+from eas.models.visual_tokens import CHOICES
 from eas.searching import SearchConfig
 from eas.tasks.collate import CUTS
 
@@ -71,6 +72,10 @@ class RunConfig(Config):
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
     dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
     bits: int | None = option(None, "4 or 8: bits of the quantised blocks of the language model; null: not quantised")
+    visual_tokens: int | None = option(
+        None, "tokens of an image that the language model reads (LLaVA), in training, scoring and serving; null: all"
+    )
+    visual_choice: str = option("uniform", f"which tokens these are: {', '.join(CHOICES)}")
     data: str = option(
         "scenes:textures",
         "'scenes:TASK', 'nlvr:FOLDER', a benchmark's 'NAME:FOLDER' or 'NAME:hub:ID' "
@@ -107,6 +112,10 @@ class RunConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("dtype", self.dtype in DTYPES, f"must be one of {', '.join(DTYPES)}")
+        self._require(
+            "visual_tokens", self.visual_tokens is None or self.visual_tokens >= 1, "must be at least 1, or null"
+        )
+        self._require("visual_choice", self.visual_choice in CHOICES, f"must be one of {', '.join(CHOICES)}")
         self._require("bits", self.bits in (None, 4, 8), "must be 4 or 8, or null")
         data_options(self.data, self.data_options)  # refuses unknown keys and values
         benchmark = benchmark_of(self.data)

@@ -25,6 +25,7 @@ from eas.models.anatomy import auto_class
 from eas.models.bases import base_folder
 from eas.models.folder import model_config
 from eas.models.quantisation import quantisation
+from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
@@ -112,6 +113,8 @@ class Run:
             compute = COMPUTE.get(self.config.dtype, torch.bfloat16)
             given["quantization_config"] = quantisation(self.load_config(), self.config.bits, compute)
         model = load_base(self.base_id, **given)
+        if self.config.visual_tokens is not None:
+            keep_visual_tokens(model, self.config.visual_tokens, self.config.visual_choice)
         return model.to("cuda" if torch.cuda.is_available() and not on_host else "cpu")
 
     def load_config(self) -> Any:
@@ -129,13 +132,16 @@ class Run:
         sees = auto_class(self.load_config().model_type) is not AutoModelForCausalLM
         given = {"revision": self.config.revision, "trust_remote_code": False}
         try:
-            return (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)
+            processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)
         except ImportError as error:
             first = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"the processor of {self.config.model} needs a library: {first} For torchvision: pip install "
                 "torchvision, where torch is for CPU with --index-url https://download.pytorch.org/whl/cpu"
             ) from error
+        if (number := self.config.visual_tokens) is not None:
+            fit_processor(processor, self.load_config(), number)
+        return processor
 
     @cached_property
     def task(self) -> Task:

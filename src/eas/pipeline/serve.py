@@ -22,6 +22,7 @@ from eas.attachment.state import attached, attachment
 from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
+from eas.models.visual_tokens import fit_processor
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
@@ -91,7 +92,7 @@ def served(
     if not found.can_generate():
         raise ConfigError(f"{model}: a {type(found).__name__} generates no text, so there is nothing to serve")
     if processor is not None:
-        own = processor_of(processor)
+        own = fit_processor(processor_of(processor), found.config)
     if own is None:
         raise ConfigError(f"{model} has neither a processor nor a tokenizer; name one with --processor")
     _end_as_tuned(found, own)

@@ -1,0 +1,115 @@
+"""Fewer visual tokens: which are chosen, and that training, decoding, saving and a run have the same ones."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_pipeline import SHORT
+from torch.nn.functional import normalize
+
+import eas
+from eas import CheckpointError, ConfigError
+from eas.demo.tiny import load_tiny
+from eas.exporting.opening import opened
+from eas.models.visual_tokens import CHOICES, distances, diverse
+from eas.pipeline import Run, RunConfig, run_steps
+
+SIDE = 4  # of the tiny model's image, in tokens
+
+
+def inputs_of(processor, model):
+    rows = ["<image> question : what is this ? answer :"] * 2
+    pictures = [Image.linear_gradient("L").rotate(angle).convert("RGB") for angle in (0, 30)]
+    return processor(images=pictures, text=rows, return_tensors="pt", padding=True)
+
+
+def kept(choice, number=4):
+    model, processor = load_tiny()
+    eas.keep_visual_tokens(model, number, choice)
+    return model, eas.fit_processor(processor, model.config)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_language_model_reads_chosen_tokens_of_the_projector(choice):
+    whole, processor = load_tiny()
+    everything = inputs_of(processor, whole)
+    features = torch.stack(list(whole.get_image_features(pixel_values=everything["pixel_values"]).pooler_output))
+    model, processor = kept(choice)
+    inputs = inputs_of(processor, model)
+    assert inputs["input_ids"].shape[1] == everything["input_ids"].shape[1] - SIDE**2 + 4
+    read = torch.stack(list(model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output))
+    places = (read[:, :, None] == features[:, None]).all(-1).int().argmax(-1)
+    assert torch.equal(read, features.gather(1, places[..., None].expand_as(read)))
+    assert (places.diff() > 0).all()
+    if choice == "uniform":
+        assert places.tolist() == [[5, 7, 13, 15]] * 2
+    if choice == "random":
+        assert torch.equal(places[0], places[1])
+    model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad.any()
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_diverse_is_the_greedy_choice_written_out(seed, number):
+    features = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(seed))
+    unit = normalize(features, dim=-1)
+    torch.testing.assert_close(distances(features)[0, 2, 3], 1 - unit[0, 2] @ unit[0, 3])
+    for apart, places in zip(distances(features).tolist(), diverse(features, number), strict=True):
+        others = range(len(apart))
+        taken = [max(others, key=lambda i: min(apart[i][j] for j in others if j != i))]
+        while len(taken) < number:
+            left = [i for i in others if i not in taken]
+            taken.append(max(left, key=lambda i: min(apart[i][j] for j in taken)))
+        assert sorted(taken) == places.tolist()
+
+
+def test_what_is_saved_reads_the_same_tokens(tmp_path):
+    model, processor = kept("diverse")
+    inputs = inputs_of(processor, model)
+    eas.attach(model, eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+    eas.select(model, [1, 5])
+    eas.prune(model)
+    eas.save(model, tmp_path / "adapter")
+    eas.save_standalone(model, tmp_path / "standalone")
+    processor.save_pretrained(tmp_path / "standalone")
+    with torch.inference_mode():
+        expected = model.eval()(**inputs).logits
+        assert torch.equal(eas.load("tiny", tmp_path / "adapter")(**inputs).logits, expected)
+        again, own = opened(tmp_path / "standalone")
+        assert torch.equal(again(**inputs_of(own, again)).logits, expected)
+        _, own = opened(tmp_path / "adapter", "tiny")
+    assert inputs_of(own, again)["input_ids"].shape == inputs["input_ids"].shape
+    with pytest.raises(CheckpointError, match=r"'number': 4, 'choice': 'diverse'}, this model has .*'uniform'"):
+        eas.load(kept("uniform")[0], tmp_path / "adapter")
+    with pytest.raises(eas.ExportError, match="reads 4 tokens of an image, and an engine would read all"):
+        eas.export(model, "decilm", tmp_path / "served")
+
+
+def test_a_run_trains_scores_and_times_with_fewer_tokens(tmp_path):
+    options = [f"output_dir={tmp_path}", "data=scenes:relation", "visual_tokens=6", "skip_set=[1,3,5,7]", *SHORT]
+    run = Run.create(RunConfig().with_overrides(options))
+    run_steps(run)
+    result = json.loads((tmp_path / "result.json").read_text())
+    whole = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path / 'whole'}", "data=scenes:relation"]))
+    assert result["latency"]["prompt_tokens"] == whole.task.first(whole, "test")[1][0] - SIDE**2 + 6
+    assert eas.load(run.load_base(), tmp_path / "adapter").config.visual_tokens == {"number": 6, "choice": "uniform"}
+
+
+def test_what_does_not_fit_is_refused(monkeypatch):
+    model, _ = load_tiny()
+    for number, choice, words in (
+        (16, "random", "an image has 16 tokens; keep fewer"),
+        (7, "uniform", "'uniform' needs rows times columns within 4 x 4, as 4 has"),
+        (4, "attention", "must be one of uniform, random, diverse"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            eas.keep_visual_tokens(model, number, choice)
+    assert "visual_tokens" not in vars(model.config)
+    eas.keep_visual_tokens(model, 4)
+    with pytest.raises(ConfigError, match="already; load it again to choose anew"):
+        eas.keep_visual_tokens(model, 4)
+    with pytest.raises(ConfigError, match=r"visual_tokens fits LLaVA 1.5 \(model type llava\), not llama"):
+        eas.keep_visual_tokens(eas.attachment.load.load_base("tiny").model.language_model, 2)
