@@ -23,6 +23,7 @@ WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "Gemma4UnifiedForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
 }
+SEES = [name for name, paths in FAMILIES.items() if len(paths) > 1 or name.endswith("ConditionalGeneration")]
 EXPERTS = {"Qwen3MoeModel", "MixtralModel", "Qwen3VLMoeTextModel", "Glm4vMoeTextModel", "Llama4TextModel"}
 CANDIDATES = {
     "Qwen3_5TextModel": "layers with full attention (every fourth)",
@@ -36,19 +37,19 @@ PROMPTS = {"tokens": "all", "keys": "`prefix`, `mam`", "none": "none"}
 
 def classes() -> list[str]:
     """The classes that read text in one sentence, and a row for each of the others."""
-    text = ", ".join(f"`{name}`" for name in FAMILIES if not name.endswith("ConditionalGeneration"))
+    text = ", ".join(f"`{name}`" for name in FAMILIES if name not in SEES)
     rows = [f"Text: {text}.", "", "Text and images:", ""]
     rows += [
         "| class | projector that is trained | tested with images | `eas.count` counts its images |",
         "|" + 4 * "---|",
     ]
-    for name, (_, *projector) in FAMILIES.items():
-        if name.endswith("ConditionalGeneration"):
-            counted = "yes" if name in VISION_TOWERS else "no"
-            if name == "LlavaForConditionalGeneration":
-                counted = "yes with CLIP; not with Pixtral"
-            seen = "text only" if name in WITHOUT_IMAGES else "yes"
-            rows.append(f"| `{name}` | {'yes' if projector else 'none'} | {seen} | {counted} |")
+    for name in SEES:
+        projector = "yes" if len(FAMILIES[name]) > 1 else "none"
+        counted = "yes" if name in VISION_TOWERS else "no"
+        if name == "LlavaForConditionalGeneration":
+            counted = "yes with CLIP; not with Pixtral"
+        seen = "text only" if name in WITHOUT_IMAGES else "yes"
+        rows.append(f"| `{name}` | {projector} | {seen} | {counted} |")
     return rows
 
 

@@ -69,6 +69,29 @@ FAMILIES: dict[str, Row] = {
     ),
     "Glm4": ("Glm4ForCausalLM", lambda: tf.Glm4Config(**SMALL), 0, none),
     "Phi3": ("Phi3ForCausalLM", lambda: tf.Phi3Config(**SMALL), 0, none),
+    "Phi4Multimodal": (
+        "Phi4MultimodalForCausalLM",
+        lambda: tf.Phi4MultimodalConfig(
+            **SMALL,
+            vision_config={**CLIP, "crop_size": 8, "image_token_id": IMAGE},
+            audio_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_blocks": 1,
+                "num_attention_heads": 2,
+                "ext_pw_out_channel": 16,
+                "depthwise_separable_out_channel": 16,
+                "nemo_conv_channels": 4,
+                "audio_token_id": 5,
+            },
+        ),
+        5,
+        lambda count: {
+            "image_pixel_values": torch.randn(count, 2, 3, 8, 8),
+            "image_sizes": torch.tensor([[8, 8]] * count),
+            "image_attention_mask": torch.ones(count, 2, 2, 2),
+        },
+    ),
     "Granite": (
         "GraniteForCausalLM",
         lambda: tf.GraniteConfig(**SMALL, residual_multiplier=0.3, logits_scaling=2.0, embedding_multiplier=3.0),

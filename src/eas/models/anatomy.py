@@ -50,6 +50,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Qwen3MoeForCausalLM": ("model",),
     "MixtralForCausalLM": ("model",),
     "Llama4ForCausalLM": ("model",),
+    "Phi4MultimodalForCausalLM": (
+        "model",
+        "model.embed_tokens_extend.image_embed.img_projection_up",
+        "model.embed_tokens_extend.image_embed.img_projection_down",
+    ),
     "LlavaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaNextForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen2VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),

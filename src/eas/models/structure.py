@@ -209,6 +209,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Glm4Model": GLM,
     "Glm4vTextModel": GLM,
     "Phi3Model": PHI,
+    "Phi4MultimodalModel": PHI,
     "GraniteModel": GRANITE,
     "Granite4VisionTextModel": GRANITE,
     "CohereModel": COHERE,
