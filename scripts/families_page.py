@@ -9,13 +9,14 @@ from pathlib import Path
 
 from eas.exporting.limits import LLAMA
 from eas.measure.vision import VISION_TOWERS
-from eas.models.anatomy import FAMILIES
+from eas.models.anatomy import FAMILIES, REFUSED
 from eas.models.structure import TEXT_MODELS, TextModel
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 MARKS = "<!-- {} -->", "<!-- end of {} -->"
 WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
     "PaddleOCRVLForConditionalGeneration",
     "HunYuanVLForConditionalGeneration",
     "Molmo2ForConditionalGeneration",
@@ -24,9 +25,18 @@ WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "Exaone4_5_ForConditionalGeneration",
 }
 SEES = [name for name, paths in FAMILIES.items() if len(paths) > 1 or name.endswith("ConditionalGeneration")]
-EXPERTS = {"Qwen3MoeModel", "MixtralModel", "Qwen3VLMoeTextModel", "Glm4vMoeTextModel", "Llama4TextModel"}
+EXPERTS = {
+    "Qwen3MoeModel",
+    "MixtralModel",
+    "Qwen3VLMoeTextModel",
+    "Qwen3OmniMoeThinkerTextModel",
+    "Qwen3_5MoeTextModel",
+    "Glm4vMoeTextModel",
+    "Llama4TextModel",
+}
 CANDIDATES = {
     "Qwen3_5TextModel": "layers with full attention (every fourth)",
+    "Qwen3_5MoeTextModel": "layers with full attention (every fourth)",
     "Lfm2Model": "layers with attention",
     "MllamaTextModel": "layers without cross attention, but for the first",
     "Gemma4UnifiedTextModel": "layers that share no keys and values",
@@ -83,7 +93,7 @@ def texts() -> list[str]:
     rows = ["| language model | blocks | what may be skipped | folds | prompt methods | engines |", "|" + 6 * "---|"]
     for name, built in TEXT_MODELS.items():
         if built.form == "decoder":
-            blocks = terms(built).replace("Llama's", "Llama's, with experts") if name in EXPERTS else terms(built)
+            blocks = f"{terms(built)}, with experts" if name in EXPERTS else terms(built)
             folds = "shared" if name in EXPERTS else "all"
             skipped = CANDIDATES.get(name, "all layers")
             engines = "all" if name in LLAMA else "vLLM, ONNX, OpenVINO" if name == "Qwen3Model" else "none"
@@ -91,9 +101,14 @@ def texts() -> list[str]:
     return rows
 
 
+def refused() -> list[str]:
+    """The classes that do not fit, and why."""
+    return [f"- `{name}`: {why}." for name, why in REFUSED.items()]
+
+
 def filled(page: str) -> str:
     """The page with its tables as the code has them."""
-    for name, rows in (("classes", classes()), ("texts", texts())):
+    for name, rows in (("classes", classes()), ("texts", texts()), ("refused", refused())):
         start, end = (mark.format(name) for mark in MARKS)
         before, _, rest = page.partition(start)
         page = before + "\n".join([start, "", *rows, "", end]) + rest.partition(end)[2]

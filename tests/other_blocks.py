@@ -36,7 +36,7 @@ GEMMA4 = {
     "num_kv_shared_layers": 0,
     **SLIDING,
 }
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 MROPE_GLM = {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 GLM_VISION = {**QWEN, "out_hidden_size": 32, "image_size": 16, "intermediate_size": 64}
 
@@ -204,6 +204,40 @@ FAMILIES: dict[str, Row] = {
         4,
         patches(96),
     ),
+    "Qwen3.5-MoE": (
+        "Qwen3_5MoeForCausalLM",
+        lambda: tf.Qwen3_5MoeTextConfig(**{**SMALL, "rope_parameters": QWEN3_5_ROPE}, **HYBRID, **DELTA, **MOE),
+        0,
+        none,
+    ),
+    "Qwen3.5-MoE, images": (
+        "Qwen3_5MoeForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3_5MoeConfig,
+            {**QWEN, "num_position_embeddings": 16},
+            {**SMALL, "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA, **MOE},
+        ),
+        4,
+        patches(96),
+    ),
+    "Qwen3OmniThinker": (
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3OmniMoeThinkerConfig,
+            {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            {**MROPE, **MOE, "num_hidden_layers": 4},
+            audio_config={
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 64,
+                "d_model": 32,
+                "output_dim": 32,
+                "downsample_hidden_size": 8,
+            },
+        ),
+        0,
+        none,
+    ),
     "Cohere2Vision": (
         "Cohere2VisionForConditionalGeneration",
         lambda: llava(
@@ -337,5 +371,14 @@ FAMILIES: dict[str, Row] = {
         none,
     ),
 }
-EXPERTS = ("Qwen3Moe", "Mixtral", "Qwen3VLMoe", "Llama4", "Glm4vMoe")
+EXPERTS = (
+    "Qwen3Moe",
+    "Mixtral",
+    "Qwen3VLMoe",
+    "Llama4",
+    "Glm4vMoe",
+    "Qwen3.5-MoE",
+    "Qwen3.5-MoE, images",
+    "Qwen3OmniThinker",
+)
 """Their FFNs choose experts, so that only the shared fold fits."""

@@ -56,7 +56,8 @@ def answered(label: str) -> dict[str, torch.Tensor]:
 
 @every_family
 def test_untrained_it_is_the_base_and_a_skip_is_the_attention_left_out(label: str) -> None:
-    base, inputs = build(label), prompts(label)
+    # frozen: torch rounds a map of permuted inputs (PerceptionLM's projector) otherwise if its weights take gradients
+    base, inputs = build(label).requires_grad_(False), prompts(label)
     expected = logits(base, inputs)
     model, dropped = eas.attach(base, EASConfig(2, **RANKS)), eas.attach(build(label), DropConfig(2))
     assert torch.equal(logits(model, inputs), expected)
@@ -211,6 +212,15 @@ def test_norms_behind_the_residual_are_refused() -> None:
         eas.ConfigError, match="Molmo2TextModel with norm_after = True has norms behind attention and FFN; EAS"
     ):
         eas.attach(tf.Molmo2ForConditionalGeneration(model.config), EASConfig(1, **RANKS))
+
+
+def test_classes_that_do_not_fit_are_refused_with_the_reason() -> None:
+    for name in anatomy.REFUSED:
+        with pytest.raises(eas.UnsupportedModelError) as refusal:
+            anatomy.Anatomy.of(type(name, (torch.nn.Module,), {})())
+        assert str(refusal.value) == f"{name} is not supported: {anatomy.REFUSED[name]}"
+        assert isinstance(getattr(tf, name), type)  # else a new name would pass by the reason
+    assert not {*anatomy.REFUSED} & {*anatomy.FAMILIES}
 
 
 def test_images_that_cannot_be_counted_are_refused_in_words() -> None:

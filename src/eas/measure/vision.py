@@ -26,10 +26,12 @@ VISION_TOWERS = {
     "Qwen3VLForConditionalGeneration": "model.visual",
     "Qwen3VLMoeForConditionalGeneration": "model.visual",
     "Qwen3_5ForConditionalGeneration": "model.visual",
+    "Qwen3_5MoeForConditionalGeneration": "model.visual",
     "Idefics3ForConditionalGeneration": "model.vision_model",
     "SmolVLMForConditionalGeneration": "model.vision_model",
     "LavinForConditionalGeneration": "model.vision_tower",
     "InternVLForConditionalGeneration": "model.vision_tower",
+    "QianfanOCRForConditionalGeneration": "model.vision_tower",
     "VipLlavaForConditionalGeneration": "model.vision_tower",
     "GotOcr2ForConditionalGeneration": "model.vision_tower",
     "Ovis2ForConditionalGeneration": "model.vision_tower",
@@ -45,6 +47,7 @@ GRIDS = (
     "Qwen3VLVisionModel",
     "Qwen3VLMoeVisionModel",
     "Qwen3_5VisionModel",
+    "Qwen3_5MoeVisionModel",
 )
 
 

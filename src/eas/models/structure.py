@@ -221,9 +221,11 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Lfm2Model": LFM2,
     "MllamaTextModel": MLLAMA,
     "Qwen3_5TextModel": QWEN3_5,
+    "Qwen3_5MoeTextModel": QWEN3_5,
     "Qwen3MoeModel": QWEN3,
     "MixtralModel": QWEN3,
     "Qwen3VLMoeTextModel": decoder(whole=True),
+    "Qwen3OmniMoeThinkerTextModel": decoder(whole=True),
     "Glm4vMoeTextModel": decoder(whole=True, prompts="none"),
     "Llama4TextModel": decoder(
         ffn={"body": "feed_forward", "activation": "activation_fn"}, epsilon="eps", whole=True, prompts="none"
