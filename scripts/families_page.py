@@ -20,7 +20,6 @@ WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "PaddleOCRVLForConditionalGeneration",
     "HunYuanVLForConditionalGeneration",
     "Molmo2ForConditionalGeneration",
-    "Gemma4ForConditionalGeneration",
     "Gemma4UnifiedForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
 }
@@ -56,8 +55,6 @@ def classes() -> list[str]:
     for name in SEES:
         projector = "yes" if len(FAMILIES[name]) > 1 else "none"
         counted = "yes" if name in VISION_TOWERS else "no"
-        if name == "LlavaForConditionalGeneration":
-            counted = "yes with CLIP; not with Pixtral"
         seen = "text only" if name in WITHOUT_IMAGES else "yes"
         rows.append(f"| `{name}` | {projector} | {seen} | {counted} |")
     return rows

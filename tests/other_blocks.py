@@ -45,6 +45,12 @@ def gemma4(**more: Any) -> Any:
     return tf.Gemma4TextConfig(**{**GEMMA4, **more})
 
 
+def places(count: int, side: int) -> Tensor:
+    """x and y of the patches of square images."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return torch.stack([x, y], -1).view(1, -1, 2).expand(count, -1, -1)
+
+
 def cross(count: int) -> dict[str, Tensor]:
     """Images that the text meets in layers of their own."""
     return {
@@ -254,7 +260,7 @@ FAMILIES: dict[str, Row] = {
         "Lfm2VlForConditionalGeneration",
         lambda: llava(
             tf.Lfm2VlConfig,
-            {**CLIP, "model_type": "siglip2_vision_model", "num_patches": 4},
+            {**CLIP, "model_type": "siglip2_vision_model", "num_patches": 4, "vision_use_head": False},
             {**SMALL, **CONV, "model_type": "lfm2", "conv_L_cache": 3, "block_auto_adjust_ff_dim": False},
             downsample_factor=2,
             projector_hidden_size=64,
@@ -305,7 +311,7 @@ FAMILIES: dict[str, Row] = {
                 "num_key_value_heads": 2,
                 "head_dim": 16,
                 "global_head_dim": 16,
-                "pooling_kernel_size": 1,
+                "pooling_kernel_size": 2,
                 "position_embedding_size": 16,
             },
             audio_config=None,
@@ -314,8 +320,8 @@ FAMILIES: dict[str, Row] = {
             eoi_token_id=5,
             audio_token_id=5,
         ),
-        0,
-        none,
+        4,
+        lambda count: {"pixel_values": torch.rand(count, 16, 48), "image_position_ids": places(count, 4)},
     ),
     "Qwen3Moe": ("Qwen3MoeForCausalLM", lambda: tf.Qwen3MoeConfig(**SMALL, **MOE, mlp_only_layers=[0]), 0, none),
     "Mixtral": ("MixtralForCausalLM", lambda: tf.MixtralConfig(**SMALL, num_local_experts=4), 0, none),

@@ -143,18 +143,20 @@ def test_its_macs_are_those_that_torch_counts(label: str) -> None:
 
 
 COUNTED = [label for label, (name, _, tokens, _) in FAMILIES.items() if tokens and name in VISION_TOWERS]
-COUNTED = [label for label in COUNTED if label not in ("Pixtral", "LlavaNext, Granite")]  # test_count has LLaVA-NeXT
 
 
 @pytest.mark.parametrize("label", COUNTED)
 def test_the_macs_of_its_images_are_those_that_torch_counts(label: str) -> None:
     model = build(label)
-    images = FAMILIES[label][3](1)
+    together = not isinstance(model.get_submodule(VISION_TOWERS[type(model).__name__]), tf.PixtralVisionModel)
+    number = 2 if together else 1  # Pixtral multiplies images with each other and masks the products
+    images = FAMILIES[label][3](number)
     model.set_attn_implementation("eager")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.get_image_features(**images)
-    grid = (4, 4) if "image_grid_thw" in images else None
-    assert count(model, 8, images=3, patch_grid=grid).vision_macs * 2 == 3 * counter.get_total_flops()
+    tiles = images["pixel_values"].shape[1] if images["pixel_values"].ndim == 5 else 1
+    grid = (2, 2) if label == "Lfm2Vl" else (4, 4)
+    assert count(model, 8, images=3 * tiles, patch_grid=grid).vision_macs * 2 * number == 3 * counter.get_total_flops()
 
 
 def uncounted(counter: FlopCounterMode, model: Any) -> int:
@@ -224,5 +226,8 @@ def test_classes_that_do_not_fit_are_refused_with_the_reason() -> None:
 
 
 def test_images_that_cannot_be_counted_are_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="Mistral3ForConditionalGeneration takes no images, or its vision tower cann"):
-        count(build("Mistral3"), 8, images=1)
+    with pytest.raises(ValueError, match="DeepseekVLForConditionalGeneration takes no images, or its vision tower c"):
+        count(build("DeepseekVL"), 8, images=1)
+    for label in ("Mistral3", "Pixtral", "Gemma4, images"):
+        with pytest.raises(ValueError, match=r"takes images of any size; give patch_grid = \(height, width\)"):
+            count(build(label), 8, images=1)
