@@ -1,11 +1,16 @@
 """Collation for the processors of several model families: the tiny ones below are built without any download."""
 
+from functools import partial
+
+import processors
 import pytest
 import torch
+from families import randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma3Processor,
     Idefics3Processor,
@@ -24,7 +29,9 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+import eas
 from eas.example import DataError, Example
+from eas.hf.labelled import answer_losses
 from eas.tasks.collate import Collator
 
 torch.set_num_threads(1)
@@ -56,7 +63,7 @@ def tokenizer(special, template=None):
         extra_special_tokens=special,
         chat_template=template,
     )
-    begin = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", fast.bos_token_id)])
+    begin = TemplateProcessing("<s> $A", special_tokens=[("<s>", fast.bos_token_id)])
     fast.backend_tokenizer.post_processor = begin
     return fast
 
@@ -123,6 +130,7 @@ FAMILIES = {
     "qwen2-vl": qwen2_vl,
     "idefics3": idefics3,
     "gemma3": gemma3,
+    **{name: partial(processors.processor, name, tokenizer, CHATML) for name in processors.FAMILIES},
 }
 
 
@@ -185,6 +193,18 @@ def test_labels_are_answers_and_nothing_else(processor):
     for name in {"token_type_ids", "mm_token_type_ids"} & out.keys():
         assert out[name].shape == shape
         assert not out[name][~out["prompt_mask"]].any()
+
+
+@pytest.mark.parametrize("name", processors.FAMILIES)
+def test_rows_are_read_in_a_batch_as_alone(name):
+    collate = Collator(processors.processor(name, tokenizer, CHATML), training=True)
+    model = eas.attach(processors.model(name, collate.processor), eas.EASConfig(1, skip_rank=4, adapt_rank=2))
+    randomise(model)
+    eas.select(model, [1])
+    with torch.no_grad():
+        together = answer_losses(model, collate(batch()))[0]
+        alone = [answer_losses(model, collate([example]))[0] for example in batch()]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 def test_text_alone(processor):
