@@ -33,6 +33,7 @@ import eas
 from eas.example import DataError, Example
 from eas.hf.labelled import answer_losses
 from eas.tasks.collate import Collator
+from eas.tasks.task import seen
 
 torch.set_num_threads(1)
 
@@ -195,6 +196,20 @@ def test_labels_are_answers_and_nothing_else(processor):
         assert not out[name][~out["prompt_mask"]].any()
 
 
+SEEN = {
+    "qwen2.5-vl": ((1, (2, 4)), (2, (4, 2))),
+    "qwen3-vl": ((1, (2, 4)), (2, (4, 2))),
+    "internvl": ((5, None), (4, None)),
+    "llava-onevision": ((5, None), (2, None)),
+    "smolvlm": ((5, None), (8, None)),
+    "glm-v": ((1, (2, 4)), (2, (4, 2))),
+    "gemma4": ((1, (21, 27)), (2, (33, 15))),
+    "mistral3": ((1, (6, 8)), (2, (8, 4))),
+    "lfm2-vl": ((5, (4, 4)), (2, (4, 2))),
+}
+"""Of a picture of 50 x 40, and of two of 30 x 60 and 32 x 32: how many the tower gets, and the patches of the first."""
+
+
 @pytest.mark.parametrize("name", processors.FAMILIES)
 def test_rows_are_read_in_a_batch_as_alone(name):
     collate = Collator(processors.processor(name, tokenizer, CHATML), training=True)
@@ -205,6 +220,9 @@ def test_rows_are_read_in_a_batch_as_alone(name):
         together = answer_losses(model, collate(batch()))[0]
         alone = [answer_losses(model, collate([example]))[0] for example in batch()]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    one, none, two = (seen(collate([example]), model.config) for example in batch()[:3])
+    assert (one, none, two) == (SEEN[name][0], (0, None), SEEN[name][1])
+    assert eas.count(model, 99, *SEEN[name][0]).vision_macs > 0
 
 
 def test_text_alone(processor):

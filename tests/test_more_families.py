@@ -188,6 +188,9 @@ def test_the_page_of_families_is_current() -> None:
     assert page["filled"](text) == text, "run scripts/families_page.py"
     seen = {name for name, _, tokens, _ in FAMILIES.values() if tokens} | {*SEEING}
     assert page["WITHOUT_IMAGES"] == {*page["SEES"]} - seen
+    for name in anatomy.FAMILIES:
+        kind = anatomy.model_class(name).config_class.model_type
+        assert anatomy.reads_images(kind) == anatomy.reads_images(f"eas_{kind}") == (name in page["SEES"]), name
 
 
 @every_family

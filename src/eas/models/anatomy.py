@@ -276,6 +276,15 @@ def model_class(family: str) -> Any:
     return OWN[family] if family in OWN else getattr(transformers, family)
 
 
+SEE = {"phi4_multimodal"}
+"""Types whose models read images, and which transformers opens as models that read text."""
+
+
+def reads_images(model_type: str) -> bool:
+    """Whether models of this type need a processor; a tokenizer is enough for others."""
+    return model_type.removeprefix("eas_") in SEE or auto_class(model_type) is not AutoModelForCausalLM
+
+
 def auto_class(model_type: str) -> Any:
     """The Auto class that opens models of this type with their head: image-text, or text only."""
     kind = model_type.removeprefix("eas_")  # the standalone form of a family opens as the family does
