@@ -9,23 +9,33 @@ from pathlib import Path
 
 from eas.exporting.limits import LLAMA
 from eas.measure.vision import VISION_TOWERS
-from eas.models.anatomy import FAMILIES
+from eas.models.anatomy import FAMILIES, REFUSED
 from eas.models.structure import TEXT_MODELS, TextModel
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 MARKS = "<!-- {} -->", "<!-- end of {} -->"
 WITHOUT_IMAGES = {  # whose tests read text only, though they see
     "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
     "PaddleOCRVLForConditionalGeneration",
     "HunYuanVLForConditionalGeneration",
     "Molmo2ForConditionalGeneration",
-    "Gemma4ForConditionalGeneration",
     "Gemma4UnifiedForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
 }
-EXPERTS = {"Qwen3MoeModel", "MixtralModel", "Qwen3VLMoeTextModel", "Glm4vMoeTextModel", "Llama4TextModel"}
+SEES = [name for name, paths in FAMILIES.items() if len(paths) > 1 or name.endswith("ConditionalGeneration")]
+EXPERTS = {
+    "Qwen3MoeModel",
+    "MixtralModel",
+    "Qwen3VLMoeTextModel",
+    "Qwen3OmniMoeThinkerTextModel",
+    "Qwen3_5MoeTextModel",
+    "Glm4vMoeTextModel",
+    "Llama4TextModel",
+}
 CANDIDATES = {
     "Qwen3_5TextModel": "layers with full attention (every fourth)",
+    "Qwen3_5MoeTextModel": "layers with full attention (every fourth)",
     "Lfm2Model": "layers with attention",
     "MllamaTextModel": "layers without cross attention, but for the first",
     "Gemma4UnifiedTextModel": "layers that share no keys and values",
@@ -36,19 +46,17 @@ PROMPTS = {"tokens": "all", "keys": "`prefix`, `mam`", "none": "none"}
 
 def classes() -> list[str]:
     """The classes that read text in one sentence, and a row for each of the others."""
-    text = ", ".join(f"`{name}`" for name in FAMILIES if not name.endswith("ConditionalGeneration"))
+    text = ", ".join(f"`{name}`" for name in FAMILIES if name not in SEES)
     rows = [f"Text: {text}.", "", "Text and images:", ""]
     rows += [
         "| class | projector that is trained | tested with images | `eas.count` counts its images |",
         "|" + 4 * "---|",
     ]
-    for name, (_, *projector) in FAMILIES.items():
-        if name.endswith("ConditionalGeneration"):
-            counted = "yes" if name in VISION_TOWERS else "no"
-            if name == "LlavaForConditionalGeneration":
-                counted = "yes with CLIP; not with Pixtral"
-            seen = "text only" if name in WITHOUT_IMAGES else "yes"
-            rows.append(f"| `{name}` | {'yes' if projector else 'none'} | {seen} | {counted} |")
+    for name in SEES:
+        projector = "yes" if len(FAMILIES[name]) > 1 else "none"
+        counted = "yes" if name in VISION_TOWERS else "no"
+        seen = "text only" if name in WITHOUT_IMAGES else "yes"
+        rows.append(f"| `{name}` | {projector} | {seen} | {counted} |")
     return rows
 
 
@@ -82,7 +90,7 @@ def texts() -> list[str]:
     rows = ["| language model | blocks | what may be skipped | folds | prompt methods | engines |", "|" + 6 * "---|"]
     for name, built in TEXT_MODELS.items():
         if built.form == "decoder":
-            blocks = terms(built).replace("Llama's", "Llama's, with experts") if name in EXPERTS else terms(built)
+            blocks = f"{terms(built)}, with experts" if name in EXPERTS else terms(built)
             folds = "shared" if name in EXPERTS else "all"
             skipped = CANDIDATES.get(name, "all layers")
             engines = "all" if name in LLAMA else "vLLM, ONNX, OpenVINO" if name == "Qwen3Model" else "none"
@@ -90,9 +98,14 @@ def texts() -> list[str]:
     return rows
 
 
+def refused() -> list[str]:
+    """The classes that do not fit, and why."""
+    return [f"- `{name}`: {why}." for name, why in REFUSED.items()]
+
+
 def filled(page: str) -> str:
     """The page with its tables as the code has them."""
-    for name, rows in (("classes", classes()), ("texts", texts())):
+    for name, rows in (("classes", classes()), ("texts", texts()), ("refused", refused())):
         start, end = (mark.format(name) for mark in MARKS)
         before, _, rest = page.partition(start)
         page = before + "\n".join([start, "", *rows, "", end]) + rest.partition(end)[2]

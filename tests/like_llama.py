@@ -61,6 +61,45 @@ FAMILIES: dict[str, Row] = {
         4,
         square(16),
     ),
+    "QianfanOCR": (
+        "QianfanOCRForConditionalGeneration",
+        lambda: llava(
+            tf.QianfanOCRConfig,
+            {**CLIP, "image_size": [16, 16], "patch_size": [4, 4], "drop_path_rate": 0.0},
+            text("qwen3"),
+        ),
+        4,
+        square(16),
+    ),
+    "FastVlm": (
+        "FastVlmForConditionalGeneration",
+        lambda: tf.FastVlmConfig(
+            vision_config={
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_mci3",
+                "hidden_size": 64,
+                "model_args": {"inference_mode": True, "layers": (1,) * 5, "embed_dims": (4, 4, 8, 32, 32)},
+            },
+            text_config=text("qwen2"),
+            image_token_index=IMAGE,
+        ),
+        1,
+        square(64),
+    ),
+    "PerceptionLM": (
+        "PerceptionLMForConditionalGeneration",
+        lambda: llava(
+            tf.PerceptionLMConfig,
+            {
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_core_tiny_patch16_384",
+                "model_args": {"embed_dim": 32, "num_heads": 2, "img_size": 32, "depth": 1, "global_pool": ""},
+            },
+            text("llama"),
+        ),
+        4,
+        square(32, 1),
+    ),
     "Mistral3": (
         "Mistral3ForConditionalGeneration",
         lambda: llava(tf.Mistral3Config, PIXTRAL, text("mistral")),
@@ -247,3 +286,5 @@ FAMILIES: dict[str, Row] = {
         none,
     ),
 }
+WITH_TIMM = ("FastVlm", "PerceptionLM")
+"""Their vision towers are timm's."""

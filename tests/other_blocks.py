@@ -36,13 +36,19 @@ GEMMA4 = {
     "num_kv_shared_layers": 0,
     **SLIDING,
 }
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 MROPE_GLM = {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 GLM_VISION = {**QWEN, "out_hidden_size": 32, "image_size": 16, "intermediate_size": 64}
 
 
 def gemma4(**more: Any) -> Any:
     return tf.Gemma4TextConfig(**{**GEMMA4, **more})
+
+
+def places(count: int, side: int) -> Tensor:
+    """x and y of the patches of square images."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return torch.stack([x, y], -1).view(1, -1, 2).expand(count, -1, -1)
 
 
 def cross(count: int) -> dict[str, Tensor]:
@@ -69,6 +75,29 @@ FAMILIES: dict[str, Row] = {
     ),
     "Glm4": ("Glm4ForCausalLM", lambda: tf.Glm4Config(**SMALL), 0, none),
     "Phi3": ("Phi3ForCausalLM", lambda: tf.Phi3Config(**SMALL), 0, none),
+    "Phi4Multimodal": (
+        "Phi4MultimodalForCausalLM",
+        lambda: tf.Phi4MultimodalConfig(
+            **SMALL,
+            vision_config={**CLIP, "crop_size": 8, "image_token_id": IMAGE},
+            audio_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_blocks": 1,
+                "num_attention_heads": 2,
+                "ext_pw_out_channel": 16,
+                "depthwise_separable_out_channel": 16,
+                "nemo_conv_channels": 4,
+                "audio_token_id": 5,
+            },
+        ),
+        5,
+        lambda count: {
+            "image_pixel_values": torch.randn(count, 2, 3, 8, 8),
+            "image_sizes": torch.tensor([[8, 8]] * count),
+            "image_attention_mask": torch.ones(count, 2, 2, 2),
+        },
+    ),
     "Granite": (
         "GraniteForCausalLM",
         lambda: tf.GraniteConfig(**SMALL, residual_multiplier=0.3, logits_scaling=2.0, embedding_multiplier=3.0),
@@ -181,6 +210,40 @@ FAMILIES: dict[str, Row] = {
         4,
         patches(96),
     ),
+    "Qwen3.5-MoE": (
+        "Qwen3_5MoeForCausalLM",
+        lambda: tf.Qwen3_5MoeTextConfig(**{**SMALL, "rope_parameters": QWEN3_5_ROPE}, **HYBRID, **DELTA, **MOE),
+        0,
+        none,
+    ),
+    "Qwen3.5-MoE, images": (
+        "Qwen3_5MoeForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3_5MoeConfig,
+            {**QWEN, "num_position_embeddings": 16},
+            {**SMALL, "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA, **MOE},
+        ),
+        4,
+        patches(96),
+    ),
+    "Qwen3OmniThinker": (
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+        lambda: llava(
+            tf.Qwen3OmniMoeThinkerConfig,
+            {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            {**MROPE, **MOE, "num_hidden_layers": 4},
+            audio_config={
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 64,
+                "d_model": 32,
+                "output_dim": 32,
+                "downsample_hidden_size": 8,
+            },
+        ),
+        0,
+        none,
+    ),
     "Cohere2Vision": (
         "Cohere2VisionForConditionalGeneration",
         lambda: llava(
@@ -197,7 +260,7 @@ FAMILIES: dict[str, Row] = {
         "Lfm2VlForConditionalGeneration",
         lambda: llava(
             tf.Lfm2VlConfig,
-            {**CLIP, "model_type": "siglip2_vision_model", "num_patches": 4},
+            {**CLIP, "model_type": "siglip2_vision_model", "num_patches": 4, "vision_use_head": False},
             {**SMALL, **CONV, "model_type": "lfm2", "conv_L_cache": 3, "block_auto_adjust_ff_dim": False},
             downsample_factor=2,
             projector_hidden_size=64,
@@ -248,7 +311,7 @@ FAMILIES: dict[str, Row] = {
                 "num_key_value_heads": 2,
                 "head_dim": 16,
                 "global_head_dim": 16,
-                "pooling_kernel_size": 1,
+                "pooling_kernel_size": 2,
                 "position_embedding_size": 16,
             },
             audio_config=None,
@@ -257,8 +320,8 @@ FAMILIES: dict[str, Row] = {
             eoi_token_id=5,
             audio_token_id=5,
         ),
-        0,
-        none,
+        4,
+        lambda count: {"pixel_values": torch.rand(count, 16, 48), "image_position_ids": places(count, 4)},
     ),
     "Qwen3Moe": ("Qwen3MoeForCausalLM", lambda: tf.Qwen3MoeConfig(**SMALL, **MOE, mlp_only_layers=[0]), 0, none),
     "Mixtral": ("MixtralForCausalLM", lambda: tf.MixtralConfig(**SMALL, num_local_experts=4), 0, none),
@@ -314,5 +377,14 @@ FAMILIES: dict[str, Row] = {
         none,
     ),
 }
-EXPERTS = ("Qwen3Moe", "Mixtral", "Qwen3VLMoe", "Llama4", "Glm4vMoe")
+EXPERTS = (
+    "Qwen3Moe",
+    "Mixtral",
+    "Qwen3VLMoe",
+    "Llama4",
+    "Glm4vMoe",
+    "Qwen3.5-MoE",
+    "Qwen3.5-MoE, images",
+    "Qwen3OmniThinker",
+)
 """Their FFNs choose experts, so that only the shared fold fits."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import more_families
 import pytest
 import torch
 from families import attached, build, prompts
@@ -308,9 +309,11 @@ def test_what_cannot_be_decoded_fast() -> None:
     eas.fold(model.eval(), "per_example")
     with pytest.raises(ValueError, match="'shared' or 'constant'"):
         eas.fast_decode(model)
-    windowed = eas.fast_decode(build("MistralForCausalLM"))
     with pytest.raises(ValueError, match="window"):
-        windowed(input_ids=torch.tensor([[7]]), max_new_tokens=2)
+        eas.fast_decode(build("MistralForCausalLM"))
+    for label, why in (("Mllama", "MllamaTextModel reads the length"), ("Phi4Multimodal", "looks for image tokens")):
+        with pytest.raises(ValueError, match=f"{why}.*; use model.generate, not fast_decode"):
+            eas.fast_decode(more_families.build(label), backend="eager")
 
 
 def test_the_page_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,16 @@
 """Collation for the processors of several model families: the tiny ones below are built without any download."""
 
+from functools import partial
+
+import processors
 import pytest
 import torch
+from families import randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma3Processor,
     Idefics3Processor,
@@ -24,8 +29,11 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+import eas
 from eas.example import DataError, Example
+from eas.hf.labelled import answer_losses
 from eas.tasks.collate import Collator
+from eas.tasks.task import seen
 
 torch.set_num_threads(1)
 
@@ -56,7 +64,7 @@ def tokenizer(special, template=None):
         extra_special_tokens=special,
         chat_template=template,
     )
-    begin = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", fast.bos_token_id)])
+    begin = TemplateProcessing("<s> $A", special_tokens=[("<s>", fast.bos_token_id)])
     fast.backend_tokenizer.post_processor = begin
     return fast
 
@@ -123,6 +131,7 @@ FAMILIES = {
     "qwen2-vl": qwen2_vl,
     "idefics3": idefics3,
     "gemma3": gemma3,
+    **{name: partial(processors.processor, name, tokenizer, CHATML) for name in processors.FAMILIES},
 }
 
 
@@ -185,6 +194,35 @@ def test_labels_are_answers_and_nothing_else(processor):
     for name in {"token_type_ids", "mm_token_type_ids"} & out.keys():
         assert out[name].shape == shape
         assert not out[name][~out["prompt_mask"]].any()
+
+
+SEEN = {
+    "qwen2.5-vl": ((1, (2, 4)), (2, (4, 2))),
+    "qwen3-vl": ((1, (2, 4)), (2, (4, 2))),
+    "internvl": ((5, None), (4, None)),
+    "llava-onevision": ((5, None), (2, None)),
+    "smolvlm": ((5, None), (8, None)),
+    "glm-v": ((1, (2, 4)), (2, (4, 2))),
+    "gemma4": ((1, (21, 27)), (2, (33, 15))),
+    "mistral3": ((1, (6, 8)), (2, (8, 4))),
+    "lfm2-vl": ((5, (4, 4)), (2, (4, 2))),
+}
+"""Of a picture of 50 x 40, and of two of 30 x 60 and 32 x 32: how many the tower gets, and the patches of the first."""
+
+
+@pytest.mark.parametrize("name", processors.FAMILIES)
+def test_rows_are_read_in_a_batch_as_alone(name):
+    collate = Collator(processors.processor(name, tokenizer, CHATML), training=True)
+    model = eas.attach(processors.model(name, collate.processor), eas.EASConfig(1, skip_rank=4, adapt_rank=2))
+    randomise(model)
+    eas.select(model, [1])
+    with torch.no_grad():
+        together = answer_losses(model, collate(batch()))[0]
+        alone = [answer_losses(model, collate([example]))[0] for example in batch()]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    one, none, two = (seen(collate([example]), model.config) for example in batch()[:3])
+    assert (one, none, two) == (SEEN[name][0], (0, None), SEEN[name][1])
+    assert eas.count(model, 99, *SEEN[name][0]).vision_macs > 0
 
 
 def test_text_alone(processor):

@@ -48,8 +48,7 @@ def gain(norm: Any) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_untrained_skip_is_the_familys_own_pass_without_attention(label: str, dtype: torch.dtype) -> None:
     inputs = prompts(label)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    inputs |= {name: value.to(dtype) for name, value in inputs.items() if "pixel_values" in name}
     model = eas.attach(build(label).to(dtype), EASConfig(2, **RANKS))
     assert torch.equal(logits(model, inputs), logits(build(label).to(dtype), inputs))
     for skip in SETS:

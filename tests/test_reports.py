@@ -11,6 +11,7 @@ import pytest
 from results import spread, times, whole_result, write
 from rich.console import Console
 
+from eas.reports.figures import importance
 from eas.reports.findings import speed_finding
 from eas.reports.page import ReportError, write_report
 from eas.reports.summary import headline, number, remarks, size, summary_rows
@@ -58,6 +59,25 @@ def test_figures_are_files_and_the_same_every_time(run_folder: Path, tmp_path: P
         ElementTree.parse(drawing)
     write_report(write(tmp_path, whole_result()))
     assert (tmp_path / "report.html").read_text() == (run_folder / "report.html").read_text()
+
+
+NUMBERED = [
+    ({"layers": 12}, "mha", "Importance of the attentions", "layer"),
+    ({"layers": 12}, "ffn", "Importance of the FFNs", "layer"),
+    ({"layers": 48, "candidates": 12}, "mha", "Importance of the attentions", "attention, one of 12 in 48 layers"),
+    ({"layers": 6, "candidates": 12}, "either", "Importance of the attentions and FFNs", "attentions, then FFNs"),
+]
+
+
+@pytest.mark.parametrize(("model", "candidates", "title", "counted"), NUMBERED)
+def test_numbers_of_candidates_are_not_taken_for_layers(
+    model: dict[str, int], candidates: str, title: str, counted: str
+) -> None:
+    result = whole_result()
+    result["model"] |= model
+    result["config"]["method"] = {"candidates": candidates}
+    plot = importance(result)
+    assert (plot.title, plot.figure.axes[0].get_xlabel()) == (title, counted)
 
 
 def test_answers_are_marked_by_the_metric(run_folder: Path, tmp_path: Path) -> None:

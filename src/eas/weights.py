@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,17 @@ class Safetensors(Mapping[str, Tensor]):
             corner: Tensor = opened.get_slice(key)[:rows, :columns]
         return corner
 
-    def require_floating(self) -> None:
+    def require_floating(self, counts: Collection[str] = ()) -> None:
         """Refuses weights of integers, bits, complex or 8-bit numbers.
+
+        Args:
+            counts: tensors that may be integers: a batch norm counts its batches.
 
         Raises:
             RecordError: naming file and tensor.
         """
         for key, dtype in self.dtypes.items():
-            if dtype not in FLOATING:
+            if dtype not in FLOATING and key not in counts:
                 raise RecordError(f"{self.files[key]}: {key} is of {dtype}, not of floats; {self.remedy}")
 
 

@@ -60,7 +60,8 @@ def fast_decode(
     Raises:
         UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
-            every prompt would be compiled), or, when called on a CPU, attends within a window or is a hybrid.
+            every prompt would be compiled), does not compile (Mllama, Phi-4-multimodal), or, on a CPU, attends within a
+            window or is a hybrid.
 
     Example:
         >>> import eas
@@ -77,10 +78,15 @@ def fast_decode(
             "a model folded per_example has new weights with every prompt, which cannot be compiled beforehand; fold "
             "it with mode 'shared' or 'constant', or use model.generate"
         )
-    text = Anatomy.of(model).text_model
+    anatomy = Anatomy.of(model)
+    text = anatomy.text_model
+    if anatomy.built.uncompiled is not None:
+        raise ValueError(f"{type(text).__name__} {anatomy.built.uncompiled}; use model.generate, not fast_decode")
+    freeze = model.device.type == "cpu" and backend == "inductor"
+    if freeze:
+        _cache(model, multiple, freeze)  # refuses layers that it has no frozen form of
     if model.device.type == "cpu" and attention_implementation(text.config) == "sdpa":
         text.set_attn_implementation(one_token.NAME)  # outside of compiled steps it is sdpa still
-    freeze = model.device.type == "cpu" and backend == "inductor"
     # a CUDA graph's outputs are overwritten by its next run, and a running mean is one
     running = any(isinstance(module, PIA) and module.running for module in model.modules())
     cuda_graphs = model.device.type == "cuda" and not running

@@ -34,6 +34,7 @@ def deviation(family: str) -> float:
 
 MORE: dict[str, dict[str, Any]] = {
     "Qwen2_5OmniThinkerForConditionalGeneration": {"vision_start_token_id": 151652},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {"vision_start_token_id": 151652},
     "Gemma4ForConditionalGeneration": {"vision_config": {"model_type": "gemma4_vision"}},
     "Granite4VisionForConditionalGeneration": {
         "deepstack_layer_map": [[-1, 0]],
@@ -41,6 +42,10 @@ MORE: dict[str, dict[str, Any]] = {
         "downsample_rate": "4/8",
     },
     "AyaVisionForConditionalGeneration": {"vision_config": {"model_type": "siglip_vision_model"}},
+    "FastVlmForConditionalGeneration": {"vision_config": {"model_type": "clip_vision_model"}},  # not timm's tower
+    "PerceptionLMForConditionalGeneration": {
+        "vision_config": {"model_type": "clip_vision_model", "model_args": {"embed_dim": 8}}
+    },
 }
 """What published configurations have, and the default of their class lacks."""
 _METHOD = EASConfig(num_skip=1, skip_rank=4, adapt_rank=2)

@@ -30,7 +30,7 @@ def count(
     skip_set: Annotated[str | None, typer.Option(help="The skipped attentions, for example 20,22,24.")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Image and question tokens of the prompt.")] = 512,
     images: Annotated[int, typer.Option(help="Images that the vision tower sees.")] = 0,
-    patch_grid: Annotated[str | None, typer.Option(help="Patches of an image (Qwen2-VL), for example 24x32.")] = None,
+    patch_grid: Annotated[str | None, typer.Option(help="Patches of an image (Qwen-VL), for example 24x32.")] = None,
     fold: Annotated[str, typer.Option(help="Fold mode of the method, 'none', or 'default'.")] = "default",
     convention: Annotated[str, typer.Option(help=CONVENTION)] = "honest",
     dtype: Annotated[str, typer.Option(help="Dtype of weights, keys and values.")] = "bfloat16",

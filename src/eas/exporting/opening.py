@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from eas.attachment.load import load, load_base, read_adapter_record
 from eas.attachment.save import WEIGHTS_FILE, CheckpointError
-from eas.models.anatomy import auto_class
+from eas.models.anatomy import reads_images
 from eas.models.bases import base_folder
 from eas.models.folder import model_config
 from eas.models.visual_tokens import fit_processor
@@ -61,5 +61,5 @@ def processor_of(home: str) -> Any:
     home = base_folder(home)
     if Path(home).is_dir() and not any((Path(home) / name).is_file() for name in WORDS):
         return None
-    sees = auto_class(model_config(home).model_type) is not AutoModelForCausalLM
+    sees = reads_images(model_config(home).model_type)
     return (AutoProcessor if sees else AutoTokenizer).from_pretrained(home, trust_remote_code=False)

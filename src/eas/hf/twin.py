@@ -41,6 +41,9 @@ MORE: dict[str, Any] = {
     "per_layer_config": {},
 }
 """Of what only some families have."""
+TOWER = {name: TEXT[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
+TOWER |= {"num_hidden_layers": 1, "num_blocks": 1}
+"""Of towers inside of a language model (Phi-4-multimodal), which no text goes through."""
 ROPE = {
     "rope_type": "default",
     "rope_theta": 10000.0,
@@ -113,6 +116,9 @@ def _twin(cls: Any, config: Any, text_path: str) -> Any:
     given = text.to_dict()
     for name in MORE.keys() & given.keys():
         setattr(text, name, MORE[name])
+    for tower in text.sub_configs:
+        for name in TOWER.keys() & given[tower].keys():
+            setattr(getattr(text, tower), name, TOWER[name])
     if (kinds := given.get("layer_types")) is not None:
         text.layer_types = _few(kinds)
         text.num_hidden_layers = len(text.layer_types)

@@ -54,7 +54,8 @@ def count(
             adapter with its base at hand, a standalone model) or a Hub id, whose configuration alone is read.
         prompt_tokens: n, image and question tokens together.
         images: images as the vision tower sees them; each tile of a split image counts as one.
-        patch_grid: height and width of an image in patches, before merging, if the tower takes any size (Qwen2-VL).
+        patch_grid: height and width of an image in patches, before merging, if the tower takes any size (Qwen-VL,
+            GLM-V, Pixtral, LFM2-VL, Gemma 4).
         method: a method's name, its keys with ``name`` among them, or its configuration; None counts the unchanged
             model, or EAS if ``k`` or ``skip_set`` is given. A given model is not changed: a twin of it is counted.
         k: number of skipped candidates; may be left out if ``skip_set`` is given.

@@ -21,15 +21,26 @@ from eas.models.anatomy import Anatomy, model_class
 VISION_TOWERS = {
     "LlavaForConditionalGeneration": "model.vision_tower",
     "LlavaNextForConditionalGeneration": "model.vision_tower",
+    "LlavaOnevisionForConditionalGeneration": "model.vision_tower",
+    "LlavaNextVideoForConditionalGeneration": "model.vision_tower",
+    "Mistral3ForConditionalGeneration": "model.vision_tower",
+    "LightOnOcrForConditionalGeneration": "model.vision_encoder",
+    "Lfm2VlForConditionalGeneration": "model.vision_tower",
+    "Gemma4ForConditionalGeneration": "model.vision_tower",
+    "Glm4vForConditionalGeneration": "model.visual",
+    "Glm46VForConditionalGeneration": "model.visual",
+    "Glm4vMoeForConditionalGeneration": "model.visual",
     "Qwen2VLForConditionalGeneration": "model.visual",
     "Qwen2_5_VLForConditionalGeneration": "model.visual",
     "Qwen3VLForConditionalGeneration": "model.visual",
     "Qwen3VLMoeForConditionalGeneration": "model.visual",
     "Qwen3_5ForConditionalGeneration": "model.visual",
+    "Qwen3_5MoeForConditionalGeneration": "model.visual",
     "Idefics3ForConditionalGeneration": "model.vision_model",
     "SmolVLMForConditionalGeneration": "model.vision_model",
     "LavinForConditionalGeneration": "model.vision_tower",
     "InternVLForConditionalGeneration": "model.vision_tower",
+    "QianfanOCRForConditionalGeneration": "model.vision_tower",
     "VipLlavaForConditionalGeneration": "model.vision_tower",
     "GotOcr2ForConditionalGeneration": "model.vision_tower",
     "Ovis2ForConditionalGeneration": "model.vision_tower",
@@ -38,14 +49,23 @@ VISION_TOWERS = {
     "AyaVisionForConditionalGeneration": "model.vision_tower",
     "Cohere2VisionForConditionalGeneration": "model.vision_tower",
 }
+ONEVISION = "LlavaOnevisionForConditionalGeneration"
 ENCODERS = ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer")
-GRIDS = (
-    "Qwen2VisionTransformerPretrainedModel",
-    "Qwen2_5_VisionTransformerPretrainedModel",
-    "Qwen3VLVisionModel",
-    "Qwen3VLMoeVisionModel",
-    "Qwen3_5VisionModel",
-)
+QWEN = ("blocks", "patch_embed.proj")
+GRIDS: dict[str, tuple[str, str]] = {
+    "Qwen2VisionTransformerPretrainedModel": QWEN,
+    "Qwen2_5_VisionTransformerPretrainedModel": QWEN,
+    "Qwen3VLVisionModel": QWEN,
+    "Qwen3VLMoeVisionModel": QWEN,
+    "Qwen3_5VisionModel": QWEN,
+    "Qwen3_5MoeVisionModel": QWEN,
+    "Glm4vVisionModel": QWEN,
+    "Glm4vMoeVisionModel": QWEN,
+    "PixtralVisionModel": ("transformer.layers", "patch_conv"),
+    "Siglip2VisionModel": ("encoder.layers", "embeddings.patch_embedding"),
+    "Gemma4VisionModel": ("encoder.layers", "patch_embedder.input_proj"),
+}
+"""Towers that read images of any size: the paths of their blocks and of the patch embedding."""
 
 
 def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
@@ -57,39 +77,68 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
     family, anatomy, config = type(model).__name__, Anatomy.of(model), model.config
     if family not in VISION_TOWERS:
         raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
-    tower = model.get_submodule(VISION_TOWERS[family])
+    tower: Any = model.get_submodule(VISION_TOWERS[family])
     vision, kind = config.vision_config, type(tower).__name__
-    if kind in ENCODERS and family != "VipLlavaForConditionalGeneration":
-        blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
-        grid = (vision.image_size // vision.patch_size,) * 2
-    elif kind in GRIDS:
-        blocks, embedding = tower.blocks, tower.patch_embed.proj
+    if kind in GRIDS:
         if grid is None:
             raise ValueError(f"{family} takes images of any size; give patch_grid = (height, width) in patches")
-    elif family.startswith("Llava") and kind != "LiteVisionModel":
-        raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
-    else:
+        return _of_grid(model, tower, grid)
+    if kind not in ENCODERS or family == "VipLlavaForConditionalGeneration":
+        if family.startswith("Llava") and family != ONEVISION and kind != "LiteVisionModel":
+            raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
         return _as_it_runs(model, vision)
-    patches = tokens = grid[0] * grid[1]
+    patches = tokens = (vision.image_size // vision.patch_size) ** 2
     if kind == "CLIPVisionModel":
         tokens = patches + 1  # the class token, which the projector may see or not
         projected = patches if config.vision_feature_select_strategy == "default" else tokens
     elif kind == "LavinVisionModel":
         projected = tokens = patches + 1  # its projector has adapters for all of the tower's tokens
-    elif kind in GRIDS:
-        projected = patches // vision.spatial_merge_size**2
     else:
         projected = patches // config.scale_factor**2
-    pairs = len(blocks) * tokens**2
-    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
-        side = vision.window_size // vision.patch_size // vision.spatial_merge_size * vision.spatial_merge_size
-        full = len(vision.fullatt_block_indexes)
-        pairs = full * tokens**2 + (len(blocks) - full) * _window_pairs(grid[0], side) * _window_pairs(grid[1], side)
+    blocks, embedding = tower.encoder.layers, tower.embeddings.patch_embedding
     return int(
         patches * embedding.weight.numel()
         + module_macs(blocks, tokens)
-        + 2 * embedding.out_channels * pairs
+        + 2 * embedding.out_channels * len(blocks) * tokens**2
         + sum(module_macs(module, projected) for module in anatomy.projector)
+    )
+
+
+def _of_grid(model: Any, tower: Any, grid: tuple[int, int]) -> int:
+    """One image whose patches attend to each other, and not to those of other images."""
+    config, vision, kind = model.config, model.config.vision_config, type(tower).__name__
+    blocks, embedding = (tower.get_submodule(path) for path in GRIDS[kind])
+    patches, side, beside = grid[0] * grid[1], 1, 0
+    pairs, width = len(blocks) * patches**2, vision.hidden_size
+    match kind:
+        case "PixtralVisionModel":
+            side = 1 if type(model).__name__ == "LlavaForConditionalGeneration" else config.spatial_merge_size
+        case "Siglip2VisionModel" if vision.vision_use_head:
+            raise ValueError("a SigLIP 2 tower with a pooling head cannot be counted; leave images = 0")
+        case "Siglip2VisionModel":
+            side = config.downsample_factor
+            beside = patches * tower.embeddings.position_embedding.weight.numel()  # resized by a product
+        case "Gemma4VisionModel":
+            side, width = vision.pooling_kernel_size, vision.num_attention_heads * vision.head_dim
+            beside = vision.hidden_size * patches * (patches // side**2) if side > 1 else 0  # pools by a product
+        case _:
+            side = vision.spatial_merge_size
+    merged = patches // side**2
+    if kind.startswith("Qwen2VisionTransformer"):
+        width = vision.embed_dim
+    if kind.startswith("Qwen2_5"):  # most of its blocks attend within windows
+        window = vision.window_size // vision.patch_size // side * side
+        full = len(vision.fullatt_block_indexes)
+        windows = _window_pairs(grid[0], window) * _window_pairs(grid[1], window)
+        pairs = full * patches**2 + (len(blocks) - full) * windows
+    if kind.startswith("Glm"):
+        beside = merged * tower.downsample.weight.numel()
+    return int(
+        patches * embedding.weight.numel()
+        + module_macs(blocks, patches)
+        + 2 * width * pairs
+        + beside
+        + sum(module_macs(module, merged) for module in Anatomy.of(model).projector)
     )
 
 
@@ -106,5 +155,8 @@ def _as_it_runs(model: Any, vision: Any) -> int:
     seeing.set_attn_implementation("eager")  # torch counts no fused attention
     pixels = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        seeing.get_image_features(pixel_values=pixels)
+        if type(model).__name__ == ONEVISION:  # one tile; it joins them afterwards
+            seeing.model.multi_modal_projector(seeing.model.vision_tower(pixels).last_hidden_state)
+        else:
+            seeing.get_image_features(pixel_values=pixels)
     return int(counter.get_total_flops()) // 2

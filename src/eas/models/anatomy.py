@@ -47,9 +47,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Exaone4ForCausalLM": ("model",),
     "Lfm2ForCausalLM": ("model",),
     "Qwen3_5ForCausalLM": ("model",),
+    "Qwen3_5MoeForCausalLM": ("model",),
     "Qwen3MoeForCausalLM": ("model",),
     "MixtralForCausalLM": ("model",),
     "Llama4ForCausalLM": ("model",),
+    "Phi4MultimodalForCausalLM": (
+        "model",
+        "model.embed_tokens_extend.image_embed.img_projection_up",
+        "model.embed_tokens_extend.image_embed.img_projection_down",
+    ),
     "LlavaForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaNextForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen2VLForConditionalGeneration": ("model.language_model", "model.visual.merger"),
@@ -60,7 +66,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "model.visual.deepstack_merger_list",
     ),
     "Qwen2_5OmniThinkerForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Qwen3OmniMoeThinkerForConditionalGeneration": (
+        "model.language_model",
+        "model.visual.merger",
+        "model.visual.merger_list",
+    ),
     "InternVLForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "QianfanOCRForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "FastVlmForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
+    "PerceptionLMForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Mistral3ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaOnevisionForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "LlavaNextVideoForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
@@ -76,6 +90,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "DeepseekVLHybridForConditionalGeneration": ("model.language_model", "model.aligner"),
     "Molmo2ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen3_5ForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "Qwen3_5MoeForConditionalGeneration": ("model.language_model", "model.visual.merger"),
     "Gemma3ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Gemma4ForConditionalGeneration": ("model.language_model", "model.embed_vision"),
     "Gemma4UnifiedForConditionalGeneration": ("model.language_model",),
@@ -103,6 +118,21 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "SmolVLMForConditionalGeneration": ("model.text_model", "model.connector"),
     "LavinForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
 }
+
+TWO_BANKS = "its FFN has experts for text and others for images, and is told which token is which; Qwen3-VL-MoE fits"
+STREAMS = "its residual stream is four streams that every layer mixes, so that there is no x to add to; use Gemma 4"
+THINKER = "attach to its thinker, which is a model of its own: {}.from_pretrained(...)"
+REFUSED = {
+    "Ernie4_5_VLMoeForConditionalGeneration": TWO_BANKS,
+    "Ernie4_5_VL_MoeForConditionalGeneration": TWO_BANKS,
+    "Gemma3nForCausalLM": STREAMS,
+    "Gemma3nForConditionalGeneration": STREAMS,
+    "Llama4ForConditionalGeneration": "its own forward pass fails in transformers 5.24, with images and without; open "
+    "the language model alone: Llama4ForCausalLM.from_pretrained(...)",
+    "Qwen2_5OmniForConditionalGeneration": THINKER.format("Qwen2_5OmniThinkerForConditionalGeneration"),
+    "Qwen3OmniMoeForConditionalGeneration": THINKER.format("Qwen3OmniMoeThinkerForConditionalGeneration"),
+}
+"""Classes that have been read and do not fit, and why."""
 
 OWN: dict[str, Any] = {"LavinForConditionalGeneration": LavinForConditionalGeneration}
 OWN |= {head.__name__: head for head in METER.values()}
@@ -170,6 +200,8 @@ class Anatomy:
             UnsupportedModelError: its family, or the class of its language model, is not supported.
         """
         family = type(model).__name__
+        if family in REFUSED:
+            raise UnsupportedModelError(f"{family} is not supported: {REFUSED[family]}")
         if family not in FAMILIES | COATTENTION:
             raise UnsupportedModelError(f"{family} is not supported; {_remedy(family, [*FAMILIES, *COATTENTION])}")
         text_path, *projector_paths = paths(model)
@@ -242,6 +274,15 @@ def paths(model: nn.Module) -> tuple[str, ...]:
 def model_class(family: str) -> Any:
     """The class of a family."""
     return OWN[family] if family in OWN else getattr(transformers, family)
+
+
+SEE = {"phi4_multimodal"}
+"""Types whose models read images, and which transformers opens as models that read text."""
+
+
+def reads_images(model_type: str) -> bool:
+    """Whether models of this type need a processor; a tokenizer is enough for others."""
+    return model_type.removeprefix("eas_") in SEE or auto_class(model_type) is not AutoModelForCausalLM
 
 
 def auto_class(model_type: str) -> Any:

@@ -79,6 +79,7 @@ class TextModel(NamedTuple):
         prompts: which prompt methods fit. "tokens": all; keys are the rotated ``k_proj`` of a token. "keys": those that
             train keys and values, as keys are also normalised, scaled or rotated otherwise. "none": none.
         refused: options of the configuration with which a model is built otherwise, and how.
+        uncompiled: why decode steps cannot be compiled over a static cache; None where they can.
     """
 
     form: str = "decoder"
@@ -100,6 +101,7 @@ class TextModel(NamedTuple):
     whole: bool = False
     prompts: Literal["tokens", "keys", "none"] = "keys"
     refused: tuple[tuple[str, str], ...] = ()
+    uncompiled: str | None = None
 
     @property
     def mha(self) -> Branch:
@@ -171,6 +173,7 @@ MLLAMA = decoder(
     foreign=("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"),
     whole=True,
     prompts="none",
+    uncompiled="reads the length of the text from its keys, which a static cache makes as long as itself",
 )
 METER = TextModel(
     "coattention",
@@ -209,6 +212,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Glm4Model": GLM,
     "Glm4vTextModel": GLM,
     "Phi3Model": PHI,
+    "Phi4MultimodalModel": PHI._replace(uncompiled="looks for image tokens in every step"),
     "GraniteModel": GRANITE,
     "Granite4VisionTextModel": GRANITE,
     "CohereModel": COHERE,
@@ -220,9 +224,11 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Lfm2Model": LFM2,
     "MllamaTextModel": MLLAMA,
     "Qwen3_5TextModel": QWEN3_5,
+    "Qwen3_5MoeTextModel": QWEN3_5,
     "Qwen3MoeModel": QWEN3,
     "MixtralModel": QWEN3,
     "Qwen3VLMoeTextModel": decoder(whole=True),
+    "Qwen3OmniMoeThinkerTextModel": decoder(whole=True),
     "Glm4vMoeTextModel": decoder(whole=True, prompts="none"),
     "Llama4TextModel": decoder(
         ffn={"body": "feed_forward", "activation": "activation_fn"}, epsilon="eps", whole=True, prompts="none"

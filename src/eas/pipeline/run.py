@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from eas.attachment.load import load_base
 from eas.attachment.save import CheckpointError
@@ -21,7 +21,7 @@ from eas.data import load_data
 from eas.distributed import is_main, join
 from eas.example import Example
 from eas.files import claimed, write_text
-from eas.models.anatomy import auto_class
+from eas.models.anatomy import reads_images
 from eas.models.bases import base_folder
 from eas.models.folder import model_config
 from eas.models.quantisation import quantisation
@@ -129,7 +129,7 @@ class Run:
         Raises:
             ConfigError: a library is missing; those with a part for videos need torchvision.
         """
-        sees = auto_class(self.load_config().model_type) is not AutoModelForCausalLM
+        sees = reads_images(self.load_config().model_type)
         given = {"revision": self.config.revision, "trust_remote_code": False}
         try:
             processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(self.base_id, **given)

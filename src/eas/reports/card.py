@@ -20,8 +20,9 @@ TASKS = {
     "MeterForVisualQuestionAnswering": "visual-question-answering",
     "MeterForNLVR2": "visual-reasoning",
     "MeterForImageTextRetrieval": "image-text-retrieval",
+    "Phi4MultimodalForCausalLM": "image-text-to-text",
 }
-"""Of models that generate nothing."""
+"""Of models whose class does not say it."""
 
 
 def write_card(folder: Path) -> Path | None:

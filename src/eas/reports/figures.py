@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eas.reports.certainty import interval, percent, share
 from eas.reports.findings import at, blind_answers
-from eas.reports.summary import about_stand_in, decodes, milliseconds, number, size
+from eas.reports.summary import about_stand_in, decodes, importance_words, milliseconds, number, size
 
 INK, GREY, BLUE, ORANGE, GREEN = "#24292f", "#8c96a0", "#0072b2", "#d55e00", "#009e73"  # colours of Okabe and Ito
 WIDTH = 3.8  # inches; 365 CSS pixels
@@ -153,25 +153,25 @@ def decode(result: Mapping[str, Any]) -> Plot | None:
 
 
 def importance(result: Mapping[str, Any]) -> Plot | None:
-    """Importance of every attention at the end of the search, and over its rounds; the skipped ones marked."""
+    """Importance of every candidate at the end of the search, and over its rounds; the skipped ones marked."""
     final, skip_set = at(result, "search", "importances"), set(at(result, "search", "skip_set") or ())
     if not final:
         return None
     rounds = [r for r in at(result, "search", "rounds") or () if r.get("importances")]
     named = range(len(final)) if len(final) <= MOST_NAMED else sorted(skip_set)[:MOST_NAMED]
     figure, rows = _canvas(4.8 + 0.12 * max(0, len(named) - 10) if rounds else 2.5, 2 if rounds else 1)
-    bars = rows[0]
+    bars, (kind, counted) = rows[0], importance_words(result)
     for skipped, label, colour in ((False, "kept", GREY), (True, "skipped", BLUE)):
-        layers = [i for i in range(len(final)) if (i in skip_set) is skipped]
-        heights = [final[i] for i in layers]
-        bars.bar(layers, heights, color=colour, label=label, hatch="///" if skipped else None, edgecolor=INK, lw=0.6)
-        for i in layers if rounds else ():
+        chosen = [i for i in range(len(final)) if (i in skip_set) is skipped]
+        heights = [final[i] for i in chosen]
+        bars.bar(chosen, heights, color=colour, label=label, hatch="///" if skipped else None, edgecolor=INK, lw=0.6)
+        for i in chosen if rounds else ():
             line = [r["importances"][i] for r in rounds]
             (drawn,) = rows[1].plot([r["step"] for r in rounds], line, color=colour, linewidth=1.4)
             drawn.set_linestyle("-" if skipped else "--")
-            drawn.set_label(label if i == layers[0] else "")
+            drawn.set_label(label if i == chosen[0] else "")
     bars.axhline(0, color=INK, linewidth=0.8)
-    bars.set_xlabel("layer")
+    bars.set_xlabel(counted)
     bars.set_ylabel("importance")
     bars.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     bars.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
@@ -188,9 +188,7 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
         if not rounds or len(named) == len(final)
         else "Numbers at the ends: the skipped ones; the table below has all."
     )
-    return Plot(
-        "Importance of each attention", f"Importance of {len(final)} attentions; skipped: {lowest}.", figure, note
-    )
+    return Plot(f"Importance of the {kind}", f"Importance of {len(final)} {kind}; skipped: {lowest}.", figure, note)
 
 
 def loss(result: Mapping[str, Any]) -> Plot | None:
@@ -253,10 +251,12 @@ def layers(result: Mapping[str, Any]) -> Plot | None:
     if not models:
         return None
     figure, panels = _canvas(1.7 * len(models) + 0.7, len(models))
+    beside = any(block["other"] for block in models.get("base", ()))  # the base has modules of its own there
+    parts = {**PARTS, "other": ("other modules", *PARTS["other"][1:])} if beside else PARTS
     highest = max(sum(block[part] for part in PARTS) for blocks in models.values() for block in blocks)
     for axes, (name, blocks) in zip(panels, models.items(), strict=True):
         below = [0.0] * len(blocks)
-        for part, (label, colour, hatch) in PARTS.items():
+        for part, (label, colour, hatch) in parts.items():
             heights = [block[part] for block in blocks]
             axes.bar(
                 range(len(blocks)), heights, bottom=below, label=label, color=colour, hatch=hatch, edgecolor=INK, lw=0.5
@@ -271,7 +271,7 @@ def layers(result: Mapping[str, Any]) -> Plot | None:
     figure.legend(handles, names, loc="outside upper right", ncols=3, columnspacing=1.2)
     said = "; ".join(
         f"{name}: "
-        + ", ".join(f"{label} {number(sum(b[part] for b in blocks))}" for part, (label, *_) in PARTS.items())
+        + ", ".join(f"{label} {number(sum(b[part] for b in blocks))}" for part, (label, *_) in parts.items())
         for name, blocks in models.items()
     )
     return Plot(
@@ -293,7 +293,7 @@ def short(name: str, most: int) -> str:
 
 
 def _name_ends(axes: Axes, values: Mapping[int, float]) -> None:
-    """The layer's number beside the end of each line, moved apart where they would touch, joined to it by a hair."""
+    """A candidate's number beside the end of its line, moved apart where they would touch, joined to it by a hair."""
     low, high = axes.get_ylim()
     end, size = axes.get_xlim()[1], 7.0
     points = axes.get_window_extent().height * 72 / axes.figure.dpi

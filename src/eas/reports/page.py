@@ -25,7 +25,7 @@ from eas.reports.sources import (
     read_frontier,
     read_result,
 )
-from eas.reports.summary import BOUND, INTERVAL, NOT_MEASURED, number
+from eas.reports.summary import BOUND, INTERVAL, NOT_MEASURED, importance_words, number
 from eas.reports.together import together
 
 FEW = 6
@@ -159,6 +159,7 @@ def _render(sections: Sequence[Section], headline: str, left_out: Sequence[str])
         at=at,
         bound=BOUND,
         interval=INTERVAL,
+        importance_words=importance_words,
         in_columns=in_columns,
         number=number,
         not_measured=NOT_MEASURED,

@@ -42,7 +42,7 @@ def pattern(lines: Lines, candidates: int) -> Plot | None:
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(-0.7, candidates - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    axes.set_xlabel("attention of layer")
+    axes.set_xlabel("attention")
     axes.tick_params(axis="y", length=0)
     axes.spines.left.set_visible(False)
     several = any(len(sets) > 1 for _, sets in lines)

@@ -145,6 +145,16 @@ def _candidates(result: Mapping[str, Any]) -> tuple[int | None, str]:
     return at(result, "model", "layers") if total is None else total, KINDS.get(kind, KINDS["mha"])
 
 
+def importance_words(result: Mapping[str, Any]) -> tuple[str, str]:
+    """What the importances of a search are of ("attentions"), and what their numbers count: layers, where there is one
+    to each layer; else themselves."""
+    found, (_, kind) = len(at(result, "search", "importances")), _candidates(result)
+    layers = at(result, "model", "layers")
+    if kind == KINDS["either"]:
+        return kind, "attentions, then FFNs"
+    return kind, "layer" if layers in (None, found) else f"{kind[:-1]}, one of {found} in {layers} layers"
+
+
 def number(value: float) -> str:
     """Three digits and a decimal prefix: 1.23 G."""
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P"))

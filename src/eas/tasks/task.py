@@ -91,8 +91,7 @@ class Task:
         """The inputs of a split's first example, and their size."""
         example = run.data(split)[0]
         inputs = self.inputs(run, [example])
-        grid = tuple(inputs["image_grid_thw"][0, 1:].tolist()) if "image_grid_thw" in inputs else None
-        return inputs, (inputs["input_ids"].shape[-1], len(example.images), grid)
+        return inputs, (inputs["input_ids"].shape[-1], *seen(inputs, run.load_config()))
 
     def evaluate(self, run: Run, model: Any, split: str, name: str, batch_size: int, title: str = "") -> Evaluation:
         """Answers a split and scores the answers by the run's metric.
@@ -146,6 +145,31 @@ class Task:
         with torch.device("meta"), no_init_weights():  # in hybrids not every layer has an attention
             model = auto_class(config.model_type).from_config(config)
         return len(Anatomy.of(model).blocks(kind)) * (2 if kind == "either" else 1)
+
+
+def seen(inputs: Mapping[str, Tensor], config: Any) -> tuple[int, tuple[int, int] | None]:
+    """How many images the vision tower gets, each tile of a split image one of them; and the height and width of the
+    first in patches, where the tower reads images of any size.
+
+    Args:
+        inputs: the processor's, of one example.
+        config: the model's configuration.
+    """
+    pixels = inputs.get("pixel_values", inputs.get("image_pixel_values"))
+    if pixels is None:
+        return 0, None
+    if "image_grid_thw" in inputs:
+        sizes = inputs["image_grid_thw"][:, 1:]
+    elif "spatial_shapes" in inputs:  # LFM2-VL
+        sizes = inputs["spatial_shapes"]
+    elif "image_position_ids" in inputs:  # Gemma 4: x and y of every patch
+        sizes = inputs["image_position_ids"].amax(1).flip(-1) + 1
+    elif "image_sizes" in inputs and pixels.ndim == 4:  # Pixtral; LLaVA-NeXT has its sizes beside tiles
+        sizes = inputs["image_sizes"] // config.vision_config.patch_size
+    else:
+        return pixels.shape[:-3].numel(), None
+    height, width = sizes[0].tolist()
+    return len(sizes), (height, width)
 
 
 @dataclass(frozen=True)
