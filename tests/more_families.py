@@ -20,7 +20,17 @@ FAMILIES: dict[str, Row] = like_llama.FAMILIES | other_blocks.FAMILIES
 """By label."""
 QUICK = (
     *("Qwen3", "LlavaOnevision", "Qwen3VL", "Molmo2", "PaliGemma", "Gemma3, images", "Gemma4, inputs by layer"),
-    *("Glm4v", "Phi3", "LlavaNext, Granite", "AyaVision", "Olmo2", "Lfm2Vl", "Qwen3.5, images", "Mllama"),
+    *(
+        "Glm4v",
+        "Phi3",
+        "Phi4Multimodal",
+        "LlavaNext, Granite",
+        "AyaVision",
+        "Olmo2",
+        "Lfm2Vl",
+        "Qwen3.5, images",
+        "Mllama",
+    ),
     *("Gemma4Unified", "Llama4", "Glm4vMoe"),
 )
 """One of each kind of language model."""

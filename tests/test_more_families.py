@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 from families import FAMILIES as OTHERS
 from families import SEEING, logits, quick, randomise
+from like_llama import WITH_TIMM
 from more_families import FAMILIES, QUICK, blocks, build, every_label, prompts
 from other_blocks import EXPERTS
 from torch.utils.flop_counter import FlopCounterMode
@@ -180,8 +181,8 @@ def test_a_twin_of_it_decodes_what_it_computes(family: str) -> None:
 
 
 def test_every_family_is_tried_and_every_kind_by_make_test() -> None:
-    kinds = [{anatomy.Anatomy.of(build(label)).built for label in labels} for labels in (QUICK, FAMILIES)]
-    assert kinds[0] == kinds[1]
+    built = {label: anatomy.Anatomy.of(build(label)).built for label in FAMILIES if label not in WITH_TIMM}
+    assert {built[label] for label in QUICK} == {*built.values()}
     assert {name for name, *_ in FAMILIES.values()} | {*OTHERS} == {*anatomy.FAMILIES}
 
 
