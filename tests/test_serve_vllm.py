@@ -18,7 +18,7 @@ import pytest
 from exports import EXPORTED, base, shaken, words
 from safetensors.torch import load_file, save_file
 from test_serve import TEMPLATE
-from test_vllm import HEADS, PYTHON
+from test_vllm import CACHE, HEADS, PYTHON
 from typer.testing import CliRunner
 
 import eas
@@ -160,7 +160,7 @@ def test_openais_client_gets_from_vllm_what_eas_answers(adapter, tmp_path):
     command += ["--dtype", "float32", "--engine", "vllm", "--python", str(PYTHON)]
     command += ["--", "--enforce-eager", "--max-model-len", "256"]
     quiet = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path / "hub"), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+    environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path / "hub"), "VLLM_CACHE_ROOT": CACHE}
     texts, log = [f"{'the ' * i}cat {i} is" for i in range(8)], tmp_path / "log"
 
     def hear_ctrl_c():  # what runs in the background ignores it
