@@ -101,13 +101,13 @@ def ours(model, prompt: dict[str, torch.Tensor], ends: list[int]) -> dict:
     return want
 
 
-def served(tasks: dict, folder: Path) -> dict:
+def served(tasks: dict, folder: Path, **environment: str) -> dict:
     """vLLM's answers; one process for all folders, as it takes half a minute to start."""
     (folder / "tasks.json").write_text(json.dumps(tasks))
     files = [folder / "tasks.json", folder / "answers.json"]
     told = [PYTHON, Path(__file__).with_name("vllm_answers.py"), *files]
     quiet = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub"), "VLLM_CACHE_ROOT": CACHE}
-    subprocess.run(told, check=True, timeout=1200, env={**os.environ, **quiet})
+    subprocess.run(told, check=True, timeout=1200, env={**os.environ, **quiet, **environment})
     return json.loads(files[1].read_text())
 
 
@@ -171,6 +171,20 @@ def seen(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prompts_with_and_without_an_image_in_a_batch(name, seen):
     require_equal(*seen[name])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_ranks_share_the_maps_and_each_keeps_the_mean(tmp_path):
+    wide = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    models = {"Qwen3": tiny("Qwen3", skip_set=(0, 3), head_dim=32, **wide), "mean": pooled(skip_set=(0, 4), **wide)}
+    wants, tasks = {}, {}
+    for name, model in models.items():
+        folder = eas.export(model, "vllm", tmp_path / name, processor=words(), dtype="float32")
+        wants[name] = [ours(model, {"input_ids": torch.tensor([prompt])}, [1]) for prompt in PROMPTS]
+        tasks[name] = {"folder": str(folder), "prompts": PROMPTS, "options": {"tensor_parallel_size": 2}}
+    answers = served(tasks, tmp_path, VLLM_CPU_OMP_THREADS_BIND="0|1")
+    for name, want in wants.items():
+        require_equal(want, answers[name])
 
 
 def test_no_keys_and_values_for_skipped_attentions(compared):
