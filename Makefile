@@ -62,7 +62,7 @@ test-engines: .engines/.installed
 # vLLM wants an older transformers, so it has an environment of its own, which is kept: 3.5 GB, a quarter of an hour.
 test-vllm: .engines-vllm/.installed
 	cd plugins/eas-vllm && ../../.engines-vllm/bin/python -m pytest -q tests
-	$(BIN)/python -m pytest -rs tests/test_vllm.py
+	$(BIN)/python -m pytest -rs tests/test_vllm.py tests/test_serve_vllm.py
 
 .engines-vllm/.installed: $(VENV)/.installed-dev scripts/install_vllm.sh
 	$(PYTHON) -m venv .engines-vllm

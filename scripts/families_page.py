@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eas.exporting.limits import LLAMA
+from eas.exporting.vllm import TEXTS as VLLM
 from eas.measure.vision import VISION_TOWERS
 from eas.models.anatomy import FAMILIES, REFUSED
 from eas.models.structure import TEXT_MODELS, TextModel
@@ -93,7 +94,8 @@ def texts() -> list[str]:
             blocks = f"{terms(built)}, with experts" if name in EXPERTS else terms(built)
             folds = "shared" if name in EXPERTS else "all"
             skipped = CANDIDATES.get(name, "all layers")
-            engines = "all" if name in LLAMA else "vLLM, ONNX, OpenVINO" if name == "Qwen3Model" else "none"
+            graphs = "vLLM, ONNX, OpenVINO" if name == "Qwen3Model" else "vLLM" if name in VLLM else "none"
+            engines = "all" if name in LLAMA else graphs
             rows.append(f"| `{name}` | {blocks} | {skipped} | {folds} | {PROMPTS[built.prompts]} | {engines} |")
     return rows
 

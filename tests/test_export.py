@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from exports import EXPORTED, LLAMA3, base, read_decilm, require_expected, shaken, tuned, words
+from families import build
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlavaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typer.testing import CliRunner
+from vllm_seeing import FAMILIES, exported
+from vllm_seeing import tuned as seeing
 
 import eas
 from eas import runtime
@@ -29,6 +32,7 @@ from eas.hf import versions
 
 needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
 PAPER = {"form": "paper", **EXPORTED}
+RUNNING = {**EXPORTED, "pooling": "causal", "decode_pooling": "running"}
 MODELS = {
     "residual": lambda: tuned(),
     "paper": lambda: tuned("Qwen2", config=eas.EASConfig(num_skip=2, **PAPER)),
@@ -39,6 +43,8 @@ MODELS = {
     "biases": lambda: tuned(attention_bias=True, mlp_bias=True),
     "tied": lambda: tuned(tie_word_embeddings=True),
     "llama3": lambda: tuned(rope_parameters=LLAMA3),
+    "running mean": lambda: tuned(config=eas.EASConfig(num_skip=2, **RUNNING)),
+    "running mean, paper": lambda: tuned(config=eas.EASConfig(num_skip=2, form="paper", **RUNNING)),
     "drop": lambda: tuned(config=eas.DropConfig(num_skip=2, rank=4)),
     "lora": lambda: tuned(config=eas.LoRAConfig(rank=4), skip_set=()),
     "base": lambda: base(),
@@ -168,6 +174,21 @@ def test_the_folder_of_vllms_plugin_names_what_is_there(name, tmp_path):
     assert not list(folder.glob("*.py"))  # no code: the plugin has it
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_that_reads_images_keeps_all_but_the_skipped_attentions(name, tmp_path):
+    row, model = FAMILIES[name], seeing(FAMILIES[name])
+    folder = exported(row, model, tmp_path / "out")
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    assert config["architectures"] == [f"EAS{row.family}"]
+    assert config["model_type"] == f"eas-{model.config.model_type}"
+    assert config["text_config"]["skip_set"] == list(row.skip_set)
+    sizes = [
+        sorted(tensor.numel() for key, tensor in found if ".language_model.layers." not in key)
+        for found in (weights.items(), model.named_parameters())
+    ]
+    assert sizes[0] == sizes[1]
+
+
 @needs_gguf
 def test_a_gguf_file_has_no_heads_where_attentions_are_skipped(tmp_path):
     import gguf
@@ -199,6 +220,8 @@ def test_tokenizers_whose_splitting_llama_cpp_does_not_know_are_refused():
 REFUSED = {
     "router": ({"router": "input", "pooling": "none"}, "decilm", r"call eas\.freeze_router\(model, loader\)"),
     "pooling": ({"router": "constant", "pooling": "causal"}, "onnx", r"tune with pooling='none'"),
+    "frozen": ({"router": "constant", "pooling": "causal"}, "vllm", r"decode_pooling='running' or pooling='none'"),
+    "mean": (RUNNING, "gguf", r"tune with pooling='none'"),
     "ffn": ({**EXPORTED, "candidates": "ffn"}, "openvino", r"an FFN is skipped; search with candidates='mha'"),
 }
 
@@ -230,7 +253,11 @@ def test_what_one_engine_cannot_express_another_can():
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     assert "'yarn' are not fixed" in found(tuned(rope_parameters=yarn))["onnx"]
     assert "method 'das' leaves modules of its own" in found(eas.attach(base(), eas.DASConfig(num_skip=1)))["gguf"]
-    assert "reads images" in found(load_tiny()[0])["gguf"]
+    tiny = load_tiny()[0]
+    assert "reads images" in found(tiny)["gguf"]
+    tiny.config.vision_config.model_type = "vit"
+    assert "the vision tower is a vit, and vLLM has clip_vision_model" in found(tiny)["vllm"]
+    assert "vLLM's plugin has Llava, LlavaOnevision" in found(build("LlavaNextForConditionalGeneration"))["vllm"]
 
 
 def test_a_sliding_window_shortens_the_context():

@@ -112,7 +112,7 @@ def complete(plain: Plain, wide: int) -> dict[str, Tensor]:
     sizes, tensors = plain.sizes, dict(plain.tensors)
     more = wide - sizes.intermediate
     for name in list(tensors):
-        if not name.endswith("_proj.weight"):
+        if not name.endswith("_proj.weight") or ".pool." in name:
             continue
         at = name.removesuffix(".weight")
         weight, bias = tensors[name], tensors.get(f"{at}.bias")

@@ -120,9 +120,34 @@ class PlainFFN(nn.Module):
         for name, (width, out) in {"gate": (d, wide), "up": (d, wide), "down": (wide, d)}.items():
             setattr(self, f"{name}_proj", nn.Linear(width, out, f"{at}.{name}_proj.bias" in names))
 
+        self.pool = PlainPool(names, at) if f"{at}.pool.down.weight" in names else None
+
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.pool is not None:
+            c = self.pool(x)
+            gate, up = gate + self.pool.gate_proj(c), up + self.pool.up_proj(c)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
+
+
+class PlainPool(nn.Module):
+    """What a running mean adds to the maps of an FFN; it sees whole sequences without padding."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down: nn.Linear
+
+    def __init__(self, names: Mapping[str, Tensor], at: str) -> None:
+        super().__init__()
+        for name in ("down", "gate_proj", "up_proj"):
+            out, width = names[f"{at}.pool.{name}.weight"].shape
+            setattr(self, name, nn.Linear(width, out, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """For each token the mean over it and the tokens before it, ``(batch, tokens, r)``."""
+        c: Tensor = self.down(x).cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+        return c
 
 
 class PlainLayer(nn.Module):

@@ -123,7 +123,7 @@ def explain(model: PreTrainedModel | str | Path, base: str | None = None) -> lis
         >>> import eas
         >>> from eas.demo.tiny import load_tiny
         >>> [row.engine for row in eas.explain(load_tiny()[0]) if not row.reasons]
-        ['decilm']
+        ['decilm', 'vllm']
     """
     if not isinstance(model, PreTrainedModel):
         model, _ = opened(model, base)

@@ -19,15 +19,18 @@ LLAMA = ("LlamaModel", "MistralModel", "Qwen2Model")
 ROPES = ("default", "linear", "llama3")
 """Rotary positions whose frequencies are fixed and whose attention is not scaled."""
 NO_POOLING = "the skip PIAs read the mean of the prompt, which plain weights cannot; tune with pooling='none'"
+NO_PROMPT = "the skip PIAs read the mean of the prompt, and vLLM has none; tune with {} or pooling='none'"
+RUNNING = "pooling='causal' and decode_pooling='running'"
 KEEP_FIRST = "layer 0 has no attention, and {} needs one there; search and tune with a skip set without 0"
 
 
-def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA) -> list[str]:
+def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA, running: bool = False) -> list[str]:
     """Reasons why no engine can take a model; none if one can.
 
     Args:
         model: attached, or a base.
         texts: the classes of language models that the engine computes.
+        running: whether the engine keeps a running mean.
     """
     anatomy = Anatomy.of(model)
     name, config = type(anatomy.text_model).__name__, anatomy.text_model.config
@@ -42,10 +45,10 @@ def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA) -> list[str]:
         found.append(
             f"the model reads {kept['number']} tokens of an image, and an engine would read all; serve it with eas"
         )
-    return found + (_method(model, anatomy) if attached(model) else []) + _quantised(anatomy)
+    return found + (_method(model, anatomy, running) if attached(model) else []) + _quantised(anatomy)
 
 
-def _method(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+def _method(model: PreTrainedModel, anatomy: Anatomy, running: bool) -> list[str]:
     name = attachment(model).config.name
     if name not in METHODS:
         return [f"method {name!r} leaves modules of its own; {', '.join(METHODS)} leave plain weights"]
@@ -58,8 +61,8 @@ def _method(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
             "the router reads the input, so weights differ by prompt; call eas.freeze_router(model, loader), "
             "or tune with router='constant'"
         )
-    if any(pia.down2 is not None for pia in pias):
-        found.append(NO_POOLING)
+    if any(pia.down2 is not None and not (running and pia.running) for pia in pias):
+        found.append(NO_PROMPT.format(RUNNING) if running else NO_POOLING)
     return found
 
 
@@ -78,7 +81,7 @@ def text_only(model: PreTrainedModel, engine: str) -> list[str]:
     """A reason if the model reads images."""
     if len(FAMILIES[type(model).__name__]) == 1:
         return []
-    return [f"the model reads images, and {engine} is exported for text models only; use decilm for LLaVA"]
+    return [f"the model reads images, and {engine} is exported for text models only; use vllm"]
 
 
 def first_kept(model: PreTrainedModel, engine: str) -> list[str]:

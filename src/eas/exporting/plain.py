@@ -119,14 +119,25 @@ def _layer(layer: Any) -> dict[str, Tensor]:
 
 
 def _linears(body: nn.Module, names: Sequence[str], pia: Any, norm: Tensor | None, at: str) -> dict[str, Tensor]:
-    """Weights and biases of maps, with the PIA before them folded in (Eq. 8-13)."""
+    """Weights and biases of maps, with the PIA before them folded in (Eq. 8-13); and what a running mean needs.
+
+    With z the input of a PIA with a running mean, the maps read ``W' z + b' + pool.map(mean of pool.down(z))``.
+    """
+    pooled: dict[str, Tensor] = {}
     maps = [_weight(body.get_submodule(name)) for name in names]
     if pia is not None:
         sizes = [len(weight) for weight, _ in maps]
-        folded = fold_weights([_linear(*one) for one in maps], pia, pia.alpha(), None if norm is None else norm.float())
+        fixed = None if pia.down2 is None else pia.down2.bias  # of c; the rest of it is a mean, which is not folded
+        folded = fold_weights(
+            [_linear(*one) for one in maps], pia, pia.alpha(), None if norm is None else norm.float(), fixed
+        )
         parts = zip(torch.split(folded.weight, sizes), torch.split(folded.bias, sizes), strict=True)
         maps = [(weight.clone(), bias.clone()) for weight, bias in parts]  # views of one storage are not saved
-    weights = {f"{at}.{name}.weight": weight for name, (weight, _) in zip(names, maps, strict=True)}
+        if pia.down2 is not None:
+            pooled[f"{at}.pool.down.weight"] = pia.down2.weight
+            for name, part in zip(names, torch.split(folded.from_c, sizes), strict=True):
+                pooled[f"{at}.pool.{name}.weight"] = part.clone()
+    weights = {f"{at}.{name}.weight": weight for name, (weight, _) in zip(names, maps, strict=True)} | pooled
     return weights | {f"{at}.{n}.bias": bias for n, (_, bias) in zip(names, maps, strict=True) if bias is not None}
 
 
