@@ -202,10 +202,10 @@ def test_help_teaches_and_config_lists_every_key():
 @pytest.mark.parametrize(
     ("installed", "given", "model", "data"),
     [
-        (True, [], "smol", "openmoji:name"),
+        (True, [], "smol", "scenes:textures"),
         (False, [], "tiny", "scenes:textures"),
         (True, ["--model", "tiny", "--task", "odd"], "tiny", "scenes:odd"),
-        (False, ["--model", "smol", "--task", "same"], "smol", "openmoji:same"),  # whose packages it then misses
+        (False, ["--model", "smol", "--task", "odd"], "smol", "scenes:odd"),  # whose packages it then misses
     ],
 )
 def test_the_demo_shows_the_real_model_if_it_is_installed(tmp_path, monkeypatch, installed, given, model, data):

