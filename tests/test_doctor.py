@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -93,6 +94,17 @@ def test_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPatch, twin: Any, foun
     row = rows()["decoding, Llava"]
     assert (row.state, row.found[: len(found)]) == ("wrong", found)
     assert "pip install 'transformers" in row.remedy
+
+
+def test_a_torchvision_of_another_build_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    broken = {"transformers": "torchvision"}  # what transformers imports first
+    monkeypatch.setattr(doctor, "import_module", lambda name: importlib.import_module(broken.get(name, name)))
+    row = rows()["transformers"]
+    assert row.found == "torchvision does not load: RuntimeError: operator torchvision::nms does not exist"
+    assert row.remedy.startswith("pip uninstall torchvision, or install it of torch's kind")
 
 
 def test_what_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -33,6 +34,11 @@ OPTIONAL = {
     "wandb": ("wandb", "init", "train.report_to: wandb"),
 }
 """Package -> the module whose import shows that it works, and its purpose."""
+REMEDIES = {
+    "torchvision": "pip uninstall torchvision, or install it of torch's kind: for a CPU build of torch with "
+    "--index-url https://download.pytorch.org/whl/cpu"
+}
+"""Of packages that do not load, if another than to install them again."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,7 @@ def findings() -> Iterator[Finding]:
     yield Finding("eas", metadata.version("eas"))
     yield _version(Requirement(f"transformers>={OLDEST},<{BEYOND}"))
     yield from (_version(requirement) for requirement in needed if requirement.name != "transformers")
-    broken = [
-        row for row in (_loading("torch", "torch", "nn"), _loading("transformers", "transformers", "Trainer")) if row
-    ]
+    broken = [row for row in (_loading("torch", "torch", "nn"), _transformers()) if row]
     yield from broken
     if not broken:
         yield from _twins()
@@ -108,8 +112,19 @@ def _loading(package: str, module: str, name: str) -> Finding | None:
         with _silence():
             getattr(import_module(module), name)
     except Exception as error:
-        return Finding(package, f"does not load: {_words(error)}", "wrong", f"pip install --force-reinstall {package}")
+        remedy = REMEDIES.get(package, f"pip install --force-reinstall {package}")
+        return Finding(package, f"does not load: {_words(error)}", "wrong", remedy)
     return None
+
+
+def _transformers() -> Finding | None:
+    """transformers imports torchvision where it is installed, and does not load if torchvision is built for another
+    torch."""
+    row = _loading("transformers", "transformers", "Trainer")
+    if row is None or find_spec("torchvision") is None:
+        return row
+    cause = _loading("torchvision", "torchvision", "transforms")
+    return row if cause is None else replace(row, found=f"torchvision {cause.found}", remedy=cause.remedy)
 
 
 def _optional(requirement: Requirement, module: str, name: str, purpose: str) -> Finding:
