@@ -22,6 +22,7 @@ from eas.data.scenes import scenes
 from eas.demo import DEMOS
 from eas.demo.tiny import load_tiny
 from eas.files import WriteError
+from eas.measure.vision import VISION_TOWERS
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.pipeline.run import Kept
 from eas.searching import SearchConfig
@@ -133,6 +134,15 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
         CliRunner().invoke(cli.app, ["fold", str(out), "--mode", "best"]).exception
     )
     assert json.loads((out / "fold.json").read_text())["mode"] == Run.open(out).config.fold_mode == "shared"
+
+
+def test_a_run_whose_images_cannot_be_counted_says_so(tmp_path, monkeypatch):
+    monkeypatch.delitem(VISION_TOWERS, "LlavaForConditionalGeneration")
+    short_run(tmp_path, "data=scenes:relation", "skip_set=[0,3,5,11]")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["task"]["images_left_out"]
+    assert (result["counts"]["base"]["vision_macs"], result["latency"]["bounds"].keys()) == (0, {"decode_ms"})
+    assert "MACs of a prefill, without the images" in (tmp_path / "report.html").read_text()
 
 
 def test_one_process_at_a_time_works_in_a_run_folder(tmp_path):

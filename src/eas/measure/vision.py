@@ -68,6 +68,20 @@ GRIDS: dict[str, tuple[str, str]] = {
 """Towers that read images of any size: the paths of their blocks and of the patch embedding."""
 
 
+class UncountedError(ValueError):
+    """The MACs of the model's images are not known."""
+
+
+def counted(model: PreTrainedModel, images: int, grid: tuple[int, int] | None) -> int:
+    """The images, or 0 where those of the model cannot be counted."""
+    if images:
+        try:
+            image_macs(model, grid)
+        except UncountedError:
+            return 0
+    return images
+
+
 def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
     """MACs of one image of the tower's size, or of ``grid`` = (height, width) in patches where the tower reads any.
 
@@ -76,7 +90,7 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
     """
     family, anatomy, config = type(model).__name__, Anatomy.of(model), model.config
     if family not in VISION_TOWERS:
-        raise ValueError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
+        raise UncountedError(f"{family} takes no images, or its vision tower cannot be counted; leave images = 0")
     tower: Any = model.get_submodule(VISION_TOWERS[family])
     vision, kind = config.vision_config, type(tower).__name__
     if kind in GRIDS:
@@ -85,7 +99,9 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
         return _of_grid(model, tower, grid)
     if kind not in ENCODERS or family == "VipLlavaForConditionalGeneration":
         if family.startswith("Llava") and family != ONEVISION and kind != "LiteVisionModel":
-            raise ValueError(f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model")
+            raise UncountedError(
+                f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model"
+            )
         return _as_it_runs(model, vision)
     patches = tokens = (vision.image_size // vision.patch_size) ** 2
     if kind == "CLIPVisionModel":
@@ -114,7 +130,7 @@ def _of_grid(model: Any, tower: Any, grid: tuple[int, int]) -> int:
         case "PixtralVisionModel":
             side = 1 if type(model).__name__ == "LlavaForConditionalGeneration" else config.spatial_merge_size
         case "Siglip2VisionModel" if vision.vision_use_head:
-            raise ValueError("a SigLIP 2 tower with a pooling head cannot be counted; leave images = 0")
+            raise UncountedError("a SigLIP 2 tower with a pooling head cannot be counted; leave images = 0")
         case "Siglip2VisionModel":
             side = config.downsample_factor
             beside = patches * tower.embeddings.position_embedding.weight.numel()  # resized by a product

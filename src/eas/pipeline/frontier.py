@@ -18,6 +18,7 @@ from eas.config import ConfigError
 from eas.files import write_text
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
+from eas.measure.vision import counted
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
 from eas.progress import track
@@ -91,6 +92,7 @@ def frontier(
         raise ConfigError(f"{run.folder} holds no rounds to learn from; its skip set was not searched by losses")
     base = run.load_base()
     prompt = run.task.first(run, "validation")[1]
+    prompt = prompt[0], counted(base, *prompt[1:]), prompt[2]
     base_counts = count(base, *prompt)
     model = attach(base, run.config.method)
     load_into(model, run.folder / "search" / "adapter")

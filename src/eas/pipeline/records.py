@@ -61,6 +61,7 @@ class MeasureRecord(TypedDict):
     layers: NotRequired[dict[str, list[dict[str, Any]]]]
     latency: dict[str, Any]
     made: NotRequired[dict[str, Any]]
+    images_left_out: NotRequired[bool]
 
 
 STEP_RECORDS: dict[str, Any] = {

@@ -11,6 +11,7 @@ from eas.attachment.state import attachment
 from eas.config import RANKS, MethodConfig, SkipConfig
 from eas.hf.api import no_init_weights
 from eas.measure.count import Counts, count, on_meta
+from eas.measure.vision import counted
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
@@ -46,6 +47,7 @@ def warning(run: Run) -> str:
     dtype = _dtype(run.config.dtype, config)
     with torch.device("meta"), no_init_weights():
         base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
+    size = size[0], counted(base, *size[1:]), size[2]
     before = count(base, *size)
 
     def allowed(changed: MethodConfig) -> tuple[MethodConfig, dict[str, float]]:

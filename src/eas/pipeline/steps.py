@@ -26,6 +26,7 @@ from eas.files import write_text, writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
+from eas.measure.vision import counted
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
@@ -208,6 +209,9 @@ def measure(run: Run) -> None:
         if mode is not None:
             fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
+    if left_out := counted(base, *size[1:]) < images:
+        console.print("the images of this family cannot be counted: the MACs are the language model's alone")
+        size = prompt_tokens, 0, None
     counts = {name: count(model, *size) for name, model in models.items()}
     blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
     timing = {"new_tokens": run.task.new_tokens(run), "repeats": config.benchmark_repeats}
@@ -216,6 +220,8 @@ def measure(run: Run) -> None:
     latency["bounds"] = bounds(counts["base"], counts["tuned"], prompt_tokens)
     if not latency["new_tokens"]:
         del latency["bounds"]["decode_ms"]
+    if left_out:
+        del latency["bounds"]["prefill_ms"]
     if config.model == "tiny" and isinstance(config.method, EASConfig) and config.num_skip:
         # at the tiny model's width overhead rules; the same skip set in a wider one shows what its matrices cost
         wide_base, wide_folded, wide_inputs, name = larger_pair(skip_set(tuned), config.method, mode)
@@ -228,7 +234,8 @@ def measure(run: Run) -> None:
             "width": base.config.get_text_config().hidden_size,
         }
     totals = {name: asdict(c) for name, c in counts.items()}
-    run.finish("measure", {"counts": totals, "layers": blocks, "latency": latency, "made": _made()})
+    record = {"counts": totals, "layers": blocks, "latency": latency, "made": _made(), "images_left_out": left_out}
+    run.finish("measure", record)
 
 
 def _made() -> dict[str, Any]:
@@ -276,6 +283,7 @@ def gather_into(run: Run, folder: Path) -> None:
             "split": "test",
             "examples": records["eval"].get("examples"),
             "metric": config.metric_name,
+            "images_left_out": records["measure"].get("images_left_out", False),
             **(records["eval"].get("blind") or {}),
             "zero_shot": {key: value for key, value in zero_shot.items() if key != "meant"},
         },

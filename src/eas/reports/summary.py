@@ -84,6 +84,7 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
     k = at(model, "k") if skip_set is None else len(skip_set)
     trained, total = at(result, "counts", "tuned", "params_trained"), at(result, "counts", "base", "params_total")
     stand_in = at(result, "latency", "larger")
+    beside = ", without the images" if at(result, "task", "images_left_out") else ""
     return [
         *_accuracies(result),
         *(
@@ -97,7 +98,7 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
             "" if not skip_set else f"k = {k}, skipped {' '.join(map(str, skip_set))}",
         ),
         Row("Trained parameters", "", _or(number, trained), _share(trained, total)),
-        _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}", "macs", number),
+        _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}{beside}", "macs", number),
         *([_count(result, "KV cache per token", "kv_bytes_per_token", size)] if decodes(result) else []),
         _count(result, f"Weights read per {'token' if decodes(result) else 'pass'}", "weight_bytes", size),
         *(_times(stand_in, f" ({STAND_IN})") if stand_in else []),
