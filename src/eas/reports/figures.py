@@ -176,7 +176,8 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
     bars.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     bars.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     if rounds:
-        rows[1].set_xlabel("training step")
+        trained = at(result, "config", "search", "train") is not False
+        rows[1].set_xlabel("training step" if trained else "step of the search, which trained nothing")
         rows[1].set_ylabel("importance")
         rows[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
         figure.set_layout_engine("constrained", rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def run_section(
         "result": result,
         "rows": summary_rows(result),
         "plots": {f"{prefix}{name}": plot for name, plot in {**plots(result), **frontier}.items()},
-        "first": next((sample for sample in shown if any(sample["images"])), None),
+        "first": _typical(shown),
         "samples": shown,
         "filters": _filters(shown),
         "categories": _categories(result),
@@ -249,6 +250,13 @@ def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) 
         "categories": sample.get("categories") or {},
         "images": [image_uri(folder, name) for name in sample.get("images") or ()],
     }
+
+
+def _typical(shown: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first sample with a picture of those whose answers became what most became."""
+    pictured = [sample for sample in shown if any(sample["images"])]
+    usual = Counter(sample["became"] for sample in pictured).most_common(1)
+    return next((sample for sample in pictured if sample["became"] == usual[0][0]), None)
 
 
 def _became(before: bool | None, after: bool | None) -> str:
