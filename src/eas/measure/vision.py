@@ -73,8 +73,8 @@ class UncountedError(ValueError):
 
 
 def counted(model: PreTrainedModel, images: int, grid: tuple[int, int] | None) -> int:
-    """The images, or 0 where those of the model cannot be counted."""
-    if images:
+    """The images, or 0 where those of the model cannot be counted; METER's are counted with its layers."""
+    if images and Anatomy.of(model).form == "decoder":
         try:
             image_macs(model, grid)
         except UncountedError:
