@@ -25,11 +25,11 @@ $(VENV)/.smol: $(VENV)/.installed Makefile
 	touch $@
 
 test: $(VENV)/.installed-dev lint docs
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # The same on the other families, methods and sizes, and what takes long; CI runs both.
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest -n 2 $(SUBSET)
