@@ -265,4 +265,4 @@ def test_the_readmes_picture_is_current(monkeypatch: pytest.MonkeyPatch) -> None
     drawn_from = record["result"]["config"]
     for key, value in yaml.safe_load((ROOT / "src" / "eas" / "demo" / "smol.yaml").read_text()).items():
         same = value.items() <= drawn_from[key].items() if isinstance(value, dict) else drawn_from[key] == value
-        assert same, f"demo.yaml's {key} has changed: run `eas demo`, then `python scripts/readme_picture.py runs/demo`"
+        assert same, f"smol.yaml's {key} has changed: run `eas demo`, then `python scripts/readme_picture.py runs/demo`"

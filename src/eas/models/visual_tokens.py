@@ -27,7 +27,7 @@ def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "unifo
     """Makes a model read N tokens of each image, in place; before or after ``attach``.
 
     Its configuration says so from then on: ``save`` and ``save_standalone`` record it, and loading does it again.
-    Prompts must have N image tokens too: see ``fit_processor``.
+    Prompts must have N image tokens too: see ``fit_processor``. ``detach`` does not undo it: load the base again.
 
     Args:
         model: a LLaVA whose images all have the same number of tokens.

@@ -38,7 +38,7 @@ from eas.pipeline.config import RunConfig
 from eas.pipeline.fit import BYTES_TRAINED, KEPT_CHECKPOINTS, check_method, check_tracker, require_room, training_bytes
 from eas.pipeline.records import ComparisonRecord
 from eas.pipeline.run import CONFIG_FILE, Run, changes
-from eas.pipeline.savings import fold_mode, warning
+from eas.pipeline.savings import counted_size, fold_mode, warning
 from eas.progress import Bar, duration
 from eas.records import raised_as, read_record
 from eas.reports.card import write_card
@@ -200,6 +200,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
     start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
     model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
+    sizes = counted_size(model, sizes)
     name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", fold_mode(run))
 
     def scored(split: str, batch_size: int) -> Evaluation:

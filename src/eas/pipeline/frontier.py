@@ -18,9 +18,8 @@ from eas.config import ConfigError
 from eas.files import write_text
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
-from eas.measure.vision import counted
 from eas.pipeline.run import Run
-from eas.pipeline.savings import fold_mode
+from eas.pipeline.savings import counted_size, fold_mode
 from eas.progress import track
 from eas.reports.frontier import write_frontier
 from eas.searching.base import Array, SkipSet
@@ -91,8 +90,7 @@ def frontier(
     if not record["searched"] or not record.get("rounds"):
         raise ConfigError(f"{run.folder} holds no rounds to learn from; its skip set was not searched by losses")
     base = run.load_base()
-    prompt = run.task.first(run, "validation")[1]
-    prompt = prompt[0], counted(base, *prompt[1:]), prompt[2]
+    prompt = counted_size(base, run.task.first(run, "validation")[1])
     base_counts = count(base, *prompt)
     model = attach(base, run.config.method)
     load_into(model, run.folder / "search" / "adapter")

@@ -17,6 +17,8 @@ from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
+from eas.tasks.task import Size
+from eas.terminal import console
 
 
 def bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
@@ -26,6 +28,15 @@ def bounds(base: Counts, tuned: Counts, prompt_tokens: int) -> dict[str, float]:
         return counts.weight_bytes + prompt_tokens * counts.kv_bytes_per_token
 
     return {"prefill_ms": base.macs / tuned.macs, "decode_ms": read(base) / read(tuned)}
+
+
+def counted_size(model: Any, size: Size) -> Size:
+    """What is counted of a prompt; where the images of the family cannot be counted it is without them, and says so."""
+    tokens, images, grid = size
+    if counted(model, images, grid) == images:
+        return size
+    console().print("the images of this family cannot be counted: the MACs are the language model's alone")
+    return tokens, 0, None
 
 
 def fold_mode(run: Run) -> str | None:
@@ -47,7 +58,7 @@ def warning(run: Run) -> str:
     dtype = _dtype(run.config.dtype, config)
     with torch.device("meta"), no_init_weights():
         base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
-    size = size[0], counted(base, *size[1:]), size[2]
+    size = size[0], counted(base, *size[1:]), size[2]  # the measurement says what is left out
     before = count(base, *size)
 
     def allowed(changed: MethodConfig) -> tuple[MethodConfig, dict[str, float]]:

@@ -26,7 +26,6 @@ from eas.files import write_text, writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
-from eas.measure.vision import counted
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
@@ -34,7 +33,7 @@ from eas.pipeline.phases import announce, attached_base, console, logged_losses,
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.samples import samples
-from eas.pipeline.savings import bounds, fold_mode, warning
+from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.page import write_report
@@ -209,9 +208,8 @@ def measure(run: Run) -> None:
         if mode is not None:
             fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
-    if left_out := counted(base, *size[1:]) < images:
-        console.print("the images of this family cannot be counted: the MACs are the language model's alone")
-        size = prompt_tokens, 0, None
+    size = counted_size(base, size)
+    left_out = size[1] < images
     counts = {name: count(model, *size) for name, model in models.items()}
     blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
     timing = {"new_tokens": run.task.new_tokens(run), "repeats": config.benchmark_repeats}
