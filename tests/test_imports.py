@@ -20,7 +20,7 @@ FLOORS = (
     "demo measure searching convert exporting",
     "training",
     "pipeline",
-    "paper",
+    "paper lmms_eval",
     "cli",
     "__main__",
 )

@@ -39,15 +39,20 @@ def labelled_only(inputs: Mapping[str, Any], everywhere: bool = False) -> dict[s
     return {**inputs, "logits_to_keep": columns, "shift_labels": shifted[:, columns]}
 
 
-def answer_losses(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The loss of every row's answer, summed over its tokens, and their number: ``(batch,)`` each.
+def answer_logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The logits at every position before a label, ``(batch, positions, vocabulary)``, and the labels or -100.
 
     Args:
         model: attached or not; the labels tell it where the prompt ends.
         inputs: see `labelled_only`.
     """
     kept = labelled_only(inputs, heads_all(model))
-    targets: Tensor = kept["shift_labels"]
-    logits = model(**kept).logits.float()
-    each = F.cross_entropy(logits.transpose(1, 2), targets.to(logits.device), ignore_index=-100, reduction="none")
+    logits: Tensor = model(**kept).logits.float()
+    return logits, kept["shift_labels"].to(logits.device)
+
+
+def answer_losses(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The loss of every row's answer, summed over its tokens, and their number: ``(batch,)``; see `answer_logits`."""
+    logits, targets = answer_logits(model, inputs)
+    each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
     return each.sum(1), (targets != -100).sum(1)
