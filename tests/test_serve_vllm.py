@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 from exports import EXPORTED, base, shaken, words
 from safetensors.torch import load_file, save_file
@@ -26,6 +29,7 @@ from eas.attachment.load import load_base
 from eas.cli import app
 from eas.pipeline import serve_vllm
 
+PLUGIN_SOURCE = Path(__file__).parents[1] / "plugins/eas-vllm/src"
 READY = {"vllm": True, "plugins": [["eas", "eas_vllm:register"]]}
 
 
@@ -93,7 +97,7 @@ def test_a_model_is_exported_once_and_vllm_gets_the_command(adapter, tmp_path, m
         return commands[-1][commands[-1].index("--model") + 1]
 
     first = folder("--name", "m", "--host", "127.0.0.1", "--", "--max-model-len", "64")
-    assert commands[0][:3] == [python, "-m", "vllm.entrypoints.openai.api_server"]
+    assert commands[0][:3] == [python, "-m", "eas_vllm.server"]
     port = commands[0][commands[0].index("--port") + 1]
     told = f"--served-model-name m --dtype bfloat16 --host 127.0.0.1 --port {port} --max-model-len 64"
     assert " ".join(commands[0]).endswith(told)
@@ -130,6 +134,7 @@ def test_what_vllm_cannot_express_is_refused_as_in_export(adapter, tmp_path, mon
     assert not list((tmp_path / "hub" / "eas").glob("vllm-*[!.lock]"))
 
 
+vllm = pytest.mark.skipif(not PYTHON.is_file(), reason=f"needs vLLM, {PYTHON}; `make test-vllm` installs it")
 CLIENT = """
 import json
 import sys
@@ -154,30 +159,53 @@ print(json.dumps(answers))
 """OpenAI's own client, which vLLM's environment has: eight requests at once, a chat, and a chat in pieces."""
 
 
-@pytest.mark.skipif(not PYTHON.is_file(), reason=f"needs vLLM, {PYTHON}; `make test-vllm` installs it")
-def test_openais_client_gets_from_vllm_what_eas_answers(adapter, tmp_path):
+@contextmanager
+def in_a_terminal(command, log, **more):
+    """A process that heads a group, as in a shell's foreground, and hears Ctrl-C, which the background ignores."""
+
+    def hear():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, process_group=0, preexec_fn=hear, **more)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ended(process, number):
+    """The exit status after a signal to the group; none of the process's children is left then."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    os.killpg(process.pid, number)
+    status = process.wait(60)
+    assert not psutil.wait_procs(started, timeout=0)[1]
+    return status
+
+
+@contextmanager
+def serving(adapter, tmp_path):
+    """A server and its log."""
     command = [sys.executable, "-m", "eas", "serve", str(adapter), "--port", "0", "--name", "mine"]
     command += ["--dtype", "float32", "--engine", "vllm", "--python", str(PYTHON)]
     command += ["--", "--enforce-eager", "--max-model-len", "256"]
     quiet = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path / "hub"), "VLLM_CACHE_ROOT": CACHE}
-    texts, log = [f"{'the ' * i}cat {i} is" for i in range(8)], tmp_path / "log"
+    with in_a_terminal(command, tmp_path / "log", env=environment) as process:
+        yield process, tmp_path / "log"
 
-    def hear_ctrl_c():  # what runs in the background ignores it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=environment, preexec_fn=hear_ctrl_c) as process,
-    ):
-        try:
-            address = ready(process, log)
-            asked = [PYTHON, "-c", CLIENT, address, json.dumps(texts)]
-            found = json.loads(subprocess.run(asked, check=True, capture_output=True, timeout=300).stdout)
-        finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) in (0, 130, -signal.SIGINT)
-    assert "Traceback" not in log.read_text()
+@vllm
+def test_openais_client_gets_from_vllm_what_eas_answers(adapter, tmp_path):
+    texts = [f"{'the ' * i}cat {i} is" for i in range(8)]
+    with serving(adapter, tmp_path) as (process, log):
+        asked = [PYTHON, "-c", CLIENT, ready(process, log), json.dumps(texts)]
+        found = json.loads(subprocess.run(asked, check=True, capture_output=True, timeout=300).stdout)
+        assert ended(process, signal.SIGINT) == 0
+    for noise in ("Traceback", "leaked function"):
+        assert noise not in log.read_text()
     model, tokenizer = eas.load(str(tmp_path / "base"), adapter).eval(), words()
 
     def want(text):
@@ -188,6 +216,53 @@ def test_openais_client_gets_from_vllm_what_eas_answers(adapter, tmp_path):
     assert found["texts"] == [want(text) for text in texts]
     assert found["chat"] == "".join(found["pieces"]) == want(f"user: {texts[0]}\nassistant:")
     assert len(found["pieces"]) > 1
+
+
+@vllm
+def test_a_server_that_starts_can_be_stopped(adapter, tmp_path):
+    with serving(adapter, tmp_path) as (process, log):
+        while "(EngineCore pid=" not in log.read_text():  # vLLM has two processes then, and does not serve yet
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        assert ended(process, signal.SIGTERM) == 0
+    assert "Traceback" not in log.read_text()
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", deaf])
+if sys.argv[1] == "serve":
+    os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(60)
+"""
+"""A server, and a child of it that hears nothing; one that says when it serves, and one that never does."""
+
+
+@pytest.mark.parametrize("state", ["serve", "start"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_of_a_server_is_left(state, number, tmp_path):
+    code = "import sys; from eas_vllm.server import supervised; sys.exit(supervised(sys.argv[1:], grace=0.5))"
+    command = [sys.executable, "-c", code, sys.executable, "-c", STUBBORN, state]
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN_SOURCE)}
+    with in_a_terminal(command, tmp_path / "log", env=environment) as process:
+        while "up" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        assert ended(process, number) == 0
+    assert (tmp_path / "log").read_text() == "up\n"
+
+
+@pytest.mark.parametrize(("code", "status"), [("exit(3)", 3), ("import os; os.abort()", 134)])
+def test_a_server_that_ends_by_itself_gives_its_status(code, status):
+    told = [
+        sys.executable,
+        "-c",
+        "import sys; from eas_vllm.server import supervised; sys.exit(supervised(sys.argv[1:]))",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN_SOURCE)}
+    assert subprocess.run([*told, sys.executable, "-c", code], env=environment, timeout=60).returncode == status
 
 
 def ready(process, log):

@@ -119,7 +119,7 @@ def _content(model: str, revision: str | None = None, base: str | None = None) -
 
 
 def replaced_by_vllm(python: str, folder: Path, name: str, host: str, port: int, options: Sequence[str]) -> NoReturn:
-    """Becomes vLLM's server: nothing of this process stays, neither its memory nor its ears for Ctrl-C.
+    """Becomes what starts vLLM's server, and ends it at Ctrl-C: nothing of this process's memory stays.
 
     Args:
         python: of vLLM's environment.
@@ -131,4 +131,4 @@ def replaced_by_vllm(python: str, folder: Path, name: str, host: str, port: int,
     """
     told = ["--model", str(folder), "--served-model-name", name, "--dtype", read_export(folder)["dtype"]]
     told += ["--host", host, "--port", str(port), *options]
-    os.execvp(python, [python, "-m", "vllm.entrypoints.openai.api_server", *told])
+    os.execvp(python, [python, "-m", "eas_vllm.server", *told])
