@@ -1,6 +1,7 @@
 """What skipped attentions save in vLLM on a CPU: base against the export without a third of its attentions.
 
-EAS_VLLM_PYTHON=ENVIRONMENT/bin/python python benchmarks/engines_vllm.py [--rounds 5] [--threads 1]
+EAS_VLLM_PYTHON=ENVIRONMENT/bin/python python benchmarks/engines_vllm.py [--rounds 3] [--threads 2] \
+  [--models llava-0.5b --out benchmarks/engines_vllm_llava.json]
 
 The environment is one of `scripts/install_vllm.sh` with the plugin eas-vllm. Both models are exported by ``eas.export``
 in bfloat16; each has a process of its own, and the two are timed in turns. For 1, 4 and 16 requests at once: the time
