@@ -175,6 +175,12 @@ def in_a_terminal(command, log, **more):
             process.wait()
 
 
+def wait_for(text, process, log):
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
 def ended(process, number):
     """The exit status after a signal to the group; none of the process's children is left then."""
     started = psutil.Process(process.pid).children(recursive=True)
@@ -221,9 +227,7 @@ def test_openais_client_gets_from_vllm_what_eas_answers(adapter, tmp_path):
 @vllm
 def test_a_server_that_starts_can_be_stopped(adapter, tmp_path):
     with serving(adapter, tmp_path) as (process, log):
-        while "(EngineCore pid=" not in log.read_text():  # vLLM has two processes then, and does not serve yet
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
+        wait_for("(EngineCore pid=", process, log)  # vLLM has two processes then, and does not serve yet
         assert ended(process, signal.SIGTERM) == 0
     assert "Traceback" not in log.read_text()
 
@@ -247,11 +251,21 @@ def test_nothing_of_a_server_is_left(state, number, tmp_path):
     command = [sys.executable, "-c", code, sys.executable, "-c", STUBBORN, state]
     environment = {**os.environ, "PYTHONPATH": str(PLUGIN_SOURCE)}
     with in_a_terminal(command, tmp_path / "log", env=environment) as process:
-        while "up" not in (tmp_path / "log").read_text():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
+        wait_for("up", process, tmp_path / "log")
         assert ended(process, number) == 0
     assert (tmp_path / "log").read_text() == "up\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_server_ends_when_who_started_it_is_killed(tmp_path):
+    code = "import sys; from eas_vllm.server import supervised; supervised(sys.argv[1:])"
+    command = [sys.executable, "-c", code, sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN_SOURCE)}
+    with in_a_terminal(command, tmp_path / "log", env=environment) as process:
+        wait_for("up", process, tmp_path / "log")
+        started = psutil.Process(process.pid).children()
+        process.kill()
+        assert len(started) == len(psutil.wait_procs(started, timeout=10)[0]) == 1
 
 
 @pytest.mark.parametrize(("code", "status"), [("exit(3)", 3), ("import os; os.abort()", 134)])
