@@ -169,6 +169,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
     assert "generates no text; `eas eval` scores it" in str(refused.exception)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_comparison_of_methods(models, tmp_path):
     (tmp_path / "data").mkdir()
     shared = {"model": str(models / "nlvr2"), "data": nlvr2(tmp_path / "data"), "eval_batch_size": 4}
@@ -287,6 +288,7 @@ def test_attentions_are_dropped_by_their_similarity(models, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["das", "lora"])
+@pytest.mark.usefixtures("undrawn")
 def test_what_skips_layers_and_what_merges(models, tmp_path, method):
     (tmp_path / "data").mkdir()
     more = {"das": SHORT[:3], "lora": ["method.rank=2"]}[method]
