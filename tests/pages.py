@@ -12,7 +12,9 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "plugins/eas-vllm/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-RECORD = 'PATH=/none; command_not_found_handle() { printf "%q " "$@" >&3; echo >&3; }\n'
+RECORD = """PATH=/none
+command_not_found_handle() { printf -v line "%q " "$@"; printf "%s\\n" "$line" >&3; }  # at once: pipes run side by side
+"""
 """With no program in reach, bash hands each command here: its loops are run, its variables and quotes resolved."""
 
 
@@ -27,9 +29,8 @@ def blocks(page: Path, languages: str) -> list[tuple[str, str]]:
 
 def commands(block: str) -> list[list[str]]:
     """The commands of a block of bash in their order, as words; none of them is run."""
-    caught = re.sub(
-        r"^(?=[\w.-]*/)", "command_not_found_handle ", block, flags=re.MULTILINE
-    )  # bash looks for a path itself
+    # a program that is named by its path never comes to the handle by itself
+    caught = re.sub(r"^(?=[\w.-]*/)", "command_not_found_handle ", block, flags=re.MULTILINE)
     done = subprocess.run(["bash", "-c", f"exec 3>&1\n{RECORD}{caught}"], capture_output=True, text=True, check=False)
     assert done.stderr == "", (block, done.stderr)
     return [shlex.split(line) for line in done.stdout.splitlines()]
