@@ -55,7 +55,7 @@ def done(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     entries = [
         {**EAS, "learning_rates": [0.001, 0.01]},
-        {"label": "deep|prompt", "run": {"method": {"name": "deep_prompt", "num_tokens": 2}}},
+        {"label": "deep|prompt", "run": {"method": {"name": "deep_prompt", "num_tokens": 2}, "visual_tokens": 4}},
         {"label": "EAS, given", "skips": [4], "run": {"skip_set": [1, 2, 3, 4]}, "learning_rate_of": "EAS"},
         BASE,
     ]
@@ -101,6 +101,8 @@ def test_every_run_leaves_its_result_and_one_table_gathers_them(done):
     wide = comparison["latency"]["wide"]
     assert wide["variants"].keys() | wide["left_out"].keys() == {"base", *rows}
     assert {"base", "EAS_3", "EAS_4", "EAS, given"} <= wide["variants"].keys()
+    assert "no fewer tokens of an image" in wide["left_out"]["deep|prompt"]
+    assert rows["deep|prompt"]["counts"]["macs"] < rows["EAS_3"]["counts"]["macs"]  # it reads 4 of 16 visual tokens
 
 
 def test_what_is_done_is_not_done_again(done, tmp_path, monkeypatch):

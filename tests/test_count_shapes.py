@@ -86,7 +86,7 @@ def test_shapes_against_torch(shape: str, method: str | None) -> None:
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ON_META])
-@pytest.mark.parametrize("shape", ["llava-0.5b", "smolvlm-500m"])
+@pytest.mark.parametrize("shape", quick(["llava-0.5b", "smolvlm-500m"], ["llava-0.5b"]))
 def test_methods_that_read_values_against_torch(shape: str, method: str) -> None:
     """On real modules; grouped queries of 15 and 5 heads, and without groups."""
     model = shapes.build(shape, "cpu", share_blocks=True)
@@ -151,12 +151,15 @@ def expected(row: str, n: int, lavin: bool) -> float:
 
 @pytest.mark.parametrize(
     ("table", "column", "n", "most"),
-    [
-        ("table1", "flops", 691, 3e-3),
-        ("table2", "flops", 262, 5e-4),
-        ("table3", "slake_flops", 676, 1e-3),
-        ("table3", "aid_flops", 671, 1e-3),
-    ],
+    quick(
+        [
+            ("table1", "flops", 691, 3e-3),
+            ("table2", "flops", 262, 5e-4),
+            ("table3", "slake_flops", 676, 1e-3),
+            ("table3", "aid_flops", 671, 1e-3),
+        ],
+        [("table2", "flops", 262, 5e-4)],
+    ),
 )
 def test_tables_against_the_formulas_and_the_paper(table: str, column: str, n: int, most: float) -> None:
     rows = reproduce_table(table)["rows"]

@@ -155,6 +155,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert said.stderr == ""
 
 
+@pytest.mark.slow
 def test_commands_say_nothing_of_other_packages() -> None:
     said = fresh("from eas.cli import main; main()", "config")
     assert said.stderr == ""

@@ -45,6 +45,7 @@ def at_first(result: dict[str, Any], **task: Any) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_repeat_is_no_headline(tmp_path: Path) -> None:
     result = whole_result()
     once = {"median": 603.0, "low": 603.0, "high": 603.0}, {"median": 100.0, "low": 100.0, "high": 100.0}
@@ -57,6 +58,7 @@ def test_one_repeat_is_no_headline(tmp_path: Path) -> None:
         assert "6.0x faster, not taken as a gain: timed once, which tells no spread" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_speed_up_above_its_bound_is_no_headline(tmp_path: Path) -> None:
     result = whole_result()
     result["latency"] = times(20.0, 10.0, bounds={"prefill_ms": 1.08, "decode_ms": 2.5})
@@ -101,6 +103,7 @@ def test_wilson_s_interval(score: float, examples: int, low: float, high: float)
             assert abs(score - end) == pytest.approx(z * math.sqrt(end * (1 - end) / examples))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_learning_the_form_only_is_no_gain(tmp_path: Path) -> None:
     result = at_first(whole_result())
     blind = "always answering “yes” gives 44.0 %"
@@ -127,6 +130,7 @@ def test_gains_and_losses() -> None:
     assert "reaches 44.0 % on" in headline(result)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_zero_shot_in_other_words(tmp_path: Path) -> None:
     result = at_first(whole_result(), majority=0.2, zero_shot={"as_written": 0.0, "comparable": False})
     why = "not comparable: the zero-shot model answers in other words"
@@ -232,6 +236,7 @@ def test_the_number_of_the_longest_bar_is_whole() -> None:
         assert all(text.get_window_extent().x1 <= right + 1 for text in axes.texts)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_random_stand_in_is_not_called_my_model(tmp_path: Path) -> None:
     for text in said_everywhere(whole_result(), tmp_path):
         assert "larger model" not in text.lower()
@@ -254,6 +259,7 @@ def test_dollars_and_backslashes_in_names_are_drawn_as_they_are(tmp_path: Path) 
         assert "$x_1 \\frac" in (tmp_path / "figures" / f"{name}.svg").read_text(), name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_slow_tables_say_that_they_scroll(tmp_path: Path) -> None:
     template = (Path(eas.__file__).parent / "reports" / "page.html").read_text()
     assert template.count('<div class="scroll') == template.count('<p class="soft hint">The table is wider') == 3

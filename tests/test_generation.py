@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from decoding import alone, answered, answers, decode, teacher_forced
-from families import IMAGE, SEEING, attached, build, every_family, logits, prompts
+from families import IMAGE, SEEING, attached, build, every_family, logits, prompts, quick
 from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
 
@@ -363,14 +363,17 @@ RUNNING = {"pooling": "causal", "decode_pooling": "running"}
 
 @pytest.mark.parametrize(
     ("mode", "config"),
-    [
-        (None, {}),
-        ("shared", {}),
-        ("per_example", {}),
-        ("constant", {"router": "constant"}),
-        ("constant", {"router": "constant", **RUNNING}),
-        ("constant", {"router": "constant", "pooling": "none"}),
-    ],
+    quick(
+        [
+            (None, {}),
+            ("shared", {}),
+            ("per_example", {}),
+            ("constant", {"router": "constant"}),
+            ("constant", {"router": "constant", **RUNNING}),
+            ("constant", {"router": "constant", "pooling": "none"}),
+        ],
+        [(None, {}), ("shared", {})],
+    ),
 )
 def test_compiled_decoding_is_one_graph_for_all_requests(mode, config):
     model = attached(LLAMA, config=config)

@@ -18,6 +18,7 @@ packaged = pytest.mark.skipif(
 
 
 @packaged
+@pytest.mark.slow
 def test_smollm2_opens_saves_and_folds(tmp_path, monkeypatch):
     monkeypatch.setattr("eas.models.gguf.HF_HOME", str(tmp_path / "home"))
     folder = Path(base_folder("smollm2-135m"))

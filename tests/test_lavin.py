@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from families import build, logits, prompts
+from families import build, logits, prompts, quick
 from lavin_original import letters
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, TrainingArguments
@@ -242,7 +242,8 @@ def run(folder, scienceqa, path, method, **more):
 SMALL = {"skip_rank": 4, "adapt_rank": 2, "num_skip": 2}
 
 
-@pytest.mark.parametrize("method", [{"name": "eas", **EAS}, {"name": "das", **DAS}])
+@pytest.mark.parametrize("method", quick([{"name": "eas", **EAS}, {"name": "das", **DAS}], [{"name": "eas", **EAS}]))
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_the_pipeline(folder, scienceqa, tmp_path, method):
     result = run(folder, scienceqa, tmp_path, method | SMALL)
     assert (result["model"]["class"], len(result["model"]["skip_set"])) == (LAVIN, 2)
@@ -298,9 +299,10 @@ def test_a_quantised_language_model(folder, tmp_path, bits, kind, error):
     ("method", "bits", "fold"),
     [
         ({"name": "eas", **EAS, **SMALL}, 4, "shared"),
-        ({"name": "lora", "rank": 2}, 8, None),  # which merges into plain weights
+        pytest.param({"name": "lora", "rank": 2}, 8, None, marks=pytest.mark.slow),  # which merges into plain weights
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_quantised_run(folder, scienceqa, tmp_path, method, bits, fold):
     result = run(folder, scienceqa, tmp_path, method, bits=bits, dtype="float32")
     assert json.loads((tmp_path / "fold.json").read_text())["mode"] == fold

@@ -55,17 +55,24 @@ def ended(case, folder):
     return ("read" if case.names is None or case.may_read else "accepted"), None
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_malformed(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [*((name, 5) for name in MODULES), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in MODULES)],
+)
+def test_malformed(name, step, tmp_path):
+    """Every fifth case in `make test`, and all of them in `make test-slow`."""
     cases = importlib.import_module(f"malformed.{name}").CASES
     assert len({case.name for case in cases}) == len(cases)
     found, wrong = Counter(), []
-    for number, case in enumerate(cases):
+    for number, case in enumerate(cases[::step]):
         end, error = ended(case, tmp_path / str(number))
         found[end] += 1
         if end in WRONG:
             wrong.append(f"{case.name}: {end}: {type(error).__name__ if error else ''} {str(error)[:300]}")
-    print(f"\n{name}: {len(cases)} cases, " + ", ".join(f"{end} {found[end]}" for end in ("refused", "read", *WRONG)))
+    print(
+        f"\n{name}: {found.total()} of {len(cases)} cases, "
+        + ", ".join(f"{end} {found[end]}" for end in ("refused", "read", *WRONG))
+    )
     assert not wrong, "\n".join(wrong)
 
 

@@ -203,6 +203,21 @@ def test_benchmark_alternates_base_and_folded() -> None:
             assert 0 < spread.low <= spread.median <= spread.high
 
 
+def test_a_variant_may_have_a_prompt_of_its_own() -> None:
+    models, lengths = {"base": build(LLAVA), "folded": variant("shared")}, []
+    for name, model in models.items():
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: lengths.append((name, kwargs["input_ids"].shape[1])), with_kwargs=True
+        )
+    benchmark(models, prompts(LLAVA, (7,)), 0, 1, own_inputs={"folded": prompts(LLAVA, (5,))})
+    assert set(lengths) == {
+        ("base", prompts(LLAVA, (7,))["input_ids"].shape[1]),
+        ("folded", prompts(LLAVA, (5,))["input_ids"].shape[1]),
+    }
+    with pytest.raises(ValueError, match="padded"):
+        benchmark(models, prompts(LLAVA, (7,)), 1, 1, own_inputs={"folded": prompts(LLAVA, (5, 7))})
+
+
 @pytest.mark.parametrize("name", ["base", "shared", "per_example"])
 @every_family
 def test_benchmark_decodes_what_generate_decodes(name: str, family: str) -> None:

@@ -27,7 +27,6 @@ from eas.pipeline.frontier import frontier
 from eas.searching.similarity import cosines
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parents[1]
 ANSWERS = (*COLOURS, "left", "right")
 SHORT = [
     "method.skip_rank=8",
@@ -170,6 +169,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
     assert "generates no text; `eas eval` scores it" in str(refused.exception)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_comparison_of_methods(models, tmp_path):
     (tmp_path / "data").mkdir()
     shared = {"model": str(models / "nlvr2"), "data": nlvr2(tmp_path / "data"), "eval_batch_size": 4}
@@ -271,42 +271,6 @@ def test_a_row_of_table_4_trains_as_it_is_once_weights_and_data_are_in_place(mod
     assert "vqa_testdev" not in row["difference"]  # ours is of val2014
 
 
-def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
-    """Commands and Python of docs/meter.md, in order, on a tiny METER of six co-attention layers; few steps."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "src").symlink_to(ROOT / "src")
-    for task, folder in (("vqa", "VQA"), ("nlvr2", "NLVR2"), ("retrieval", "Flickr30K")):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        DATA[task](tmp_path / "data" / folder)
-    picture(tmp_path / "cat.jpg", "cat")
-    for task, file in (("pretraining", "pretrain"), ("vqa", "vqa")):
-        state = checkpoint(task, width=64, grid=2, layers=6, answers=5)
-        torch.save({"state_dict": state}, tmp_path / f"meter_clip16_288_roberta_{file}.ckpt")
-    tokenizer().save_pretrained(tmp_path / "roberta-base")
-    few = [*SHORT[3:], "train.search_steps=2", "train.tune_steps=1", "train.batch_size=2", "train.accumulation=1"]
-    more = {
-        "convert": ["--tokenizer", "roberta-base/"],
-        "run": [word for option in few for word in ("-o", option)],
-        "eval": [],
-    }
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "docs" / "meter.md").read_text(), flags=re.DOTALL)
-    ran = []
-    for language, block in blocks:
-        if language == "python":
-            exec(compile(block, "meter.md", "exec"), names := {})
-            ran += [name for name in ("answer", "result", "report") if name in names]
-            continue
-        for line in block.splitlines():
-            _, verb, *words = line.replace("384", "16").replace("288", "16").split()
-            if verb == "reproduce":  # a test of its own trains a row
-                continue
-            words = [word.replace("clip16_16", "clip16_288") for word in words]
-            shown = CliRunner().invoke(cli.app, [verb, *words, *more[verb]])
-            assert shown.exit_code == 0, (line, shown.output, shown.exception)
-            ran.append(verb)
-    assert ran == ["convert"] * 4 + ["run"] * 3 + ["eval", "answer", "result", "report"]
-
-
 def test_attentions_are_dropped_by_their_similarity(models, tmp_path):
     (tmp_path / "data").mkdir()
     given = [f"model={models / 'nlvr2'}", f"data={nlvr2(tmp_path / 'data')}", f"output_dir={tmp_path / 'run'}"]
@@ -324,6 +288,7 @@ def test_attentions_are_dropped_by_their_similarity(models, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["das", "lora"])
+@pytest.mark.usefixtures("undrawn")
 def test_what_skips_layers_and_what_merges(models, tmp_path, method):
     (tmp_path / "data").mkdir()
     more = {"das": SHORT[:3], "lora": ["method.rank=2"]}[method]

@@ -230,9 +230,9 @@ class TestContract:
         assert (model.kv_bytes_per_token < base.kv_bytes_per_token) == bool(skips_attention)
 
 
-@pytest.mark.parametrize("family", FAMILIES[1:3])  # test_checkpoint opens every one
+@pytest.mark.parametrize("family", quick(FAMILIES[1:3], FAMILIES[1:2]))  # test_checkpoint opens every one
 @pytest.mark.parametrize("label", CONFIGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", quick([torch.float32, torch.bfloat16], [torch.bfloat16]))
 def test_a_standalone_folder_opens_without_the_base(family, label, dtype, tmp_path):
     model, inputs = tuned(family, label, pruned=True, dtype=dtype), prompts(family)
     eas.save_standalone(model, tmp_path)

@@ -109,6 +109,7 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path, monkeypatch):
         short_run(tmp_path, "data=scenes:relation", "train.tune_steps=4")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
     rows = []
     for i, example in enumerate(scenes("colour", "train", 40)):
@@ -136,6 +137,7 @@ def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
     assert json.loads((out / "fold.json").read_text())["mode"] == Run.open(out).config.fold_mode == "shared"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_whose_images_cannot_be_counted_says_so(tmp_path, monkeypatch):
     monkeypatch.delitem(VISION_TOWERS, "LlavaForConditionalGeneration")
     short_run(tmp_path, "data=scenes:relation", "skip_set=[0,3,5,11]")
@@ -151,6 +153,7 @@ def test_one_process_at_a_time_works_in_a_run_folder(tmp_path):
         run_steps(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failing_step_leaves_the_report_on_those_before_it(tmp_path, monkeypatch):
     def stop(run: Run) -> None:
         raise ValueError("no space left")
@@ -165,6 +168,7 @@ def test_a_failing_step_leaves_the_report_on_those_before_it(tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_real_nlvr_images_and_sentences(tmp_path):
     if "EAS_REAL_DATA" not in os.environ:
         pytest.skip("EAS_REAL_DATA names no folder with the real NLVR files")

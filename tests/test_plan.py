@@ -37,6 +37,7 @@ def test_steps_follow_the_data(tmp_path, monkeypatch, rows, options, search, tun
     assert (plan(run, "search").steps, plan(run, "tune").steps) == (search, tune)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_epochs_and_time_are_shown_and_kept(tmp_path, capsys):
     run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *SHORT, "data=scenes:odd"]))
     STEPS["search"](run)

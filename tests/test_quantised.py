@@ -175,6 +175,7 @@ def test_a_base_of_any_family_loads_with_quantised_blocks_and_nothing_else(famil
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_on_a_quantised_base(tmp_path):
     settings = ["bits=8", "data=scenes:colour", "skip_set=[2, 5]", "method.num_skip=2", "train.tune_steps=1"]
     settings += ["train_limit=4", "validation_limit=4", "test_limit=2", "train.batch_size=2", "dtype=float32"]

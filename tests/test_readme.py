@@ -1,4 +1,4 @@
-"""The README's snippets run, and its commands exist."""
+"""The README's snippets run, and pages are about what is there; test_commands.py runs every command."""
 
 from __future__ import annotations
 
@@ -7,51 +7,29 @@ import inspect
 import re
 import tomllib
 from itertools import product
-from pathlib import Path
 
 import contract
 import pytest
 import test_methods
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from typer.testing import CliRunner
+from pages import PAGES, ROOT, blocks, commands, name
 
 import eas
-from eas import cli
 from eas.hf.versions import BEYOND, OLDEST
 from eas.methods import Method
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_python_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = blocks(ROOT / "README.md", "python")
     assert snippets
-    for snippet in snippets:
+    for _, snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "adapter" / "eas_config.json").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_exist_with_their_options(page):
-    joined = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
-    commands = [line.split("#")[0].split() for line in joined.splitlines() if line.startswith("eas ")]
-    assert commands or page.name != "README.md"
-    for whole in commands:
-        command = whole[: whole.index("--")] if "--" in whole else whole  # what follows is another program's
-        verb = command[1:3] if command[1] in ("data", "convert") else command[1:2]  # `eas data check`
-        shown = CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"})
-        assert shown.exit_code == 0, command
-        assert all(word in shown.output for word in command if word.startswith("--")), command
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_pictures_are_there(page):
     targets = re.findall(r"\]\(((?!http)[^)#]+)", page.read_text())
     assert all((page.parent / target).exists() for target in targets), targets
@@ -59,7 +37,11 @@ def test_links_and_pictures_are_there(page):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks(ROOT / "README.md", "bash")), flags=re.MULTILINE):
+    shown = [
+        words for page in PAGES for _, block in blocks(page, "bash") for words in commands(block) if words[0] == "make"
+    ]
+    assert shown
+    for _, target, *_ in shown:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
@@ -74,7 +56,7 @@ def test_the_declared_range_of_transformers_is_the_tested_one():
 
 def test_the_example_of_a_method_keeps_the_contract(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    usage, example = blocks(ROOT / "docs" / "methods.md", "python")
+    (_, usage), (_, example) = blocks(ROOT / "docs" / "methods.md", "python")
     exec(usage, {})
     (tmp_path / "bitfit.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
@@ -95,8 +77,8 @@ def test_the_table_of_methods_names_them_all():
     assert folds == {name: method.fold_modes for name, method in eas.METHODS.items()}
 
 
-@pytest.mark.parametrize("name", ["evidence_page", "search_page", "smollm2_page"])
-def test_pages_show_what_was_measured(name, monkeypatch):
+@pytest.mark.parametrize("script", ["evidence_page", "search_page", "smollm2_page"])
+def test_pages_show_what_was_measured(script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    page = importlib.import_module(name)
+    page = importlib.import_module(script)
     assert page.filled(page.PAGE.read_text()) == page.PAGE.read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import quick
 from results import whole_result, write
 
 from eas.data import BENCHMARKS, data_options, load_data
@@ -62,7 +63,7 @@ REAL = {
 
 
 @pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", quick(REAL, ["slake"]))
 def test_real_benchmarks(name: str, tmp_path: Path) -> None:
     """Every category before (one answer to all) and after (the right one), against a count of the examples."""
     split, guess, wanted = REAL[name]

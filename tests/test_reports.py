@@ -80,6 +80,7 @@ def test_numbers_of_candidates_are_not_taken_for_layers(
     assert (plot.title, plot.figure.axes[0].get_xlabel()) == (title, counted)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_answers_are_marked_by_the_metric(run_folder: Path, tmp_path: Path) -> None:
     page = (run_folder / "report.html").read_text()
     assert page.count("✓") == 5 + 1  # a typical one stands at the top, too
@@ -91,6 +92,7 @@ def test_answers_are_marked_by_the_metric(run_folder: Path, tmp_path: Path) -> N
     assert "✗" not in unmarked
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("missing", ["accuracy", "counts", "latency", "search", "training", "task", "everything"])
 def test_steps_that_were_not_run(missing: str, tmp_path: Path) -> None:
     result = {} if missing == "everything" else whole_result()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import quick
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
@@ -59,7 +60,7 @@ def counted(name: str) -> dict[str, Any]:
     return reproduce_table(name)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", quick(TABLES, ("table2", "table4", "table6", "table8", "fig4")))
 def test_the_tables(name: str) -> None:
     """Every figure that is not on the list of unexplained ones is reproduced, and those on it are not."""
     result = counted(name)
@@ -242,6 +243,7 @@ def test_latency_is_refused_where_memory_does_not_do(monkeypatch: pytest.MonkeyP
         runs.add_latency(result, None, 1, 1, share_blocks=True)
 
 
+@pytest.mark.slow
 def test_what_memory_is_needed() -> None:
     """The paper's 7B fits 24 GiB in bfloat16 under every method, full tuning included; a card of 4 if blocks share."""
     rows = [(method, row) for row in table_spec("table1").rows if (method := tables.row_method(row))]

@@ -72,6 +72,7 @@ def test_an_attached_meter_can_be_pickled(options):
     assert torch.equal(pickle.loads(pickle.dumps(model))(**batch).logits, before)
 
 
+@pytest.mark.slow
 def test_another_process_opens_a_pickled_model(tmp_path):
     model, inputs = attached(LLAMA), prompts(LLAMA)
     torch.save((model, inputs, logits(model, inputs)), tmp_path / "model.pt")

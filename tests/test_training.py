@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from families import build, prompts
+from families import build, prompts, quick
 from trainers import CONFIG, arguments, lively, rows, searcher
 
 import eas
@@ -65,7 +65,10 @@ def test_checkpoint_of_another_configuration_or_phase_is_refused(tmp_path):
         searcher(tmp_path / "p").train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 
-@pytest.mark.parametrize("family", ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "family",
+    quick(["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], ["LlavaForConditionalGeneration"]),
+)
 def test_multimodal_models_train_with_checkpointing_accumulation_and_bf16(tmp_path, family):
     torch.manual_seed(0)
     model = eas.attach(lively(family), eas.EASConfig(2, **CONFIG, train_projector=True))

@@ -88,6 +88,7 @@ def test_what_is_saved_reads_the_same_tokens(tmp_path):
         eas.export(model, "decilm", tmp_path / "served")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_trains_scores_and_times_with_fewer_tokens(tmp_path):
     options = [f"output_dir={tmp_path}", "data=scenes:relation", "visual_tokens=6", "skip_set=[1,3,5,7]", *SHORT]
     run = Run.create(RunConfig().with_overrides(options))

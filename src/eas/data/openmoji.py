@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,7 @@ class Emoji:
     subgroup: str
     group: str
 
-    @property
+    @cached_property
     def base_name(self) -> str:
         """The name without the person's sex and direction, or the name if nothing is left."""
         return " ".join(_PERSON.sub(" ", self.name).split()) or self.name
@@ -196,7 +196,7 @@ def _odd(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Ex
 
 def _same(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
     first, same = _pick(rng, pool), bool(rng.integers(2))
-    wanted = [e for e in pool if e != first and (e.subgroup == first.subgroup if same else e.group != first.group)]
+    wanted = [e for e in pool if (e.subgroup == first.subgroup if same else e.group != first.group) and e != first]
     if not wanted:  # its subgroup has no other in this split
         return _same(id, pool, i, rng)
     shown, answer = (first, _pick(rng, wanted)), "yes" if same else "no"

@@ -41,6 +41,9 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     def prepared(self, checkpoint: str | None) -> None:
         """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""
 
+    def order(self) -> Any:
+        """The sampler of the training examples; None for ``Trainer``'s."""
+
     def prepared_inputs(self, inputs: Any) -> Any:
         """Called with every batch, of training and of evaluation; returns what the loss is computed from."""
         return inputs
@@ -74,6 +77,9 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir)
         best = f"{folder / PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order() or super()._get_train_sampler(train_dataset)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return self.prepared_inputs(super()._prepare_inputs(inputs))

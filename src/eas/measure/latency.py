@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -50,7 +51,12 @@ class Latency:
 
 
 def benchmark(
-    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Tensor], new_tokens: int, repeats: int, title: str = ""
+    models: Mapping[str, PreTrainedModel],
+    inputs: Mapping[str, Tensor],
+    new_tokens: int,
+    repeats: int,
+    title: str = "",
+    own_inputs: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> dict[str, Latency]:
     """Times variants of a model on the same prompt, greedily, in turns: A B A B ...
 
@@ -63,6 +69,7 @@ def benchmark(
             nothing: one pass is timed.
         repeats: number of times that each variant is timed.
         title: title of the progress bar; empty for no bar.
+        own_inputs: by name, the same prompt for variants that read fewer tokens of an image.
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.
@@ -78,13 +85,13 @@ def benchmark(
         raise ValueError(f"repeats = {repeats} must be at least 1, and new_tokens = {new_tokens} at least 0")
     if training := [name for name, model in models.items() if model.training]:
         raise ValueError(f"{training} in training mode; call model.eval() before timing")
-    if "attention_mask" in inputs and not inputs["attention_mask"].all():
+    if any("attention_mask" in given and not given["attention_mask"].all() for given in (inputs, *own_inputs.values())):
         raise ValueError("the prompts are padded, which would be timed as well; pass prompts of one length")
     prefill: dict[str, list[float]] = {name: [] for name in models}
     decode: dict[str, list[float]] = {name: [] for name in models}
     rounds = [(repeat, name) for repeat in range(repeats + 1) for name in models]
     for repeat, name in track(rounds, title):
-        first, each = _time_once(models[name], inputs, new_tokens)
+        first, each = _time_once(models[name], own_inputs.get(name, inputs), new_tokens)
         if repeat > 0:  # the first round warms up
             prefill[name].append(first)
             decode[name].append(each)

@@ -11,7 +11,7 @@ from typing import Any
 from eas.config import Config, ConfigError, option, section
 from eas.pipeline.config import RunConfig
 
-OWN = ("method", "search", "train", "skip_set", "fold_mode", "eval_batch_size")
+OWN = ("method", "search", "train", "skip_set", "fold_mode", "eval_batch_size", "visual_tokens", "visual_choice")
 """The keys of a run that may differ between entries; all others are part of the equal conditions."""
 
 

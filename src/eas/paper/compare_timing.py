@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from eas.attachment.attach import fold
@@ -35,28 +36,40 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
         return None
     if before is not None and all(before[key] == value for key, value in timed.items()):
         return dict(before)
-    run = Run(jobs[0].config)
+    run = Run(replace(jobs[0].config, visual_tokens=config.run.get("visual_tokens")))
     inputs, (tokens, _, _) = run.task.first(run, "test")
+    own = {row: _inputs(job) for row, job in first.items() if job.config.visual_tokens != run.config.visual_tokens}
     models = {BASE: run.load_base().eval(), **{row: _folded(job) for row, job in first.items()}}
     return {
         **timed,
         "hardware": hardware(),
         "prompt_tokens": tokens,
-        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows"),
-        "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets),
+        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows", own),
+        "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets, own),
     }
 
 
+def _inputs(job: Job) -> Mapping[str, Any]:
+    run = Run(job.config)
+    inputs: Mapping[str, Any] = run.task.first(run, "test")[0]
+    return inputs
+
+
 def _time_wide(
-    config: CompareConfig, jobs: Mapping[str, Job], skip_sets: Mapping[str, Sequence[int]]
+    config: CompareConfig, jobs: Mapping[str, Job], skip_sets: Mapping[str, Sequence[int]], fewer: Collection[str]
 ) -> dict[str, Any]:
     """At the tiny model's width overhead rules: the same methods and skip sets, untrained, where matrices do.
 
     What cannot be attached to a text-only model is left out, with the reason.
     """
     base, inputs, name = larger_base(config.benchmark.hidden_size or 0, config.benchmark.prompt_tokens)
-    models, left_out = {BASE: base}, {}
+    models, left_out = (
+        {BASE: base},
+        dict.fromkeys(fewer, "the wide model reads no image, so no fewer tokens of an image"),
+    )
     for row, job in jobs.items():
+        if row in left_out:
+            continue
         width = Run(job.config).load_config().get_text_config().hidden_size
         try:
             method = replace(job.config.method.rescaled(base.config.hidden_size, of=width), train_projector=False)
@@ -67,11 +80,16 @@ def _time_wide(
 
 
 def _variants(
-    config: CompareConfig, models: Mapping[str, Any], inputs: Mapping[str, Any], decodes: bool, what: str
+    config: CompareConfig,
+    models: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    decodes: bool,
+    what: str,
+    own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     settings = config.benchmark
     new_tokens = settings.new_tokens if decodes else 0
-    timed = benchmark(models, inputs, new_tokens=new_tokens, repeats=settings.repeats, title=f"timing {what}")
+    timed = benchmark(models, inputs, new_tokens, settings.repeats, title=f"timing {what}", own_inputs=own)
     return {row: asdict(latency) for row, latency in timed.items()}
 
 

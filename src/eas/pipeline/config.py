@@ -35,6 +35,9 @@ class TrainConfig(Config):
     weight_decay: float = option(0.0, "weight decay of AdamW")
     batch_size: int = option(16, "examples per forward pass")
     accumulation: int = option(1, "forward passes per optimizer step")
+    group_by_length: bool | None = option(
+        None, "batches of examples of about one length; null: where random batches would be a third padding"
+    )
     max_length: int | None = option(None, "maximum tokens of a training example, with its answer; null: no limit")
     cut: str | None = option(
         None, f"part that longer examples lose: {', '.join(CUTS)}; null: longer examples are refused"

@@ -18,6 +18,7 @@ from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
+from eas.training.grouping import grouped_lengths
 
 console = make_console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
 
@@ -51,6 +52,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
     )
+    lengths = grouped_lengths(run.data("train"), settings.batch_size, settings.group_by_length)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     trainer = EASTrainer(
@@ -59,6 +61,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         phase=phase,
         search=run.config.search,
         held_out=run.data("validation") if phase == "search" else (),
+        lengths=lengths,
         train_dataset=run.data("train"),
         data_collator=run.task.collator(run),
         callbacks=[ProgressBar(phase)],

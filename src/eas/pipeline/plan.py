@@ -84,7 +84,9 @@ def duration(seconds: float) -> str:
 
 def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
     model, data, train = trainer.model, run.data("train"), run.config.train
-    examples = [data[i % len(data)] for i in range(train.batch_size)]
+    order = sorted(range(len(data)), key=trainer.lengths.__getitem__) if trainer.lengths else range(len(data))
+    middle = max(0, len(data) // 2 - train.batch_size // 2) if trainer.lengths else 0
+    examples = [data[order[(middle + i) % len(data)]] for i in range(train.batch_size)]
     start, training = time.perf_counter(), model.training
     with torch.random.fork_rng(), trainer.accelerator.autocast():  # what is drawn here is drawn again
         batch = trainer.data_collator(examples)

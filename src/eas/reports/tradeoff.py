@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from eas.reports.certainty import interval
 from eas.reports.figures import BLUE, GREY, INK, ORANGE
@@ -22,6 +23,7 @@ PANELS = {"prefill_ms": "prefill, ms", "decode_ms": "decode, ms per token"}
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 DPI = 160
 Colour = tuple[float, float, float]
+Extents = tuple[float, float, float, float]
 
 
 def tradeoff(
@@ -105,10 +107,10 @@ def reach(test: Mapping[str, Any], examples: int | None) -> tuple[float, float]:
 
 def write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]]) -> None:
     """Writes names beside their points where each hides least: markers, lines, and the names that stand already."""
-    frame, taken = axes.get_window_extent(), []
+    frame, taken = np.array([axes.get_window_extent().extents]), []
     for line in axes.lines:  # markers and what joins them
         vertices = line.get_transform().transform(line.get_xydata())
-        taken += [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in vertices if line.get_marker() in MARKERS]
+        taken += [(x - 9, y - 9, x + 9, y + 9) for x, y in vertices if line.get_marker() in MARKERS]
         if line.get_linestyle() != "None":
             taken += [box for pair in pairwise(vertices) for box in _along(*pair)]
     for bars in axes.collections:  # error bars
@@ -118,17 +120,17 @@ def write_names(axes: Axes, points: Sequence[tuple[str, Colour, float, float]]) 
         text = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8.5, color=colour)
         extent, (px, py) = text.get_window_extent(), axes.transData.transform((x, y))
         width, height = extent.width, extent.height
-        places = []
+        places, others = [], np.array(taken).reshape(-1, 4)
         for distance in (16, 26, 40, 60, 85):
             for dx, dy in SIDES:
                 left, bottom = px + dx * distance + (dx - 1) * width / 2, py + dy * distance + (dy - 1) * height / 2
-                place = Bbox.from_bounds(left, bottom, width, height)
+                place = np.array([left, bottom, left + width, bottom + height])
                 outside = width * height - _common(place, frame)
-                cost = sum(_common(place, other) for other in taken) + 3 * outside + 8 * distance  # near is clearer
+                cost = _common(place, others) + 3 * outside + 8 * distance  # near is clearer
                 places.append((cost, left, bottom))
         _, left, bottom = min(places, key=lambda place: place[0])  # of equals the first: to the right
         text.set_position(((left - px) * 72 / DPI, (bottom - py) * 72 / DPI))
-        taken.append(Bbox.from_bounds(left - 4, bottom, width + 8, height))  # or 1 beside 5 reads as 15
+        taken.append((left - 4, bottom, left + width + 4, bottom + height))  # or 1 beside 5 reads as 15
 
 
 def _dark(colour: str) -> Colour:
@@ -137,14 +139,15 @@ def _dark(colour: str) -> Colour:
     return 0.65 * red, 0.65 * green, 0.65 * blue
 
 
-def _along(start: Any, end: Any) -> Iterator[Bbox]:
+def _along(start: Any, end: Any) -> Iterator[Extents]:
     """Small boxes along a line in pixels."""
     steps = max(1, int(max(abs(end - start)) / 6))
     for i in range(steps + 1):
         x, y = start + (end - start) * i / steps
-        yield Bbox.from_bounds(x - 3, y - 3, 6, 6)
+        yield x - 3, y - 3, x + 3, y + 3
 
 
-def _common(a: Bbox, b: Bbox) -> float:
-    both = Bbox.intersection(a, b)
-    return 0.0 if both is None else float(both.width * both.height)
+def _common(place: NDArray[Any], others: NDArray[Any]) -> float:
+    """The area that a box shares with others; of each the left, lower, right and upper edge."""
+    low, high = np.maximum(place[:2], others[:, :2]), np.minimum(place[2:], others[:, 2:])
+    return float((high - low).clip(min=0).prod(axis=1).sum())

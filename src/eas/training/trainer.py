@@ -25,6 +25,7 @@ from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import loss_weight, score_sets
 from eas.training import sharded
+from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
 Phase = Literal["search", "tune"]
@@ -44,6 +45,7 @@ class EASTrainer(OpenTrainer):
         phase: "search" or "tune".
         search: settings of the search phase.
         held_out: examples for the search's rounds, not trained on.
+        lengths: of the training examples, in any unit; with them each batch holds examples of about one length.
         kwargs: everything else a ``Trainer`` takes (``train_dataset``, ``data_collator``, ``callbacks``, ...).
 
     Raises:
@@ -67,6 +69,7 @@ class EASTrainer(OpenTrainer):
         phase: Phase = "tune",
         search: SearchConfig | None = None,
         held_out: Sequence[Any] = (),
+        lengths: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         if phase not in ("search", "tune"):
@@ -81,6 +84,7 @@ class EASTrainer(OpenTrainer):
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images
             args.ddp_find_unused_parameters = not state.pruned or state.config.train_projector
+        self.lengths = lengths
         super().__init__(model, args, **kwargs)
         keep_gradients(model)
         # a loss that is computed outside of the model reads the logits of every token
@@ -128,6 +132,11 @@ class EASTrainer(OpenTrainer):
             with raised_as(CheckpointError):
                 check_checkpoint(Path(resume_from_checkpoint), searching)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def order(self) -> GroupedByLength | None:
+        if not self.lengths:
+            return None
+        return GroupedByLength(self.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
     def prepared_inputs(self, inputs: Any) -> Any:
         # label smoothing, compute_loss_func and an overridden compute_loss take the labels away, which mark the prompt
