@@ -79,7 +79,7 @@ test-lmms-eval: .engines-lmms-eval/.installed
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
 		"$$(.engines-lmms-eval/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
 	.engines-lmms-eval/bin/pip install -qq --no-deps lmms-eval==0.7.3
-	.engines-lmms-eval/bin/pip install -q loguru sacrebleu evaluate pytz tenacity aiohttp "filelock==3.20.0"
+	.engines-lmms-eval/bin/pip install -q loguru sacrebleu evaluate pytz tenacity aiohttp "filelock<4"
 	touch $@
 
 lint: $(VENV)/.installed-dev

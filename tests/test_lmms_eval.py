@@ -21,7 +21,9 @@ from eas.example import DataError, Example
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.tasks.evaluation import answer, choice_losses, target_losses
 
-pytestmark = pytest.mark.skipif(find_spec("lmms_eval") is None, reason="needs lmms-eval; `make test-lmms-eval` installs it")
+pytestmark = pytest.mark.skipif(
+    find_spec("lmms_eval") is None, reason="needs lmms-eval; `make test-lmms-eval` installs it"
+)
 EXAMPLES = [replace(example, id=str(number)) for number, example in enumerate(scenes("colour", "test", 5))]
 CHOICES = ("red", "green", "blue", "yellow")
 TASK = """
