@@ -34,6 +34,8 @@ QUICK = (
     *("Gemma4Unified", "Llama4", "Glm4vMoe"),
 )
 """One of each kind of language model."""
+TOLD = ("Qwen3VL", "Qwen3.5", "Glm", "PaddleOCRVL", "HunYuanVL", "Molmo2", "Gemma3", "Gemma4")
+"""Their processors tell which tokens are an image's."""
 every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
@@ -69,11 +71,13 @@ def prompts(label: str, lengths: tuple[int, ...] = (4, 7), image: bool = True) -
     torch.manual_seed(1)
     _, _, tokens, images = FAMILIES[label]
     tokens *= image
-    rows = [torch.cat([torch.tensor([1, *[IMAGE] * tokens]), torch.randint(6, 64, (n,))]) for n in lengths]
+    start = [4] if tokens and "Omni" in label else []  # where they look for images
+    rows = [torch.cat([torch.tensor([1, *start, *[IMAGE] * tokens]), torch.randint(6, 64, (n,))]) for n in lengths]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), **(images(len(rows)) if image else {})}
-    if "image_grid_thw" in inputs and label.startswith(("Qwen", "Glm")):
-        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
+    if tokens and label.startswith(TOLD):
+        name = "token_type_ids" if label.startswith("Gemma3") else "mm_token_type_ids"
+        inputs[name] = (ids == IMAGE).long()
     return inputs
 
 

@@ -241,8 +241,8 @@ FAMILIES: dict[str, Row] = {
                 "downsample_hidden_size": 8,
             },
         ),
-        0,
-        none,
+        4,
+        patches(96),
     ),
     "Cohere2Vision": (
         "Cohere2VisionForConditionalGeneration",
@@ -297,15 +297,31 @@ FAMILIES: dict[str, Row] = {
     "Gemma4Unified": (
         "Gemma4UnifiedForConditionalGeneration",
         lambda: tf.Gemma4UnifiedConfig(
-            text_config=GEMMA4, image_token_id=IMAGE, boi_token_id=4, eoi_token_id=5, audio_token_id=5
+            text_config=GEMMA4,
+            vision_config={
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 16,
+                "mm_posemb_size": 4,
+                "output_proj_dims": 16,
+            },
+            image_token_id=IMAGE,
+            boi_token_id=4,
+            eoi_token_id=5,
+            audio_token_id=5,
         ),
-        0,
-        none,
+        4,
+        lambda count: {"pixel_values": torch.rand(count, 4, 192), "image_position_ids": places(count, 2)},
     ),
     "Gemma4, images": (
         "Gemma4ForConditionalGeneration",
         lambda: tf.Gemma4Config(
-            text_config={**GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64},
+            text_config={
+                **GEMMA4,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 64,
+                "use_bidirectional_attention": "vision",
+            },
             vision_config={
                 **CLIP,
                 "num_key_value_heads": 2,
@@ -373,8 +389,8 @@ FAMILIES: dict[str, Row] = {
             {**QWEN, "fullatt_block_indexes": [1], "window_size": 16, "num_key_value_heads": 2},
             {**SMALL, **SLIDING, "model_type": "exaone4"},
         ),
-        0,
-        none,
+        4,
+        patches(96),
     ),
 }
 EXPERTS = (
