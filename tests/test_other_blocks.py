@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from families import logits, quick, randomise
 from more_families import QUICK, build, prompts
 from other_blocks import FAMILIES
 from torch import Tensor
+from typer.testing import CliRunner
 
 import eas
-from eas import DropConfig, EASConfig
+from eas import DropConfig, EASConfig, cli
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA, naive_pia
+from eas.tasks.task import task_of
 
 torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
@@ -132,6 +135,32 @@ def test_what_is_built_otherwise_is_refused() -> None:
         eas.attach(build("Qwen3.5"), eas.method_config({"name": "deep_prompt"}))
     model = build("Gemma4, keys as values")
     assert [layer.self_attn.v_proj is None for layer in Anatomy.of(model).layers] == [False, True] * 2
+
+
+HELD = {"Qwen3.5": [0, 2, 3], "Lfm2": [0, 2, 3], "Mllama": [2, 3, 4], "Gemma3": None}
+
+
+def with_attention(model: Any) -> set[int]:
+    anatomy = Anatomy.of(model)
+    return {i for i, layer in enumerate(anatomy.layers) if anatomy.built.mha.body in layer._modules}
+
+
+@pytest.mark.parametrize("label", HELD)
+def test_the_layers_of_numbered_attentions_are_known_and_told(label: str, tmp_path: Path) -> None:
+    model = build(label)
+    model.config.save_pretrained(tmp_path)
+    task, method = task_of(model.config), EASConfig(1, **RANKS)
+    assert task.candidate_layers(model.config, method) == HELD[label]
+    twice = None if HELD[label] is None else 2 * HELD[label]
+    assert task.candidate_layers(model.config, EASConfig(2, **RANKS, candidates="either")) == twice
+    before = with_attention(model)
+    eas.attach(model, method)
+    eas.select(model, [1])
+    eas.prune(model)
+    assert before - with_attention(model) == {(HELD[label] or [0, 1])[1]}
+    told = CliRunner().invoke(cli.app, ["count", str(tmp_path)], env={"COLUMNS": "200"}).output
+    layers = " ".join(map(str, HELD[label] or ()))
+    assert (f"Attentions 0 1 2 are those of the model's layers {layers};" in told) == (HELD[label] is not None)
 
 
 def test_layers_that_share_keys_and_values_are_no_candidates() -> None:

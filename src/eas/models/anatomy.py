@@ -236,6 +236,13 @@ class Anatomy:
             blocks = [layer for layer in self.layers if has_attention(layer, self.built)]
         return blocks if self.form == "decoder" else list(self.layers)
 
+    def numbered(self, candidates: str) -> list[int] | None:
+        """Where some layers hold no candidate, the layer of every one in the order of their numbers; None elsewhere."""
+        layers = list(self.layers)
+        if self.form != "decoder" or len(blocks := self.blocks(candidates)) == len(layers):
+            return None
+        return [layers.index(block) for block in blocks] * (2 if candidates == "either" else 1)
+
 
 def _remedy(name: str, known: list[str]) -> str:
     """What is supported, and which of it is nearest by its name."""
