@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev lint docs
 # The same on the other families, methods and sizes, and what takes long; CI runs both. Then what needs torchvision.
 test-slow: $(VENV)/.installed-dev .venv-torchvision/.installed
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
-	.venv-torchvision/bin/python -m pytest -n 2 tests/test_collate.py tests/test_more_families.py \
+	.venv-torchvision/bin/python -m pytest -n 2 tests/test_collate.py tests/test_more_families.py tests/test_other_blocks.py \
 		-k "test_collate or FastVlm or PerceptionLM"
 
 # An environment of its own: transformers prepares images otherwise where torchvision is installed, in `make demo` too.

@@ -1,4 +1,4 @@
-"""Blocks with other terms than Llama's, against the family's own forward pass with its own modules."""
+"""Every family's blocks against its own forward pass with its own modules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import logits, quick, randomise
-from more_families import QUICK, build, prompts
-from other_blocks import FAMILIES
+from families import logits, randomise
+from more_families import build, every_label, prompts
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -24,7 +23,6 @@ torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 KINDS = ["sliding_attention", "full_attention"] * 3
 SETS = [(0, 2), (1,)]
-every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
 def skipped(model: Any, skip: tuple[int, ...]) -> list[Any]:
