@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from expert_blocks import FAMILIES as EXPERTS
 from families import FAMILIES as OTHERS
 from families import SEEING, logits, quick, randomise
 from like_llama import WITH_TIMM
 from more_families import FAMILIES, QUICK, blocks, build, every_label, prompts
-from other_blocks import EXPERTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import eas
