@@ -43,7 +43,7 @@ every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 def build(label: str) -> Any:
     """A model in evaluation mode; the weights of its norms are far from one, and differ."""
     if label in like_llama.WITH_TIMM:
-        pytest.importorskip("timm", reason=f"the vision tower of {label} needs timm: pip install timm")
+        pytest.importorskip("timm", reason=f"the vision tower of {label} needs timm; `make test-slow` installs it")
     torch.manual_seed(0)
     name, configuration, _, _ = FAMILIES[label]
     config = configuration()

@@ -50,7 +50,7 @@ def onevision(tokenizer: Callable[..., Any], chat: str) -> Any:
 
 
 def smolvlm(tokenizer: Callable[..., Any], chat: str) -> Any:
-    pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words: pip install num2words")
+    pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words; `make test-slow` installs it")
     images = tf.SmolVLMImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
     names = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *TILES]
     shown = chat.replace("IMAGE", "<image>")
@@ -320,7 +320,9 @@ FAMILIES: dict[str, tuple[Callable[..., Any], str, Callable[[int], Any]]] = {
 def processor(name: str, tokenizer: Callable[..., Any], chat: str) -> Any:
     """A processor of ``tokenizer(special tokens)`` with a chat template, in which IMAGE stands for an image."""
     if name not in ("paddleocr-vl", "hunyuan-vl"):  # they have a form that PIL is enough for
-        pytest.importorskip("torchvision", reason=f"the processor of {name} needs torchvision: pip install torchvision")
+        pytest.importorskip(
+            "torchvision", reason=f"the processor of {name} needs torchvision; `make test-slow` installs it"
+        )
     return FAMILIES[name][0](tokenizer, chat)
 
 
