@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import logits, randomise
+from families import logits, quick, randomise
 from more_families import build, every_label, prompts
 from torch import Tensor
 from typer.testing import CliRunner
