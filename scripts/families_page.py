@@ -15,15 +15,6 @@ from eas.models.structure import TEXT_MODELS, TextModel
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 MARKS = "<!-- {} -->", "<!-- end of {} -->"
-WITHOUT_IMAGES = {  # whose tests read text only, though they see
-    "Qwen2_5OmniThinkerForConditionalGeneration",
-    "Qwen3OmniMoeThinkerForConditionalGeneration",
-    "PaddleOCRVLForConditionalGeneration",
-    "HunYuanVLForConditionalGeneration",
-    "Molmo2ForConditionalGeneration",
-    "Gemma4UnifiedForConditionalGeneration",
-    "Exaone4_5_ForConditionalGeneration",
-}
 SEES = [name for name, paths in FAMILIES.items() if len(paths) > 1 or name.endswith("ConditionalGeneration")]
 EXPERTS = {
     "Qwen3MoeModel",
@@ -50,14 +41,13 @@ def classes() -> list[str]:
     text = ", ".join(f"`{name}`" for name in FAMILIES if name not in SEES)
     rows = [f"Text: {text}.", "", "Text and images:", ""]
     rows += [
-        "| class | projector that is trained | tested with images | `eas.count` counts its images |",
-        "|" + 4 * "---|",
+        "| class | projector that is trained | `eas.count` counts its images |",
+        "|" + 3 * "---|",
     ]
     for name in SEES:
         projector = "yes" if len(FAMILIES[name]) > 1 else "none"
         counted = "yes" if name in VISION_TOWERS else "no"
-        seen = "text only" if name in WITHOUT_IMAGES else "yes"
-        rows.append(f"| `{name}` | {projector} | {seen} | {counted} |")
+        rows.append(f"| `{name}` | {projector} | {counted} |")
     return rows
 
 

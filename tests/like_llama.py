@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers as tf
-from families import CLIP, IMAGE
+from families import CLIP, IMAGE, ROPE
 from tiny_parts import MROPE, PINPOINTS, PIXTRAL, QWEN, SIGLIP, TEXT, Row, llava, none, patches, sized, square, text
+from torch import Tensor
+
+
+def crops(count: int) -> dict[str, Tensor]:
+    """Images as one crop that is seen twice, small and large, each time pooled to a token."""
+    pooled = 4 * torch.arange(2 * count)[:, None] + torch.arange(4)
+    grids = torch.ones(count, 4, dtype=torch.long)
+    return {"pixel_values": torch.randn(2 * count, 4, 48), "image_token_pooling": pooled, "image_grids": grids}
+
+
+def hunyuan(*axes: int) -> Any:
+    """An image is four tokens, one behind each of their two rows, and one on either side of all."""
+    return llava(
+        tf.HunYuanVLConfig,
+        {**CLIP, "out_hidden_size": 32, "text_hidden_size": 32, "max_image_size": 32},
+        {**TEXT, "rope_parameters": {**ROPE, "mrope_section": [*axes]}},
+        im_start_id=4,
+        im_end_id=5,
+        im_newline_id=5,
+    )
+
 
 FAMILIES: dict[str, Row] = {
     "Qwen3": ("Qwen3ForCausalLM", lambda: tf.Qwen3Config(**TEXT), 0, none),
@@ -46,8 +69,8 @@ FAMILIES: dict[str, Row] = {
                 "output_dim": 32,
             },
         ),
-        0,
-        none,
+        4,
+        patches(96),
     ),
     "InternVL": (
         "InternVLForConditionalGeneration",
@@ -172,8 +195,8 @@ FAMILIES: dict[str, Row] = {
     "PaddleOCRVL": (
         "PaddleOCRVLForConditionalGeneration",
         lambda: llava(tf.PaddleOCRVLConfig, CLIP, MROPE),
-        0,
-        none,
+        4,
+        lambda count: patches(48)(count) | {"pixel_values": torch.randn(count * 16, 3, 4, 4)},
     ),
     "LightOnOcr": (
         "LightOnOcrForConditionalGeneration",
@@ -199,19 +222,8 @@ FAMILIES: dict[str, Row] = {
         4,
         square(32),
     ),
-    "HunYuanVL": (
-        "HunYuanVLForConditionalGeneration",
-        lambda: llava(
-            tf.HunYuanVLConfig,
-            {**CLIP, "out_hidden_size": 32, "text_hidden_size": 32, "max_image_size": 32},
-            MROPE,
-            im_start_id=4,
-            im_end_id=5,
-            im_newline_id=5,
-        ),
-        0,
-        none,
-    ),
+    "HunYuanVL": ("HunYuanVLForConditionalGeneration", lambda: hunyuan(1, 1, 1, 1), 8, patches(48)),
+    "HunYuanVL, three axes": ("HunYuanVLForConditionalGeneration", lambda: hunyuan(1, 1, 2), 8, patches(48)),
     "Ovis2": (
         "Ovis2ForConditionalGeneration",
         lambda: llava(
@@ -263,6 +275,7 @@ FAMILIES: dict[str, Row] = {
                 "num_key_value_heads": 2,
                 "head_dim": 16,
                 "image_size": [8, 8],
+                "initializer_range": 0.3,
                 "num_position_embeddings": 4,
             },
             adapter_config={
@@ -273,6 +286,7 @@ FAMILIES: dict[str, Row] = {
                 "intermediate_size": 64,
                 "text_hidden_size": 32,
                 "vision_feature_layer": [-1],
+                "initializer_range": 0.3,
             },
             text_config={**TEXT, "additional_vocab_size": 4},
             image_start_token_id=4,
@@ -282,8 +296,8 @@ FAMILIES: dict[str, Row] = {
             frame_start_token_id=4,
             frame_end_token_id=5,
         ),
-        0,
-        none,
+        2,
+        crops,
     ),
 }
 WITH_TIMM = ("FastVlm", "PerceptionLM")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import expert_blocks
 import like_llama
 import other_blocks
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from eas.models.anatomy import Anatomy
 
 SPECIAL = {"video_token_id": 5, "vision_start_token_id": 4, "vision_end_token_id": 2, "audio_token_id": 5}
-FAMILIES: dict[str, Row] = like_llama.FAMILIES | other_blocks.FAMILIES
+FAMILIES: dict[str, Row] = like_llama.FAMILIES | other_blocks.FAMILIES | expert_blocks.FAMILIES
 """By label."""
 QUICK = (
     *("Qwen3", "LlavaOnevision", "Qwen3VL", "Molmo2", "PaliGemma", "Gemma3, images", "Gemma4, inputs by layer"),
@@ -34,13 +35,15 @@ QUICK = (
     *("Gemma4Unified", "Llama4", "Glm4vMoe"),
 )
 """One of each kind of language model."""
+TOLD = ("Qwen3VL", "Qwen3.5", "Glm", "PaddleOCRVL", "HunYuanVL", "Molmo2", "Gemma3", "Gemma4", "MiniCPM-V 4.7")
+"""Their processors tell which tokens are an image's."""
 every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
 def build(label: str) -> Any:
     """A model in evaluation mode; the weights of its norms are far from one, and differ."""
     if label in like_llama.WITH_TIMM:
-        pytest.importorskip("timm", reason=f"the vision tower of {label} needs timm: pip install timm")
+        pytest.importorskip("timm", reason=f"the vision tower of {label} needs timm; `make test-slow` installs it")
     torch.manual_seed(0)
     name, configuration, _, _ = FAMILIES[label]
     config = configuration()
@@ -69,11 +72,13 @@ def prompts(label: str, lengths: tuple[int, ...] = (4, 7), image: bool = True) -
     torch.manual_seed(1)
     _, _, tokens, images = FAMILIES[label]
     tokens *= image
-    rows = [torch.cat([torch.tensor([1, *[IMAGE] * tokens]), torch.randint(6, 64, (n,))]) for n in lengths]
+    start = [4] if tokens and label.endswith(("OmniThinker", "4.7")) else []  # where they look for images
+    rows = [torch.cat([torch.tensor([1, *start, *[IMAGE] * tokens]), torch.randint(6, 64, (n,))]) for n in lengths]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), **(images(len(rows)) if image else {})}
-    if "image_grid_thw" in inputs and label.startswith(("Qwen", "Glm")):
-        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
+    if tokens and label.startswith(TOLD):
+        name = "token_type_ids" if label.startswith("Gemma3") else "mm_token_type_ids"
+        inputs[name] = (ids == IMAGE).long()
     return inputs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as tf
 from families import CLIP, IMAGE
-from tiny_parts import MROPE, QWEN, SIGLIP, TEXT, Row, llava, none, patches, square, text
+from tiny_parts import QWEN, SIGLIP, TEXT, Row, llava, none, patches, square, text
 from torch import Tensor
 
 SMALL = {**TEXT, "num_hidden_layers": 4}
@@ -36,7 +36,6 @@ GEMMA4 = {
     "num_kv_shared_layers": 0,
     **SLIDING,
 }
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 MROPE_GLM = {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 GLM_VISION = {**QWEN, "out_hidden_size": 32, "image_size": 16, "intermediate_size": 64}
 
@@ -59,6 +58,20 @@ def cross(count: int) -> dict[str, Tensor]:
         "aspect_ratio_mask": torch.ones(count, 1, 1, dtype=torch.long),
         "cross_attention_mask": torch.ones(count, 1, 1, 1, dtype=torch.long),
     }
+
+
+def packed(count: int) -> dict[str, Tensor]:
+    """Images of 4 x 4 patches, all in one row of patches."""
+    return {"pixel_values": torch.randn(1, 3, 4, count * 16 * 4), "target_sizes": torch.tensor([[4, 4]] * count)}
+
+
+def minicpm(cls: Any) -> Any:
+    language = {**SMALL, "model_type": "qwen3_5_text", "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA}
+    marks = {"image_start_id": 4, "image_end_id": 5, "slice_start_id": 5, "slice_end_id": 5, "newline_id": 5}
+    config = llava(cls, {**CLIP, "image_size": 16}, language, insert_layer_id=0)
+    for name, token in marks.items():
+        setattr(config, name, token)
+    return config
 
 
 FAMILIES: dict[str, Row] = {
@@ -210,40 +223,9 @@ FAMILIES: dict[str, Row] = {
         4,
         patches(96),
     ),
-    "Qwen3.5-MoE": (
-        "Qwen3_5MoeForCausalLM",
-        lambda: tf.Qwen3_5MoeTextConfig(**{**SMALL, "rope_parameters": QWEN3_5_ROPE}, **HYBRID, **DELTA, **MOE),
-        0,
-        none,
-    ),
-    "Qwen3.5-MoE, images": (
-        "Qwen3_5MoeForConditionalGeneration",
-        lambda: llava(
-            tf.Qwen3_5MoeConfig,
-            {**QWEN, "num_position_embeddings": 16},
-            {**SMALL, "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA, **MOE},
-        ),
-        4,
-        patches(96),
-    ),
-    "Qwen3OmniThinker": (
-        "Qwen3OmniMoeThinkerForConditionalGeneration",
-        lambda: llava(
-            tf.Qwen3OmniMoeThinkerConfig,
-            {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
-            {**MROPE, **MOE, "num_hidden_layers": 4},
-            audio_config={
-                "encoder_layers": 1,
-                "encoder_attention_heads": 2,
-                "encoder_ffn_dim": 64,
-                "d_model": 32,
-                "output_dim": 32,
-                "downsample_hidden_size": 8,
-            },
-        ),
-        0,
-        none,
-    ),
+    "MiniCPM-V 4.6": ("MiniCPMV4_6ForConditionalGeneration", lambda: minicpm(tf.MiniCPMV4_6Config), 1, packed),
+    "MiniCPM-V 4.7": ("MiniCPMV4_7ForConditionalGeneration", lambda: minicpm(tf.MiniCPMV4_7Config), 1, packed),
+    "MiniCPM-OCR": ("MiniCPMOcrForConditionalGeneration", lambda: minicpm(tf.MiniCPMOcrConfig), 4, packed),
     "Cohere2Vision": (
         "Cohere2VisionForConditionalGeneration",
         lambda: llava(
@@ -297,15 +279,31 @@ FAMILIES: dict[str, Row] = {
     "Gemma4Unified": (
         "Gemma4UnifiedForConditionalGeneration",
         lambda: tf.Gemma4UnifiedConfig(
-            text_config=GEMMA4, image_token_id=IMAGE, boi_token_id=4, eoi_token_id=5, audio_token_id=5
+            text_config=GEMMA4,
+            vision_config={
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 16,
+                "mm_posemb_size": 4,
+                "output_proj_dims": 16,
+            },
+            image_token_id=IMAGE,
+            boi_token_id=4,
+            eoi_token_id=5,
+            audio_token_id=5,
         ),
-        0,
-        none,
+        4,
+        lambda count: {"pixel_values": torch.rand(count, 4, 192), "image_position_ids": places(count, 2)},
     ),
     "Gemma4, images": (
         "Gemma4ForConditionalGeneration",
         lambda: tf.Gemma4Config(
-            text_config={**GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64},
+            text_config={
+                **GEMMA4,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 64,
+                "use_bidirectional_attention": "vision",
+            },
             vision_config={
                 **CLIP,
                 "num_key_value_heads": 2,
@@ -323,49 +321,6 @@ FAMILIES: dict[str, Row] = {
         4,
         lambda count: {"pixel_values": torch.rand(count, 16, 48), "image_position_ids": places(count, 4)},
     ),
-    "Qwen3Moe": ("Qwen3MoeForCausalLM", lambda: tf.Qwen3MoeConfig(**SMALL, **MOE, mlp_only_layers=[0]), 0, none),
-    "Mixtral": ("MixtralForCausalLM", lambda: tf.MixtralConfig(**SMALL, num_local_experts=4), 0, none),
-    "Qwen3VLMoe": (
-        "Qwen3VLMoeForConditionalGeneration",
-        lambda: llava(
-            tf.Qwen3VLMoeConfig,
-            {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
-            {**MROPE, **MOE, "num_hidden_layers": 4},
-        ),
-        4,
-        patches(96),
-    ),
-    "Llama4": (
-        "Llama4ForCausalLM",
-        lambda: tf.Llama4TextConfig(
-            **SMALL, num_local_experts=4, intermediate_size_mlp=64, moe_layers=[0, 2], attention_chunk_size=8
-        ),
-        0,
-        none,
-    ),
-    "Glm4vMoe": (
-        "Glm4vMoeForConditionalGeneration",
-        lambda: llava(
-            tf.Glm4vMoeConfig,
-            GLM_VISION,
-            {
-                **MROPE_GLM,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10000.0,
-                    "partial_rotary_factor": 0.5,
-                    "mrope_section": [1, 1, 0],
-                },
-                "moe_intermediate_size": 32,
-                "n_routed_experts": 4,
-                "num_experts_per_tok": 2,
-                "n_group": 1,
-                "topk_group": 1,
-            },
-        ),
-        4,
-        patches(96),
-    ),
     "Exaone4_5": (
         "Exaone4_5_ForConditionalGeneration",
         lambda: llava(
@@ -373,18 +328,7 @@ FAMILIES: dict[str, Row] = {
             {**QWEN, "fullatt_block_indexes": [1], "window_size": 16, "num_key_value_heads": 2},
             {**SMALL, **SLIDING, "model_type": "exaone4"},
         ),
-        0,
-        none,
+        4,
+        patches(96),
     ),
 }
-EXPERTS = (
-    "Qwen3Moe",
-    "Mixtral",
-    "Qwen3VLMoe",
-    "Llama4",
-    "Glm4vMoe",
-    "Qwen3.5-MoE",
-    "Qwen3.5-MoE, images",
-    "Qwen3OmniThinker",
-)
-"""Their FFNs choose experts, so that only the shared fold fits."""

@@ -1,4 +1,4 @@
-"""Tiny processors of families whose own need torchvision, and tiny models that read what they make."""
+"""Tiny processors, of which most need torchvision, and tiny models that read what they make."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import CLIP
-from other_blocks import CONV, GEMMA4, GLM_VISION, MROPE_GLM, SMALL
-from tiny_parts import MROPE, PIXTRAL, QWEN, SIGLIP, text
+from families import CLIP, ROPE
+from other_blocks import CONV, DELTA, GEMMA4, GLM_VISION, HYBRID, MROPE_GLM, QWEN3_5_ROPE, SLIDING, SMALL
+from tiny_parts import MROPE, PIXTRAL, QWEN, SIGLIP, TEXT, text
 
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 QWEN_TOKENS = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
@@ -50,7 +50,7 @@ def onevision(tokenizer: Callable[..., Any], chat: str) -> Any:
 
 
 def smolvlm(tokenizer: Callable[..., Any], chat: str) -> Any:
-    pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words: pip install num2words")
+    pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words; `make test-slow` installs it")
     images = tf.SmolVLMImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
     names = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *TILES]
     shown = chat.replace("IMAGE", "<image>")
@@ -95,6 +95,57 @@ def lfm2_vl(tokenizer: Callable[..., Any], chat: str) -> Any:
     return tf.Lfm2VlProcessor(images, tokenizer(names), chat_template=chat.replace("IMAGE", "<image>"))
 
 
+def paddle(tokenizer: Callable[..., Any], chat: str) -> Any:
+    images = tf.PaddleOCRVLImageProcessor(**PIXELS)
+    names = {"image_token": "<|IMAGE_PLACEHOLDER|>", "start": "<|IMAGE_START|>", "end": "<|IMAGE_END|>"}
+    shown = chat.replace("IMAGE", "".join(names[part] for part in ("start", "image_token", "end")))
+    return tf.PaddleOCRVLProcessor(images, tokenizer(names), chat_template=shown)
+
+
+def hunyuan(tokenizer: Callable[..., Any], chat: str) -> Any:
+    names = {"image_token": "<image>", "image_start_token": "<im_start>", "image_end_token": "<im_end>"}
+    images = tf.HunYuanVLImageProcessor(**PIXELS)
+    shown = chat.replace("IMAGE", "<im_start><image><im_end>")
+    return tf.HunYuanVLProcessor(images, tokenizer(names), chat_template=shown)
+
+
+def molmo2(tokenizer: Callable[..., Any], chat: str) -> Any:
+    places = ["patch", "col", "start", "end", "low"]
+    names = [f"<im_{place}>" for place in places] + ["<low_res_im_start>", "<frame_start>", "<frame_end>"]
+    images = tf.Molmo2ImageProcessor(**SQUARE, patch_size=7, overlap_margins=[1, 1], max_crops=4)
+    videos = tf.Molmo2VideoProcessor(**SQUARE, patch_size=7)
+    shown = "{{ bos_token }}" + chat.replace("IMAGE", "<|image|>")
+    return tf.Molmo2Processor(images, videos, tokenizer([*names, "<|image|>", "<|video|>"]), chat_template=shown)
+
+
+def gemma4_unified(tokenizer: Callable[..., Any], chat: str) -> Any:
+    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"}
+    names |= {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    images = tf.Gemma4UnifiedImageProcessor(patch_size=7, max_soft_tokens=70)
+    hears, videos = tf.Gemma4UnifiedAudioFeatureExtractor(), tf.Gemma4UnifiedVideoProcessor()
+    shown = "{{ bos_token }}" + chat.replace("IMAGE", "<|image|>")
+    return tf.Gemma4UnifiedProcessor(hears, images, tokenizer(names), videos, chat_template=shown)
+
+
+def omni(tokenizer: Callable[..., Any], chat: str) -> Any:
+    names = {f"{kind}_token": f"<|{kind.upper()}|>" for kind in ("image", "audio", "video")}
+    names |= {f"{kind}_{at}_token": f"<|{kind}_{at}|>" for kind in ("vision", "audio") for at in ("bos", "eos")}
+    images, videos = tf.Qwen2VLImageProcessor(**PIXELS), tf.Qwen2VLVideoProcessor()
+    shown = chat.replace("IMAGE", "<|vision_bos|><|IMAGE|><|vision_eos|>")
+    hears = tf.WhisperFeatureExtractor()
+    return tf.Qwen2_5OmniProcessor(images, videos, hears, tokenizer(names), chat_template=shown)
+
+
+def minicpm(tokenizer: Callable[..., Any], chat: str) -> Any:
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    for kind in ("image", "slice", "image_id"):
+        names |= {f"{kind}_start_token": f"<{kind}>", f"{kind}_end_token": f"</{kind}>"}
+    images = tf.MiniCPMV4_6ImageProcessor(scale_resolution=56, patch_size=7, max_slice_nums=4)
+    videos = tf.MiniCPMV4_6VideoProcessor(scale_resolution=56, patch_size=7)
+    shown = chat.replace("IMAGE", "<|image_pad|>")
+    return tf.MiniCPMV4_6Processor(images, videos, tokenizer(names), chat_template=shown)
+
+
 VOCABULARY = {"vocab_size": 400}  # bytes, special tokens, and more
 
 
@@ -103,6 +154,32 @@ def llava(cls: Any, vision: dict[str, Any], language: dict[str, Any], **more: An
     return lambda image: cls(vision_config=vision, text_config={**language, **VOCABULARY}, image_token_id=image, **more)
 
 
+MOLMO_VISION = {
+    **CLIP,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "image_size": [28, 28],
+    "patch_size": 7,
+    "num_position_embeddings": 16,
+    "initializer_range": 0.3,
+}
+MOLMO_ADAPTER = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "text_hidden_size": 32,
+    "vision_feature_layer": [-1],
+    "initializer_range": 0.3,
+}
+OMNI_AUDIO = {
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "d_model": 32,
+    "output_dim": 32,
+}
 GEMMA_VISION = {
     **CLIP,
     "patch_size": 7,
@@ -173,22 +250,90 @@ FAMILIES: dict[str, tuple[Callable[..., Any], str, Callable[[int], Any]]] = {
             projector_hidden_size=64,
         ),
     ),
+    "paddleocr-vl": (
+        paddle,
+        "PaddleOCRVLForConditionalGeneration",
+        llava(tf.PaddleOCRVLConfig, {**CLIP, "patch_size": 14, "image_size": 56}, MROPE),
+    ),
+    "hunyuan-vl": (
+        hunyuan,
+        "HunYuanVLForConditionalGeneration",
+        llava(
+            tf.HunYuanVLConfig,
+            {**CLIP, "patch_size": 14, "out_hidden_size": 32, "text_hidden_size": 32, "max_image_size": 56},
+            {**TEXT, "rope_parameters": {**ROPE, "mrope_section": [1, 1, 1, 1]}},
+        ),
+    ),
+    "molmo2": (
+        molmo2,
+        "Molmo2ForConditionalGeneration",
+        lambda image: tf.Molmo2Config(
+            vision_config=MOLMO_VISION,
+            adapter_config=MOLMO_ADAPTER,
+            text_config={**TEXT, **VOCABULARY, "additional_vocab_size": 4},
+            image_patch_id=image,
+        ),
+    ),
+    "gemma4-unified": (
+        gemma4_unified,
+        "Gemma4UnifiedForConditionalGeneration",
+        llava(
+            tf.Gemma4UnifiedConfig,
+            {"patch_size": 7, "mm_embed_dim": 16, "mm_posemb_size": 70, "output_proj_dims": 16},
+            GEMMA4,
+            audio_config=None,
+        ),
+    ),
+    "qwen2.5-omni": (
+        omni,
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        llava(
+            tf.Qwen2_5OmniThinkerConfig,
+            {**QWEN, "patch_size": 14, "window_size": 28, "fullatt_block_indexes": [1]},
+            MROPE,
+            audio_config=OMNI_AUDIO,
+        ),
+    ),
+    "minicpm-v": (
+        minicpm,
+        "MiniCPMV4_6ForConditionalGeneration",
+        llava(
+            tf.MiniCPMV4_6Config,
+            {**CLIP, "patch_size": 7, "image_size": 56},
+            {**SMALL, "model_type": "qwen3_5_text", "rope_parameters": QWEN3_5_ROPE, **HYBRID, **DELTA},
+            insert_layer_id=0,
+        ),
+    ),
+    "exaone4.5": (
+        lambda *made: qwen("Exaone4_5_Processor", *made),
+        "Exaone4_5_ForConditionalGeneration",
+        llava(
+            tf.Exaone4_5_Config,
+            {**QWEN, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 28, "num_key_value_heads": 2},
+            {**SMALL, **SLIDING, "model_type": "exaone4"},
+        ),
+    ),
 }
 """Of each the processor, the model's class, and its configuration."""
 
 
 def processor(name: str, tokenizer: Callable[..., Any], chat: str) -> Any:
     """A processor of ``tokenizer(special tokens)`` with a chat template, in which IMAGE stands for an image."""
-    pytest.importorskip("torchvision", reason=f"the processor of {name} needs torchvision: pip install torchvision")
+    if name not in ("paddleocr-vl", "hunyuan-vl"):  # they have a form that PIL is enough for
+        pytest.importorskip(
+            "torchvision", reason=f"the processor of {name} needs torchvision; `make test-slow` installs it"
+        )
     return FAMILIES[name][0](tokenizer, chat)
 
 
 def model(name: str, reads: Any) -> Any:
     """A random model for a processor."""
     _, cls, configuration = FAMILIES[name]
-    config = configuration(reads.image_token_id)
-    config.video_token_id = 399
+    config = configuration(reads.image_token_ids[0] if name == "molmo2" else reads.image_token_id)
+    if name != "molmo2":  # whose videos have the tokens of its images
+        config.video_token_id = config.audio_token_id = 399
     if name.startswith("qwen"):
-        config.vision_start_token_id = reads.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+        start = "<|vision_bos|>" if name == "qwen2.5-omni" else "<|vision_start|>"
+        config.vision_start_token_id = reads.tokenizer.convert_tokens_to_ids(start)
     torch.manual_seed(0)
     return getattr(tf, cls)(config).eval()

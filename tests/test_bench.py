@@ -311,7 +311,8 @@ def test_what_cannot_be_decoded_fast() -> None:
         eas.fast_decode(model)
     with pytest.raises(ValueError, match="window"):
         eas.fast_decode(build("MistralForCausalLM"))
-    for label, why in (("Mllama", "MllamaTextModel reads the length"), ("Phi4Multimodal", "looks for image tokens")):
+    refused = {"Mllama": "MllamaTextModel reads the length", "Phi4Multimodal": "looks for image tokens"}
+    for label, why in (refused | {"Gemma4Unified": "reads images otherwise with a static cache"}).items():
         with pytest.raises(ValueError, match=f"{why}.*; use model.generate, not fast_decode"):
             eas.fast_decode(more_families.build(label), backend="eager")
 

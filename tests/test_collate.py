@@ -32,6 +32,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import eas
 from eas.example import DataError, Example
 from eas.hf.labelled import answer_losses
+from eas.measure.vision import VISION_TOWERS
 from eas.tasks.collate import Collator
 from eas.tasks.task import seen
 
@@ -220,6 +221,9 @@ def test_rows_are_read_in_a_batch_as_alone(name):
         together = answer_losses(model, collate(batch()))[0]
         alone = [answer_losses(model, collate([example]))[0] for example in batch()]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    assert (name in SEEN) == (type(model).__name__ in VISION_TOWERS)
+    if name not in SEEN:
+        return
     one, none, two = (seen(collate([example]), model.config) for example in batch()[:3])
     assert (one, none, two) == (SEEN[name][0], (0, None), SEEN[name][1])
     assert eas.count(model, 99, *SEEN[name][0]).vision_macs > 0

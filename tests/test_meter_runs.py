@@ -126,6 +126,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
         "class": TASKS[task].__name__,
         "layers": 4,
         "candidates": 8,
+        "candidate_layers": None,
         "skip_set": None,
         "k": 2,
         "method": "eas",

@@ -1,27 +1,28 @@
-"""Blocks with other terms than Llama's, against the family's own forward pass with its own modules."""
+"""Every family's blocks against its own forward pass with its own modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import logits, quick, randomise
-from more_families import QUICK, build, prompts
-from other_blocks import FAMILIES
+from more_families import build, every_label, prompts
 from torch import Tensor
+from typer.testing import CliRunner
 
 import eas
-from eas import DropConfig, EASConfig
+from eas import DropConfig, EASConfig, cli
 from eas.models.anatomy import Anatomy
 from eas.pia import PIA, naive_pia
+from eas.tasks.task import task_of
 
 torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
 KINDS = ["sliding_attention", "full_attention"] * 3
 SETS = [(0, 2), (1,)]
-every_label = pytest.mark.parametrize("label", quick(FAMILIES, QUICK))
 
 
 def skipped(model: Any, skip: tuple[int, ...]) -> list[Any]:
@@ -49,13 +50,17 @@ def gain(norm: Any) -> Tensor:
 def test_an_untrained_skip_is_the_familys_own_pass_without_attention(label: str, dtype: torch.dtype) -> None:
     inputs = prompts(label)
     inputs |= {name: value.to(dtype) for name, value in inputs.items() if "pixel_values" in name}
-    model = eas.attach(build(label).to(dtype), EASConfig(2, **RANKS))
-    assert torch.equal(logits(model, inputs), logits(build(label).to(dtype), inputs))
+
+    def base() -> Any:
+        return build(label).to(dtype).requires_grad_(False)  # frozen, as attached: else PerceptionLM's projector rounds
+
+    model = eas.attach(base(), EASConfig(2, **RANKS))
+    assert torch.equal(logits(model, inputs), logits(base(), inputs))
     for skip in SETS:
         eas.select(model, skip)
-        expected = logits(without_attention(build(label).to(dtype), skip), inputs)
+        expected = logits(without_attention(base(), skip), inputs)
         assert torch.equal(logits(model, inputs), expected)
-    dropped = eas.attach(build(label).to(dtype), DropConfig(1))
+    dropped = eas.attach(base(), DropConfig(1))
     eas.select(dropped, SETS[1])
     assert torch.equal(logits(dropped, inputs), expected)
     eas.prune(dropped)
@@ -132,6 +137,32 @@ def test_what_is_built_otherwise_is_refused() -> None:
         eas.attach(build("Qwen3.5"), eas.method_config({"name": "deep_prompt"}))
     model = build("Gemma4, keys as values")
     assert [layer.self_attn.v_proj is None for layer in Anatomy.of(model).layers] == [False, True] * 2
+
+
+HELD = {"Qwen3.5": [0, 2, 3], "Lfm2": [0, 2, 3], "Mllama": [2, 3, 4], "Gemma3": None}
+
+
+def with_attention(model: Any) -> set[int]:
+    anatomy = Anatomy.of(model)
+    return {i for i, layer in enumerate(anatomy.layers) if anatomy.built.mha.body in layer._modules}
+
+
+@pytest.mark.parametrize("label", HELD)
+def test_the_layers_of_numbered_attentions_are_known_and_told(label: str, tmp_path: Path) -> None:
+    model = build(label)
+    model.config.save_pretrained(tmp_path)
+    task, method = task_of(model.config), EASConfig(1, **RANKS)
+    assert task.candidate_layers(model.config, method) == HELD[label]
+    twice = None if HELD[label] is None else 2 * HELD[label]
+    assert task.candidate_layers(model.config, EASConfig(2, **RANKS, candidates="either")) == twice
+    before = with_attention(model)
+    eas.attach(model, method)
+    eas.select(model, [1])
+    eas.prune(model)
+    assert before - with_attention(model) == {(HELD[label] or [0, 1])[1]}
+    told = CliRunner().invoke(cli.app, ["count", str(tmp_path)], env={"COLUMNS": "200"}).output
+    layers = " ".join(map(str, HELD[label] or ()))
+    assert (f"Attentions 0 1 2 are those of the model's layers {layers};" in told) == (HELD[label] is not None)
 
 
 def test_layers_that_share_keys_and_values_are_no_candidates() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from results import spread, times, whole_result, write
 from rich.console import Console
 
+from eas.reports.comparison import notes
 from eas.reports.figures import importance
 from eas.reports.findings import speed_finding
 from eas.reports.page import ReportError, write_report
 from eas.reports.summary import headline, number, remarks, size, summary_rows
 from eas.reports.terminal import summary_table
+from eas.reports.together import together
 
 FIGURES = {"accuracy", "latency", "decode", "importance", "loss"}
 
@@ -78,6 +81,23 @@ def test_numbers_of_candidates_are_not_taken_for_layers(
     result["config"]["method"] = {"candidates": candidates}
     plot = importance(result)
     assert (plot.title, plot.figure.axes[0].get_xlabel()) == (title, counted)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_in_hybrids_the_numbers_are_told_with_their_layers(tmp_path: Path) -> None:
+    result = whole_result(layers=3, k=2)
+    skip_set = result["model"]["skip_set"]
+    result["model"] |= {"layers": 12, "candidates": 3, "candidate_layers": [3, 7, 11]}
+    page = write_report(write(tmp_path, result)).read_text()
+    told = "Attentions 0 1 2 are those of the model's layers 3 7 11; its other layers have none that may be skipped."
+    assert told in html.unescape(page)
+    row = next(row for row in summary_rows(result) if row.name == "Attentions")
+    numbers, layers = " ".join(map(str, skip_set)), " ".join(str((3, 7, 11)[i]) for i in skip_set)
+    assert (row.base, row.tuned, row.change) == ("3", "1", f"k = 2, skipped {numbers} (layers {layers})")
+    [group] = together({"a": result, "b": {**result, "seed": 1}})
+    assert notes(group).count("Candidates 0 1 2 are those of the model's layers 3 7 11; ") == 1
+    result["model"] |= {"candidate_layers": None}
+    assert "the model's layers" not in html.unescape(write_report(write(tmp_path, result)).read_text())
 
 
 @pytest.mark.usefixtures("undrawn")

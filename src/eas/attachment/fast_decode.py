@@ -60,8 +60,8 @@ def fast_decode(
     Raises:
         UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
-            every prompt would be compiled), does not compile (Mllama, Phi-4-multimodal), or, on a CPU, attends within a
-            window or is a hybrid.
+            every prompt would be compiled), does not fit (Mllama, Phi-4-multimodal, Gemma 4 Unified), or, on a CPU,
+            attends within a window or is a hybrid.
 
     Example:
         >>> import eas

@@ -46,7 +46,10 @@ def count(
 
     from eas.config import read_assignments
     from eas.measure.count import count as count_model
+    from eas.measure.count import on_meta
+    from eas.models.anatomy import Anatomy
     from eas.reports.count import count_table
+    from eas.reports.summary import numbers_told
 
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     if dtype not in dtypes:
@@ -70,6 +73,8 @@ def count(
     base = asdict(count_model(source, **sizes))
     title = f"{model}: {prompt_tokens} prompt tokens, {images} images, {convention} convention"
     console().print(count_table(base, tuned, title))
+    if layers := Anatomy.of(on_meta(source, None)).numbered("mha"):
+        console().print(numbers_told("attentions", layers))
     print(json.dumps({"base": base, "tuned": tuned}))
 
 

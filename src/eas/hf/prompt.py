@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from eas.hf.api import Cache, cache_of
 from eas.hf.cache import prompt_layer, reads_prompt_from
@@ -227,6 +228,9 @@ def _refuse_packing(kwargs: dict[str, Any], attended: Tensor | None) -> None:
         restarts = rows[:, 1:] < rows[:, :-1]
         if attended is not None:
             restarts = restarts & attended[:, 1:].bool() & attended[:, :-1].bool()
+        if (kinds := kwargs.get("mm_token_type_ids")) is not None:  # HunYuan-VL's images have positions of their own
+            of_image = kinds[:, 1 : rows.shape[1]] != 0
+            restarts = restarts & ~pad(of_image, (0, restarts.shape[1] - of_image.shape[1]))  # candidates have no kind
         packed = packed or bool(restarts.any())
     if packed:
         raise ValueError(

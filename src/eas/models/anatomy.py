@@ -91,6 +91,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Molmo2ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Qwen3_5ForConditionalGeneration": ("model.language_model", "model.visual.merger"),
     "Qwen3_5MoeForConditionalGeneration": ("model.language_model", "model.visual.merger"),
+    "MiniCPMV4_6ForConditionalGeneration": ("model.language_model", "model.merger"),
+    "MiniCPMV4_7ForConditionalGeneration": ("model.language_model", "model.merger"),
+    "MiniCPMOcrForConditionalGeneration": ("model.language_model", "model.merger"),
     "Gemma3ForConditionalGeneration": ("model.language_model", "model.multi_modal_projector"),
     "Gemma4ForConditionalGeneration": ("model.language_model", "model.embed_vision"),
     "Gemma4UnifiedForConditionalGeneration": ("model.language_model",),
@@ -235,6 +238,13 @@ class Anatomy:
         if self.form == "decoder" and not blocks:  # nothing is attached yet
             blocks = [layer for layer in self.layers if has_attention(layer, self.built)]
         return blocks if self.form == "decoder" else list(self.layers)
+
+    def numbered(self, candidates: str) -> list[int] | None:
+        """Where some layers hold no candidate, the layer of every one in the order of their numbers; None elsewhere."""
+        layers = list(self.layers)
+        if self.form != "decoder" or len(blocks := self.blocks(candidates)) == len(layers):
+            return None
+        return [layers.index(block) for block in blocks] * (2 if candidates == "either" else 1)
 
 
 def _remedy(name: str, known: list[str]) -> str:

@@ -208,7 +208,10 @@ TEXT_MODELS: dict[str, TextModel] = {
     "Gemma2Model": decoder(**SANDWICH, **GEMMA),
     "Gemma3TextModel": decoder(**SANDWICH, **GEMMA),
     "Gemma4TextModel": GEMMA4,
-    "Gemma4UnifiedTextModel": GEMMA4._replace(refused=()),
+    "Gemma4UnifiedTextModel": GEMMA4._replace(
+        refused=(),
+        uncompiled="reads images otherwise with a static cache, in both directions in layers with a window only",
+    ),
     "Glm4Model": GLM,
     "Glm4vTextModel": GLM,
     "Phi3Model": PHI,

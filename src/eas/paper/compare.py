@@ -181,6 +181,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         "trial": job.trial,
         "metric": config.metric_name,
         "candidates": run.task.num_candidates(run.load_config(), config.method),
+        "candidate_layers": run.task.candidate_layers(run.load_config(), config.method),
         "k": config.num_skip,
         "seed": config.seed,
         "learning_rate": None if job.evaluate_only else config.train.learning_rate,

@@ -50,6 +50,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "validation": _spread([result["score"]["validation"] for result in found]),
         "counts": {key: round(statistics.mean(c[key] for c in counts)) for key in counts[0]},
         "skip_sets": [result["skip_set"] for result in found],
+        "candidate_layers": found[0].get("candidate_layers"),
         "comparable": found[0].get("comparable"),
         "fold_keeps_answers": None
         if found[0]["fold_mode"] is None

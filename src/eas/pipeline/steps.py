@@ -272,6 +272,7 @@ def gather_into(run: Run, folder: Path) -> None:
             "class": model_config.architectures[0],
             "layers": run.task.layers(model_config),
             "candidates": run.task.num_candidates(model_config, run.config.method),
+            "candidate_layers": run.task.candidate_layers(model_config, run.config.method),
             "skip_set": found.get("skip_set"),
             "k": config.num_skip,
             "method": config.method.name,

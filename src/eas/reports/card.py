@@ -44,7 +44,7 @@ def _of_comparison(record: Mapping[str, Any], base: Mapping[str, Any]) -> dict[s
     config = record["config"]
     model = {"id": config["model"], "class": base.get("class"), "layers": base.get("num_hidden_layers")}
     model |= {"skip_set": record["skip_set"], "k": record["k"], "method": config["method"]["name"]}
-    model["candidates"] = record.get("candidates")
+    model |= {key: record.get(key) for key in ("candidates", "candidate_layers")}
     kind = "tuned" if record["fold_mode"] is None else "folded"
     task = {"data": config["data"], "metric": record["metric"], "split": "test"}
     task["examples"] = at(record, "examples", "test")

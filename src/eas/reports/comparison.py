@@ -16,7 +16,7 @@ from eas.reports.certainty import between, median_text, percent, spread_text
 from eas.reports.figures import STYLE
 from eas.reports.findings import FEWEST, at, blind_answers, compared
 from eas.reports.sources import read_comparison
-from eas.reports.summary import number, size
+from eas.reports.summary import number, numbers_told, size
 from eas.reports.tradeoff import tradeoff
 
 
@@ -109,6 +109,8 @@ def notes(result: Mapping[str, Any]) -> str:
         said = ["test in %, mean ± standard deviation of a row's seeds"]
     if examples := at(task, "examples"):
         said.append(f"in brackets its 95 % interval on {examples} examples")
+    held = [numbers_told("candidates", layers) for row in result["rows"] if (layers := row.get("candidate_layers"))]
+    said += [told[:-1] for told in dict.fromkeys(held)]
     said += [f"{name} gives {percent(score)}" for name, score in blind_answers(task).items()]
     if latency:
         repeats = at(latency, "settings", "repeats") or at(latency, "repeats")

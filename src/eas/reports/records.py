@@ -85,6 +85,7 @@ class ModelSection(TypedDict):
 
     layers: NotRequired[int | None]
     candidates: NotRequired[int | None]
+    candidate_layers: NotRequired[list[int] | None]
     k: NotRequired[int | None]
     skip_set: NotRequired[list[int] | None]
 
@@ -138,6 +139,7 @@ class RowRecord(TypedDict):
     validation: NotRequired[SeedsRecord | None]
     counts: NotRequired[dict[str, float] | None]
     skip_sets: NotRequired[list[list[int]] | None]
+    candidate_layers: NotRequired[list[int] | None]
     folders: NotRequired[list[str] | None]
 
 

@@ -56,6 +56,8 @@ def headline(result: Mapping[str, Any]) -> str:
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """What was measured and is no gain, and why; what a reader of the headline must know besides."""
     said = []
+    if layers := at(result, "model", "candidate_layers"):
+        said.append(numbers_told(_candidates(result)[1], layers))
     found = accuracy_finding(result)
     changes = [("accuracy", found)] if found is not None else []
     for verb, change in [*changes, *_speeds(result)]:
@@ -95,7 +97,7 @@ def summary_rows(result: Mapping[str, Any]) -> list[Row]:
             kind[:1].upper() + kind[1:],
             _or(str, layers),
             NOT_MEASURED if layers is None or k is None else str(layers - k),
-            "" if not skip_set else f"k = {k}, skipped {' '.join(map(str, skip_set))}",
+            "" if not skip_set else f"k = {k}, skipped {' '.join(map(str, skip_set))}{_in_layers(model, skip_set)}",
         ),
         Row("Trained parameters", "", _or(number, trained), _share(trained, total)),
         _count(result, f"MACs of a {'prefill' if decodes(result) else 'pass'}{beside}", "macs", number),
@@ -146,6 +148,18 @@ def _candidates(result: Mapping[str, Any]) -> tuple[int | None, str]:
     return at(result, "model", "layers") if total is None else total, KINDS.get(kind, KINDS["mha"])
 
 
+def numbers_told(kind: str, layers: Sequence[int]) -> str:
+    """Of a hybrid, which layers the candidates are in.
+
+    Example:
+        >>> numbers_told("attentions", [3, 7])
+        "Attentions 0 1 are those of the model's layers 3 7; its other layers have none that may be skipped."
+    """
+    numbers = " ".join(map(str, range(len(layers))))
+    told = f"{kind[0].upper()}{kind[1:]} {numbers} are those of the model's layers {' '.join(map(str, layers))}"
+    return f"{told}; its other layers have none that may be skipped."
+
+
 def importance_words(result: Mapping[str, Any]) -> tuple[str, str]:
     """What the importances of a search are of ("attentions"), and what their numbers count: layers, where there is one
     to each layer; else themselves."""
@@ -182,6 +196,11 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
 
 def _or(form: Any, value: Any) -> str:
     return NOT_MEASURED if value is None else str(form(value))
+
+
+def _in_layers(model: Mapping[str, Any], skip_set: Sequence[int]) -> str:
+    layers = at(model, "candidate_layers")
+    return f" (layers {' '.join(str(layers[i]) for i in skip_set)})" if layers else ""
 
 
 def _share(part: float | None, whole: float | None) -> str:

@@ -104,6 +104,7 @@ def _row(name: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "test": _spread(list(scored.values())),
         "counts": at(first, "counts", "tuned"),
         "skip_sets": [s for result in results if (s := at(result, "model", "skip_set"))],
+        "candidate_layers": at(first, "model", "candidate_layers"),
         "fold_keeps_answers": False if any(f is not None and f != t for f, t in folded) else None,
         "folders": list(scored),
     }

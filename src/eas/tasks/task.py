@@ -141,10 +141,22 @@ class Task:
 
     def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
-        kind = method.candidates if isinstance(method, SkipConfig) else "mha"
-        with torch.device("meta"), no_init_weights():  # in hybrids not every layer has an attention
-            model = auto_class(config.model_type).from_config(config)
-        return len(Anatomy.of(model).blocks(kind)) * (2 if kind == "either" else 1)
+        kind = _kind(method)
+        return len(_on_meta(config).blocks(kind)) * (2 if kind == "either" else 1)
+
+    def candidate_layers(self, config: Any, method: MethodConfig) -> list[int] | None:
+        """In hybrids the layer of each of them, in the order of their numbers; None where every layer has one."""
+        return _on_meta(config).numbered(_kind(method))
+
+
+def _kind(method: MethodConfig) -> str:
+    return method.candidates if isinstance(method, SkipConfig) else "mha"
+
+
+def _on_meta(config: Any) -> Anatomy:
+    """The parts of a model without its weights: in hybrids not every layer has an attention."""
+    with torch.device("meta"), no_init_weights():
+        return Anatomy.of(auto_class(config.model_type).from_config(config))
 
 
 def seen(inputs: Mapping[str, Tensor], config: Any) -> tuple[int, tuple[int, int] | None]:
