@@ -34,6 +34,7 @@ NOT_RUN = {
     "head": "it reads what the cluster says",
     "vllm serve": "it needs vLLM and serves until it is stopped; test_serve_vllm.py",
     "llama-server": "it needs llama.cpp and serves until it is stopped; test_engines.py",
+    "lmms-eval": "it needs lmms-eval; test_lmms_eval.py",
     "eas serve": "it serves until it is stopped; test_serve.py and test_serve_vllm.py",
     "python scripts/train_smol.py": "it trains for an hour and a half, on packages",
 }
