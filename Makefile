@@ -83,9 +83,7 @@ test-lmms-eval: .engines-lmms-eval/.installed
 	.engines-lmms-eval/bin/python -m pytest -rs tests/test_lmms_eval.py
 
 .engines-lmms-eval/.installed: $(VENV)/.installed-dev pyproject.toml
-	$(PYTHON) -m venv .engines-lmms-eval
-	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" > \
-		"$$(.engines-lmms-eval/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	$(call borrow,.engines-lmms-eval)
 	.engines-lmms-eval/bin/pip install -qq --no-deps lmms-eval==0.7.3
 	.engines-lmms-eval/bin/pip install -q loguru sacrebleu evaluate pytz tenacity aiohttp "filelock<4"
 	touch $@
