@@ -50,7 +50,7 @@ class EASTrainer(OpenTrainer):
 
     Raises:
         ValueError: the model is not attached, or is folded; or rounds cannot be scored in ``search.score_dtype``; or
-            the method cannot be trained under the given parallelism.
+            the method cannot be trained under the given parallelism; or there is not one length for each example.
 
     Example:
         >>> import eas
