@@ -98,10 +98,11 @@ def test_every_run_leaves_its_result_and_one_table_gathers_them(done):
     assert rows["base"]["counts"]["params_trained"] == 0
     assert rows["EAS_3"]["counts"]["kv_bytes_per_token"] == rows["base"]["counts"]["kv_bytes_per_token"] * 9 // 12
     assert comparison["latency"]["variants"].keys() == {"base", *rows}
+    assert comparison["latency"]["own_prompt_tokens"] == {"deep|prompt": comparison["latency"]["prompt_tokens"] - 12}
     wide = comparison["latency"]["wide"]
     assert wide["variants"].keys() | wide["left_out"].keys() == {"base", *rows}
     assert {"base", "EAS_3", "EAS_4", "EAS, given"} <= wide["variants"].keys()
-    assert "no fewer tokens of an image" in wide["left_out"]["deep|prompt"]
+    assert "no other number of its tokens" in wide["left_out"]["deep|prompt"]
     assert rows["deep|prompt"]["counts"]["macs"] < rows["EAS_3"]["counts"]["macs"]  # it reads 4 of 16 visual tokens
 
 

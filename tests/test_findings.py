@@ -191,6 +191,12 @@ def test_a_comparison_has_intervals_and_names_what_is_no_speed_up() -> None:
     said = notes(result)
     assert "95 % interval on 200 examples; guessing gives 25.0 %; always answering “red” gives 30.0 %" in said
     assert "EAS_2 prefill 6.03x faster, not taken as a gain: fewer MACs and bytes allow 1.01x" in said
+    assert "prompt of 9 tokens; times" in said
+    result["rows"][0]["counts"] = result["rows"][2]["counts"] = {"weight_bytes": 10, "kv_bytes_per_token": 10}
+    assert "EAS_2 decode 6.03x faster, not taken as a gain: fewer MACs and bytes allow 1.00x" in notes(result)
+    result["latency"]["own_prompt_tokens"] = {"EAS_2": 1}
+    assert "EAS_2 decode 6.03x faster, not taken as a gain: fewer MACs and bytes allow 5.00x" in notes(result)
+    assert "prompt of 9 tokens (EAS_2: 1); times" in notes(result)
     result["latency"]["settings"] = {"repeats": 1}
     assert "timed once, which tells no spread: no speed-up follows" in notes(result)
 

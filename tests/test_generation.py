@@ -319,6 +319,8 @@ def test_what_statistics_cannot_serve_is_refused():
         {"position_ids": positions, "attention_mask": ones[:1]},
         {"position_ids": positions, "prompt_mask": ones[:1] * 0 + (torch.arange(8) < 2)},
         {"position_ids": positions.repeat(4, 1, 1)},  # multimodal RoPE
+        {"position_ids": positions, "mm_token_type_ids": (positions == 0).long()},  # the second begins with an image
+        {"position_ids": positions.repeat(4, 1, 1), "mm_token_type_ids": (positions == 0).long()},
         {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": 4, "max_length_k": 4},
         {"seq_idx": torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])},
     ):

@@ -216,6 +216,8 @@ def test_a_variant_may_have_a_prompt_of_its_own() -> None:
     }
     with pytest.raises(ValueError, match="padded"):
         benchmark(models, prompts(LLAVA, (7,)), 1, 1, own_inputs={"folded": prompts(LLAVA, (5, 7))})
+    with pytest.raises(ValueError, match=r"own_inputs name \['fold'\], which are no variants"):
+        benchmark(models, prompts(LLAVA, (7,)), 1, 1, own_inputs={"fold": prompts(LLAVA, (5,))})
 
 
 @pytest.mark.parametrize("name", ["base", "shared", "per_example"])

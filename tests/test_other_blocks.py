@@ -160,9 +160,15 @@ def test_the_layers_of_numbered_attentions_are_known_and_told(label: str, tmp_pa
     eas.select(model, [1])
     eas.prune(model)
     assert before - with_attention(model) == {(HELD[label] or [0, 1])[1]}
-    told = CliRunner().invoke(cli.app, ["count", str(tmp_path)], env={"COLUMNS": "200"}).output
+
+    def count(*options: str) -> str:
+        return CliRunner().invoke(cli.app, ["count", str(tmp_path), *options], env={"COLUMNS": "200"}).output
+
+    told = count()
     layers = " ".join(map(str, HELD[label] or ()))
     assert (f"Attentions 0 1 2 are those of the model's layers {layers};" in told) == (HELD[label] is not None)
+    both = f"Attentions and FFNs 0 1 2 3 4 5 are those of the model's layers {layers} {layers};"
+    assert (both in count("-o", "candidates=either")) == (HELD[label] is not None)
 
 
 def test_layers_that_share_keys_and_values_are_no_candidates() -> None:

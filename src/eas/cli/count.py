@@ -44,12 +44,15 @@ def count(
     """
     import torch
 
+    from eas.attachment.state import attached, attachment
     from eas.config import read_assignments
     from eas.measure.count import count as count_model
     from eas.measure.count import on_meta
+    from eas.methods import method_config
     from eas.models.anatomy import Anatomy
     from eas.reports.count import count_table
-    from eas.reports.summary import numbers_told
+    from eas.reports.summary import KINDS, numbers_told
+    from eas.tasks.task import candidates_of
 
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     if dtype not in dtypes:
@@ -73,8 +76,10 @@ def count(
     base = asdict(count_model(source, **sizes))
     title = f"{model}: {prompt_tokens} prompt tokens, {images} images, {convention} convention"
     console().print(count_table(base, tuned, title))
-    if layers := Anatomy.of(on_meta(source, None)).numbered("mha"):
-        console().print(numbers_told("attentions", layers))
+    counted = on_meta(source, None)
+    kind = candidates_of(attachment(counted).config if attached(counted) else method_config(named or {}))
+    if layers := Anatomy.of(counted).numbered(kind):
+        console().print(numbers_told(KINDS[kind], layers))
     print(json.dumps({"base": base, "tuned": tuned}))
 
 

@@ -228,7 +228,8 @@ def _refuse_packing(kwargs: dict[str, Any], attended: Tensor | None) -> None:
         restarts = rows[:, 1:] < rows[:, :-1]
         if attended is not None:
             restarts = restarts & attended[:, 1:].bool() & attended[:, :-1].bool()
-        if (kinds := kwargs.get("mm_token_type_ids")) is not None:  # HunYuan-VL's images have positions of their own
+        kinds = kwargs.get("mm_token_type_ids")
+        if kinds is not None and positions.ndim == 3 and len(positions) < 4:  # the first may be of columns (HunYuan-VL)
             of_image = kinds[:, 1 : rows.shape[1]] != 0
             restarts = restarts & ~pad(of_image, (0, restarts.shape[1] - of_image.shape[1]))  # candidates have no kind
         packed = packed or bool(restarts.any())

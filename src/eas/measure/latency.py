@@ -69,7 +69,7 @@ def benchmark(
             nothing: one pass is timed.
         repeats: number of times that each variant is timed.
         title: title of the progress bar; empty for no bar.
-        own_inputs: by name, the same prompt for variants that read fewer tokens of an image.
+        own_inputs: by name, the prompt of variants that read another number of tokens of its image.
 
     Raises:
         ValueError: nothing is to be measured, a model is in training mode, or the prompts are padded.
@@ -85,6 +85,8 @@ def benchmark(
         raise ValueError(f"repeats = {repeats} must be at least 1, and new_tokens = {new_tokens} at least 0")
     if training := [name for name, model in models.items() if model.training]:
         raise ValueError(f"{training} in training mode; call model.eval() before timing")
+    if unknown := own_inputs.keys() - models.keys():
+        raise ValueError(f"own_inputs name {sorted(unknown)}, which are no variants; there are {list(models)}")
     if any("attention_mask" in given and not given["attention_mask"].all() for given in (inputs, *own_inputs.values())):
         raise ValueError("the prompts are padded, which would be timed as well; pass prompts of one length")
     prefill: dict[str, list[float]] = {name: [] for name in models}

@@ -12,6 +12,7 @@ from eas.attachment.load import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
 from eas.paper.compare_config import CompareConfig, Job
+from eas.pipeline.config import RunConfig
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
 
@@ -36,37 +37,39 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
         return None
     if before is not None and all(before[key] == value for key, value in timed.items()):
         return dict(before)
-    run = Run(replace(jobs[0].config, visual_tokens=config.run.get("visual_tokens")))
-    inputs, (tokens, _, _) = run.task.first(run, "test")
-    own = {row: _inputs(job) for row, job in first.items() if job.config.visual_tokens != run.config.visual_tokens}
+    choice = config.run.get("visual_choice", RunConfig.visual_choice)
+    run = Run(replace(jobs[0].config, visual_tokens=config.run.get("visual_tokens"), visual_choice=choice))
+    inputs, tokens = _prompt(run)
+    others = {row: job for row, job in first.items() if job.config.visual_tokens != run.config.visual_tokens}
+    own = {row: _prompt(Run(job.config)) for row, job in others.items()}
+    own_inputs = {row: given for row, (given, _) in own.items()}
     models = {BASE: run.load_base().eval(), **{row: _folded(job) for row, job in first.items()}}
     return {
         **timed,
         "hardware": hardware(),
         "prompt_tokens": tokens,
-        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows", own),
+        "own_prompt_tokens": {row: count for row, (_, count) in own.items()},
+        "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows", own_inputs),
         "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets, own),
     }
 
 
-def _inputs(job: Job) -> Mapping[str, Any]:
-    run = Run(job.config)
-    inputs: Mapping[str, Any] = run.task.first(run, "test")[0]
-    return inputs
+def _prompt(run: Run) -> tuple[Mapping[str, Any], int]:
+    """The first example of the test split as the run's model reads it, and its tokens."""
+    inputs, (tokens, _, _) = run.task.first(run, "test")
+    return inputs, tokens
 
 
 def _time_wide(
-    config: CompareConfig, jobs: Mapping[str, Job], skip_sets: Mapping[str, Sequence[int]], fewer: Collection[str]
+    config: CompareConfig, jobs: Mapping[str, Job], skip_sets: Mapping[str, Sequence[int]], others: Collection[str]
 ) -> dict[str, Any]:
     """At the tiny model's width overhead rules: the same methods and skip sets, untrained, where matrices do.
 
     What cannot be attached to a text-only model is left out, with the reason.
     """
     base, inputs, name = larger_base(config.benchmark.hidden_size or 0, config.benchmark.prompt_tokens)
-    models, left_out = (
-        {BASE: base},
-        dict.fromkeys(fewer, "the wide model reads no image, so no fewer tokens of an image"),
-    )
+    models = {BASE: base}
+    left_out = dict.fromkeys(others, "the wide model reads no image, so no other number of its tokens")
     for row, job in jobs.items():
         if row in left_out:
             continue

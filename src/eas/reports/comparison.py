@@ -114,7 +114,9 @@ def notes(result: Mapping[str, Any]) -> str:
     said += [f"{name} gives {percent(score)}" for name, score in blind_answers(task).items()]
     if latency:
         repeats = at(latency, "settings", "repeats") or at(latency, "repeats")
-        said.append(f"prompt of {latency['prompt_tokens']} tokens; times in ms, medians (10th–90th percentile)")
+        others = [f"{row}: {tokens}" for row, tokens in (latency.get("own_prompt_tokens") or {}).items()]
+        prompt = f"prompt of {latency['prompt_tokens']} tokens" + (f" ({', '.join(others)})" if others else "")
+        said.append(f"{prompt}; times in ms, medians (10th–90th percentile)")
         said[-1] += f" of {repeats} repeats" if repeats else ""
         said += _no_gains(result, repeats)
         said += ["each run timed by itself, so compare it with its own base"] if result.get("apart") else []
@@ -132,7 +134,9 @@ def _no_gains(result: Mapping[str, Any], repeats: int | None) -> list[str]:
     for row in result["rows"]:
         if not base or row is base or not row.get("counts"):
             continue
-        allowed = _bounds(base["counts"], row["counts"], at(result, "latency", "prompt_tokens"))
+        tokens = at(result, "latency", "prompt_tokens")
+        own = at(result, "latency", "own_prompt_tokens", row["row"]) or tokens
+        allowed = _bounds(base["counts"], row["counts"], (tokens, own))
         for key, bound in allowed.items():
             before, after = at(variants, "base", key), at(variants, variant(row), key)
             found = compared(before, after, bound, repeats) if before and after else None
@@ -141,11 +145,12 @@ def _no_gains(result: Mapping[str, Any], repeats: int | None) -> list[str]:
     return said
 
 
-def _bounds(base: Mapping[str, float], row: Mapping[str, float], prompt_tokens: int) -> dict[str, float]:
+def _bounds(base: Mapping[str, float], row: Mapping[str, float], tokens: tuple[int, int]) -> dict[str, float]:
     """As a run's ``bounds``, from the counts of the rows; of what they hold."""
     found = {"prefill_ms": base["macs"] / row["macs"]} if base.get("macs") and row.get("macs") else {}
     if base.get("weight_bytes") and row.get("weight_bytes"):
-        read = [c["weight_bytes"] + prompt_tokens * (c.get("kv_bytes_per_token") or 0) for c in (base, row)]
+        counts = zip((base, row), tokens, strict=True)
+        read = [c["weight_bytes"] + n * (c.get("kv_bytes_per_token") or 0) for c, n in counts]
         found["decode_ms"] = read[0] / read[1]
     return found
 

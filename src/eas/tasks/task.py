@@ -141,15 +141,16 @@ class Task:
 
     def num_candidates(self, config: Any, method: MethodConfig) -> int:
         """Of how many of them, or of their parts, a method skips some; of attentions, where it skips nothing."""
-        kind = _kind(method)
+        kind = candidates_of(method)
         return len(_on_meta(config).blocks(kind)) * (2 if kind == "either" else 1)
 
     def candidate_layers(self, config: Any, method: MethodConfig) -> list[int] | None:
         """In hybrids the layer of each of them, in the order of their numbers; None where every layer has one."""
-        return _on_meta(config).numbered(_kind(method))
+        return _on_meta(config).numbered(candidates_of(method))
 
 
-def _kind(method: MethodConfig) -> str:
+def candidates_of(method: MethodConfig) -> str:
+    """What a method skips; attentions, where it skips nothing."""
     return method.candidates if isinstance(method, SkipConfig) else "mha"
 
 

@@ -12,7 +12,7 @@ from eas.example import Example
 IMAGE = 2000
 """Characters of text that an image counts as; so examples with and without images come in batches of their own."""
 SORTED = 32
-"""Batches whose examples are sorted together; more would make what a batch holds less random."""
+"""At most so many batches have their examples sorted together; more would make what a batch holds less random."""
 TRIED = 512
 """Examples whose lengths decide whether grouping pays."""
 
@@ -40,7 +40,7 @@ def padded(lengths: Sequence[int], batch: int) -> float:
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
     batches = [[lengths[i] for i in order[at : at + batch]] for at in range(0, len(order), batch)]
     read: int = sum(max(each) * len(each) for each in batches)
-    return read / sum(lengths)
+    return read / max(1, sum(lengths))
 
 
 def grouped_lengths(examples: Sequence[Example], batch: int, wanted: bool | None) -> list[int]:
@@ -81,7 +81,8 @@ class GroupedByLength(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        several = SORTED * self.batch
+        # never all at once, or a small set would have the same batches every epoch
+        several = self.batch * max(1, min(SORTED, len(order) // self.batch // 2))
         sorted_ = [
             i
             for at in range(0, len(order), several)

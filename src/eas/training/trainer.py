@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class EASTrainer(OpenTrainer):
 
     Raises:
         ValueError: the model is not attached, or is folded; or rounds cannot be scored in ``search.score_dtype``; or
-            the method cannot be trained under the given parallelism.
+            the method cannot be trained under the given parallelism; or there is not one length for each example.
 
     Example:
         >>> import eas
@@ -84,6 +84,9 @@ class EASTrainer(OpenTrainer):
         args.remove_unused_columns = False  # the collator reads whole examples
         if args.ddp_find_unused_parameters is None:  # unless pruned, PIAs without use; the projector's, without images
             args.ddp_find_unused_parameters = not state.pruned or state.config.train_projector
+        train_dataset = kwargs.get("train_dataset")
+        if len(lengths) > 0 and (not isinstance(train_dataset, Sized) or len(train_dataset) != len(lengths)):
+            raise ValueError(f"lengths has {len(lengths)} values; give one for each example of train_dataset")
         self.lengths = lengths
         super().__init__(model, args, **kwargs)
         keep_gradients(model)
@@ -134,7 +137,7 @@ class EASTrainer(OpenTrainer):
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def order(self) -> GroupedByLength | None:
-        if not self.lengths:
+        if len(self.lengths) == 0:
             return None
         return GroupedByLength(self.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
