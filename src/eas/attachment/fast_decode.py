@@ -60,8 +60,8 @@ def fast_decode(
     Raises:
         UnsupportedModelError: the family is not supported.
         ValueError: the model is in training mode, is folded per example (its weights are new with every prompt, so
-            every prompt would be compiled), does not fit (Mllama, Phi-4-multimodal, Gemma 4 Unified), or, on a CPU,
-            attends within a window or is a hybrid.
+            every prompt would be compiled), does not fit (Mllama, Phi-4-multimodal, Gemma 4 Unified, PaliGemma 2), or,
+            on a CPU, attends within a window or is a hybrid.
 
     Example:
         >>> import eas
@@ -82,6 +82,11 @@ def fast_decode(
     text = anatomy.text_model
     if anatomy.built.uncompiled is not None:
         raise ValueError(f"{type(text).__name__} {anatomy.built.uncompiled}; use model.generate, not fast_decode")
+    if model.config.model_type == "paligemma" and text.config.model_type == "gemma2":
+        raise ValueError(
+            "PaliGemma 2's head cannot read the masks that generate makes for a static cache, one for each kind of "
+            "layer; use model.generate, not fast_decode"
+        )
     freeze = model.device.type == "cpu" and backend == "inductor"
     if freeze:
         _cache(model, multiple, freeze)  # refuses layers that it has no frozen form of
