@@ -1,74 +1,55 @@
-"""What skipped attentions save in llama.cpp on a CPU: SmolLM2-135M against its export without ten of thirty attentions.
+"""What skipped attentions save in llama.cpp on a CPU: base against the export without a third of its attentions.
 
 make test-engines  # installs llama.cpp
-.engines/bin/python benchmarks/engines.py SCIENCEQA [--threads 1] [--rounds 7] [--out benchmarks/engines.json]
+.engines/bin/python benchmarks/engines.py SCIENCEQA [--threads 1] [--rounds 7] [--models llava-0.5b --out FILE]
 
-Base and export are GGUF files of the same kind, written by ``eas.export``, timed in turns by the server's own clock:
-the prompt's tokens in one pass, then new tokens one at a time. Beside each ratio stands its bound: that of
-multiplications and additions for the prompt, that of bytes read for a new token. PIAs are random and folded; their
-values cost nothing. The loss is that of llama.cpp and of eas (float32) on the answers to ScienceQA's questions without
-images, teacher-forced.
+Models, prompts, bounds and turns are those of ``engines_vllm.py``, as float16 GGUF files. For 1, 4 and 16 requests at
+once: the time until all prompts are read, and of one more token for each request, by the server's own clock. What 1 GiB
+holds of keys and values is what llama.cpp says that it takes for its cache. The loss is that of llama.cpp and of eas
+(float32) on the answers to ScienceQA's questions without images, teacher-forced; a model with random weights has none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
+import re
 import statistics
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from engines_vllm import MODELS, NEW, PROMPT, REQUESTS, alternated, beside_bounds, built, exported, prompts_of
 
-import eas
-from eas.attachment.load import load_base
 from eas.data import load_data
-from eas.exporting.opening import processor_of
-from eas.exporting.plain import plain
 from eas.measure.latency import git_revision, hardware
-from eas.models.bases import base_folder
 from eas.tasks.collate import Collator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from exports import words
 from llama_cpp import complete, next_token, server
 
-MODEL, SKIPPED = "smollm2-135m", [*range(4, 24, 2)]
-PROMPT, NEW, ANSWERS, LIKELIEST = 512, 64, 50, 1000
+ANSWERS, LIKELIEST = 50, 1000
 
 
-def tuned() -> Any:
-    """SmolLM2 without ten attentions, its PIAs away from zero."""
-    torch.manual_seed(0)
-    config = eas.EASConfig(num_skip=len(SKIPPED), router="constant", pooling="none", skip_rank=32, adapt_rank=16)
-    model = eas.attach(load_base(MODEL, dtype=torch.float32), config)
-    eas.select(model, SKIPPED)
-    eas.prune(model)
-    for name, parameter in model.named_parameters():
-        if "pia.up" in name:
-            torch.nn.init.normal_(parameter, 0, 0.01)
-    return model.eval()
-
-
-def bounds(model: Any, file: Path) -> dict[str, float]:
-    """Multiply-adds of a prompt, and bytes read for the token after it: the file, keys and values (half precision).
-
-    The embedding is read by the head (tied), and multiplied once per prompt.
-    """
-    found = plain(model)
-    maps = sum(tensor.numel() for name, tensor in found.tensors.items() if name.endswith("_proj.weight"))
-    sizes = found.sizes
-    scores = len(sizes.kept) * sizes.heads * sizes.head_dim * PROMPT * PROMPT  # causal: half of two products
-    cache = 2 * 2 * len(sizes.kept) * sizes.kv_heads * sizes.head_dim * PROMPT
-    return {"macs": PROMPT * maps + scores + sizes.vocab * sizes.hidden, "bytes": file.stat().st_size + cache}
-
-
-def timed(opened: Any, ids: list[int]) -> tuple[float, float]:
-    """Milliseconds of the prompt, and of a new token."""
-    timings = complete(opened, ids, NEW)["timings"]
-    assert timings["prompt_n"] == PROMPT
-    return timings["prompt_ms"], timings["predicted_per_token_ms"]
+def opened_of(file: Path, threads: int) -> tuple[Any, float]:
+    """A server, and how many tokens 1 GiB holds by what llama.cpp prints."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            opened = server(file, 2 * PROMPT, threads, exact=False, requests=max(REQUESTS), verbosity=4)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        printed.seek(0)
+        lines = printed.read().decode()
+    ((size, cells, sequences),) = re.findall(r"kv_cache: size = +([\d.]+) MiB \( *(\d+) cells.* (\d+)/\d+ seqs", lines)
+    return opened, 1024 * int(cells) * int(sequences) / float(size)
 
 
 @torch.no_grad()
@@ -97,9 +78,33 @@ def questions(folder: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    quarters = statistics.quantiles(values, n=4)
-    return {"median": statistics.median(values), "quarter": quarters[0], "three_quarters": quarters[2]}
+def measured(name: str, models: dict[str, tuple[Path, Any, int]], given: argparse.Namespace) -> dict[str, Any]:
+    counts = {variant: count for variant, (_, count, _) in models.items()}
+    opened = {variant: opened_of(folder / "model.gguf", given.threads) for variant, (folder, _, _) in models.items()}
+    vocabulary = models["base"][2]
+    result: dict[str, Any] = {
+        "skip_set": MODELS[name],
+        "kv_tokens_of_1_gib": {variant: held for variant, (_, held) in opened.items()},
+        "kv_bytes_per_token": {variant: count.kv_bytes_per_token for variant, count in counts.items()},
+        "requests": {},
+    }
+    for server_of, _ in opened.values():  # warms up
+        complete(server_of, prompts_of(0, max(REQUESTS), 32, vocabulary), 2)
+    for requests in REQUESTS:
+
+        def times_of(variant: str, number: int, requests: int = requests) -> tuple[float, float]:
+            prompts = prompts_of(number, requests, PROMPT, vocabulary)
+            timings = complete(opened[variant][0], prompts, NEW)["timings"]  # of one request; all are read in one pass
+            assert timings["prompt_n"] == PROMPT
+            return timings["prompt_ms"], timings["predicted_per_token_ms"]
+
+        result["requests"][requests] = beside_bounds(alternated(given.rounds, times_of, first=1), counts, requests)
+        print(name, requests, json.dumps(result["requests"][requests]), flush=True)
+    model, processor = built(name, MODELS[name])
+    if processor:
+        ours, theirs = losses(model, opened["eas"][0], questions(given.scienceqa, processor))
+        result["loss"] = {"eas": ours, "llama.cpp": theirs, "apart": abs(ours - theirs) / ours, "answers": ANSWERS}
+    return result
 
 
 def main() -> None:
@@ -107,45 +112,24 @@ def main() -> None:
     parser.add_argument("scienceqa", help="folder with ScienceQA's problems")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--models", nargs="*", default=[*MODELS])
     parser.add_argument("--work", type=Path, default=Path("runs/engines"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/engines.json"))
     given = parser.parse_args()
-    processor = processor_of(base_folder(MODEL))
-    files, limit = {}, {}
-    for name in ("base", "skipped"):
-        model = load_base(MODEL, dtype=torch.float32).eval() if name == "base" else tuned()
-        folder = eas.export(model, "gguf", given.work / name, processor=processor, dtype=given.dtype)
-        files[name] = folder / "model.gguf"
-        limit[name] = bounds(model, files[name])
-    servers = {name: server(file, 2048, given.threads, exact=False) for name, file in files.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
-    for number in range(given.rounds + 1):
-        ids = torch.randint(20, 40000, (PROMPT,), generator=torch.Generator().manual_seed(number)).tolist()
-        for name in list(files)[:: 1 if number % 2 else -1]:  # in turns, each first every other time
-            took = timed(servers[name], ids)
-            times[name] += [took] if number else []  # the first warms up
-            print(name, f"prompt {took[0]:.0f} ms, new token {took[1]:.2f} ms", flush=True)
     result: dict[str, Any] = {
         **hardware(),
-        "revision": git_revision(),
-        "model": MODEL,
-        "skip_set": SKIPPED,
-        "dtype": given.dtype,
+        "engine": f"xllamacpp {version('xllamacpp')}",
         "threads": given.threads,
+        "revision": git_revision(),
         "prompt_tokens": PROMPT,
         "new_tokens": NEW,
         "rounds": given.rounds,
+        "models": {},
     }
-    for at, (what, bound) in enumerate((("prompt_ms", "macs"), ("new_token_ms", "bytes"))):
-        result[what] = {name: spread([took[at] for took in times[name]]) for name in files}
-        ratios = [base[at] / skipped[at] for base, skipped in zip(times["base"], times["skipped"], strict=True)]
-        result[what] |= {"ratio": spread(ratios), "bound": limit["base"][bound] / limit["skipped"][bound]}
-    result["file_bytes"] = {name: file.stat().st_size for name, file in files.items()}
-    ours, theirs = losses(model, servers["skipped"], questions(given.scienceqa, processor))
-    result["loss"] = {"eas": ours, "llama.cpp": theirs, "apart": abs(ours - theirs) / ours, "answers": ANSWERS}
-    assert math.isfinite(ours)
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    models = {name: exported(name, given.work, "gguf", "float16", words()) for name in given.models}
+    for name, exports in models.items():
+        result["models"][name] = measured(name, exports, given)
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

@@ -98,8 +98,8 @@ class Served:
         self.process.wait()
 
 
-def exported(name: str, skipped: Sequence[int], work: Path) -> dict[str, tuple[Path, Any, Any]]:
-    """Of base and EAS the folder, and their counts for a prompt, and for one token after it."""
+def built(name: str, skipped: Sequence[int]) -> tuple[Any, Any]:
+    """A model, with random PIAs in the place of the skipped attentions, and its tokenizer."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -109,26 +109,43 @@ def exported(name: str, skipped: Sequence[int], work: Path) -> dict[str, tuple[P
     from eas.measure import shapes
     from eas.models.bases import base_folder
 
+    torch.manual_seed(0)
+    processor = None
+    if name == "smollm2-135m":
+        model, processor = load_base(name, dtype=torch.float32), processor_of(base_folder(name))
+    else:
+        model = LlamaForCausalLM(shapes.build(name).config.get_text_config())
+    if skipped:
+        options = {"router": "constant", "pooling": "none", "skip_rank": 32, "adapt_rank": 16}
+        model = eas.attach(model, eas.EASConfig(num_skip=len(skipped), train_projector=False, **options))
+        eas.select(model, skipped)
+        eas.prune(model)
+        for weight, parameter in model.named_parameters():
+            if "pia.up" in weight:
+                torch.nn.init.normal_(parameter, 0, 0.01)
+    return model.eval(), processor
+
+
+def exported(
+    name: str, work: Path, engine: str = "vllm", dtype: str = "bfloat16", words: Any = None
+) -> dict[str, tuple[Path, Any, int]]:
+    """Of base and EAS the folder, their counts for a prompt and for one token after it, and the vocabulary.
+
+    Args:
+        name: of the model.
+        work: where folders are written.
+        engine: that of ``eas.export``.
+        dtype: of 16 bits.
+        words: a tokenizer for a model that has none.
+    """
+    import torch
+
+    import eas
+
     found = {}
     for variant in ("base", "eas"):
-        torch.manual_seed(0)
-        if name == "smollm2-135m":
-            model, processor = load_base(name, dtype=torch.float32), processor_of(base_folder(name))
-        else:
-            model, processor = LlamaForCausalLM(shapes.build(name).config.get_text_config()), None
-        if variant == "eas":
-            config = eas.EASConfig(
-                num_skip=len(skipped),
-                router="constant",
-                pooling="none",
-                skip_rank=32,
-                adapt_rank=16,
-                train_projector=False,
-            )
-            model = eas.attach(model, config)
-            eas.select(model, skipped)
-            eas.prune(model)
-        folder = eas.export(model.eval(), "vllm", work / name / variant, processor=processor, dtype="bfloat16")
+        model, processor = built(name, MODELS[name] if variant == "eas" else [])
+        folder = eas.export(model, engine, work / name / variant, processor=processor or words, dtype=dtype)
         if variant == "eas":
             eas.fold(model, "constant")
         found[variant] = (folder, eas.count(model.to(torch.bfloat16), PROMPT), model.config.vocab_size)
@@ -143,18 +160,21 @@ def prompts_of(number: int, count: int, tokens: int, vocabulary: int) -> list[li
     return found
 
 
-def alternated(rounds: int, time_of: Callable[[str, int], tuple[float, ...]]) -> dict[str, list[tuple[float, ...]]]:
-    """The times of base and EAS, in turns, each first every other time; the first round warms up."""
+def alternated(
+    rounds: int, time_of: Callable[[str, int], tuple[float, ...]], first: int = 0
+) -> dict[str, list[tuple[float, ...]]]:
+    """The times of base and EAS, in turns, each first every other time; round 0 warms up."""
     times: dict[str, list[tuple[float, ...]]] = {"base": [], "eas": []}
-    for number in range(rounds + 1):
+    for number in range(first, rounds + 1):
         for variant in list(times)[:: 1 if number % 2 else -1]:
             took = time_of(variant, number)
             times[variant] += [took] if number else []
     return times
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    first, _, third = statistics.quantiles(values, n=4)
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "quarters": [first, third]}
 
 
 def compared(times: dict[str, list[tuple[float, ...]]], at: int, **more: float) -> dict[str, Any]:
@@ -165,8 +185,20 @@ def compared(times: dict[str, list[tuple[float, ...]]], at: int, **more: float) 
     }
 
 
+def beside_bounds(times: dict[str, list[tuple[float, ...]]], counts: dict[str, Any], requests: int) -> dict[str, Any]:
+    """Of prompts and new tokens the times of both, their ratio, and the bound that MACs and bytes read set."""
+    read = {
+        variant: count.weight_bytes + requests * count.kv_bytes_per_token * (PROMPT + NEW // 2)
+        for variant, count in counts.items()
+    }
+    return {
+        "prefill_ms": compared(times, 0, bound=counts["base"].macs / counts["eas"].macs),
+        "decode_ms": compared(times, 1, bound=read["base"] / read["eas"]),
+    }
+
+
 def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    models = exported(name, MODELS[name], given.work)
+    models = exported(name, given.work)
     counts = {variant: count for variant, (_, count, _) in models.items()}
     vocabulary = models["base"][2]
     served = {variant: Served(folder, given.threads) for variant, (folder, _, _) in models.items()}
@@ -184,14 +216,7 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
             return 1000 * read, 1000 * (served[variant].seconds(prompts, 1 + NEW) - read) / NEW
 
         times = alternated(given.rounds, times_of)
-        read = {
-            variant: count.weight_bytes + requests * count.kv_bytes_per_token * (PROMPT + NEW // 2)
-            for variant, count in counts.items()
-        }
-        result["requests"][requests] = {
-            "prefill_ms": compared(times, 0, bound=counts["base"].macs / counts["eas"].macs),
-            "decode_ms": compared(times, 1, bound=read["base"] / read["eas"]),
-        }
+        result["requests"][requests] = beside_bounds(times, counts, requests)
         print(name, requests, json.dumps(result["requests"][requests]), flush=True)
     for one in served.values():
         one.close()

@@ -28,6 +28,7 @@ NOT_RUN = {
     "pip install": "it installs packages",
     "python -m venv": "it makes an environment for packages",
     "vllm-env/bin/pip": "it installs packages",
+    "vllm-env/bin/serve": "it needs Ray Serve and vLLM, and serves until it is stopped",
     "torchrun": "it needs eight processes; test_distributed.py starts two",
     "srun": "it needs a cluster",
     "scontrol": "it needs a cluster",

@@ -174,17 +174,21 @@ def test_prompts_with_and_without_an_image_in_a_batch(name, seen):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_two_ranks_share_the_maps_and_each_keeps_the_mean(tmp_path):
+def test_two_processes_share_the_maps_or_the_layers(tmp_path):
+    """Tensor and pipeline parallel. The latter is compiled: vLLM's CPU build has an error there without."""
     wide = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
     models = {"Qwen3": tiny("Qwen3", skip_set=(0, 3), head_dim=32, **wide), "mean": pooled(skip_set=(0, 4), **wide)}
     wants, tasks = {}, {}
     for name, model in models.items():
         folder = eas.export(model, "vllm", tmp_path / name, processor=words(), dtype="float32")
         wants[name] = [ours(model, {"input_ids": torch.tensor([prompt])}, [1]) for prompt in PROMPTS]
-        tasks[name] = {"folder": str(folder), "prompts": PROMPTS, "options": {"tensor_parallel_size": 2}}
+        tasks[f"{name}, maps"] = {"folder": str(folder), "prompts": PROMPTS, "options": {"tensor_parallel_size": 2}}
+        stages = {"pipeline_parallel_size": 2, "enforce_eager": False}
+        tasks[f"{name}, layers"] = {"folder": str(folder), "prompts": PROMPTS, "options": stages}
     answers = served(tasks, tmp_path, VLLM_CPU_OMP_THREADS_BIND="0|1")
     for name, want in wants.items():
-        require_equal(want, answers[name])
+        require_equal(want, answers[f"{name}, maps"])
+        require_equal(want, answers[f"{name}, layers"])
 
 
 def test_no_keys_and_values_for_skipped_attentions(compared):
