@@ -31,7 +31,7 @@ def rough_length(example: Example) -> int:
 
 
 def padded(lengths: Sequence[int], batch: int) -> float:
-    """How many times as long as the examples themselves random batches of them are.
+    """The length of random batches, padding included, divided by the length of the examples themselves.
 
     Example:
         >>> padded([3, 3, 3, 3], 2)
