@@ -32,7 +32,7 @@ from eas.tasks.evaluation import evaluate
 
 MODEL, LAYERS, EVERY, ROWS, LONGEST = "smollm2-135m", 30, 50, 8, 120
 ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
-SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]  # by benchmarks/smollm2_sets.py, before training, 60 evaluations
+SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]  # by benchmarks/skip_sets.py, before training, 60 evaluations
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
 # name -> method, skip set, learning rate

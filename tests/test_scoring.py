@@ -152,3 +152,31 @@ def test_rounds_of_a_trainer(tmp_path, precision):
         plain = one_by_one(model.eval(), batch, found.skip_sets)
     assert found.losses == pytest.approx(plain, rel=1e-3 if low else 1e-6)
     assert (found.losses == pytest.approx(one_by_one(prepared(type(model).__name__)[0], batch, found.skip_sets))) != low
+
+
+def test_a_round_of_unequal_examples_is_scored_in_parts_of_about_one_length(tmp_path, monkeypatch):
+    model, _, sets = prepared("LlamaForCausalLM")
+    sizes = [3, 40, 4, 38, 5, 3, 6, 41, 4, 5, 3, 6, 7, 4, 5, 6]
+    held_out = [torch.randint(3, 20, (size,), generator=torch.Generator().manual_seed(size)) for size in sizes]
+    read = []
+
+    def collate(examples):
+        longest = max(map(len, examples))
+        ids = torch.stack([torch.nn.functional.pad(ids, (longest - len(ids), 0)) for ids in examples])
+        mask = torch.stack([torch.arange(longest) >= longest - len(ids) for ids in examples]).long()
+        labels = ids.masked_fill(torch.arange(longest) < longest - 2, -100)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def counted(model, inputs, sets):
+        read.append(inputs["input_ids"].numel())
+        return score_sets(model, inputs, sets)
+
+    monkeypatch.setattr("eas.training.trainer.score_sets", counted)
+    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[])
+    trainer = EASTrainer(model, args, phase="search", held_out=held_out, train_dataset=[0], data_collator=collate)
+    assert trainer.score(sets, held_out) == pytest.approx(one_by_one(model.eval(), collate(held_out), sets), rel=1e-5)
+    assert len(read) == 2
+    assert sum(read) == 8 * 5 + 8 * 41
+    read.clear()
+    trainer.score(sets, held_out[8:])  # alike
+    assert len(read) == 1

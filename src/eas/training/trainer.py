@@ -29,6 +29,8 @@ from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
 
 Phase = Literal["search", "tune"]
+PART = 8
+"""Examples of a part of a round's batch, where its examples differ much in length."""
 
 
 class EASTrainer(OpenTrainer):
@@ -174,15 +176,29 @@ class EASTrainer(OpenTrainer):
         was_training = self.model.training
         self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
-        inputs = self.on_device(self.data_collator(share or examples[:1]))  # FSDP gathers from all processes
-        weight = loss_weight(self.model, inputs) if share else 0
-        own = self.score_dtype is None
-        with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
-            losses = score_sets(self.model, inputs, skip_sets)
+        parts, scored = self.parts(share or examples[:1]), []  # FSDP gathers from all processes
+        for inputs in parts:
+            weight = loss_weight(self.model, inputs) if share else 0
+            own = self.score_dtype is None
+            with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
+                scored.append((weight, score_sets(self.model, inputs, skip_sets)))
         self.model.train(was_training)
-        shares = from_all((weight, losses))
-        total = sum(weight for weight, _ in shares)
-        return [sum(weight * losses[i] for weight, losses in shares) / total for i in range(len(skip_sets))]
+        scored = [one for each in from_all(scored) for one in each]
+        total = sum(weight for weight, _ in scored)
+        return [sum(weight * losses[i] for weight, losses in scored) / total for i in range(len(skip_sets))]
+
+    def parts(self, examples: list[Any]) -> list[Any]:
+        """The inputs of these examples: one batch, or batches of about one length where one would be a third padding.
+
+        Under FSDP it is one batch, as all processes must take as many passes.
+        """
+        whole = self.data_collator(examples)
+        mask = whole.get("attention_mask")
+        if mask is None or self.is_fsdp_enabled or len(examples) < 2 * PART or mask.numel() < 1.5 * int(mask.sum()):
+            return [self.on_device(whole)]
+        order = mask.sum(1).argsort(stable=True).tolist()
+        sorted_ = [[examples[i] for i in order[at : at + PART]] for at in range(0, len(order), PART)]
+        return [self.on_device(self.data_collator(each)) for each in sorted_]
 
     def prepared(self, checkpoint: str | None) -> None:
         sharded.keep_class_names(self.model)

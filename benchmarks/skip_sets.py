@@ -1,11 +1,13 @@
-"""Skip sets of ten in SmolLM2-135M before any training: their losses on ScienceQA's texts, and what predicts them.
+"""Skip sets of ten of thirty before any training: their losses, and what predicts them.
 
-python benchmarks/smollm2_sets.py FOLDER [benchmarks/smollm2_sets.json]
+python benchmarks/skip_sets.py smollm2-135m scienceqa-text:FOLDER benchmarks/smollm2_sets.json
+python benchmarks/skip_sets.py smol scenes:textures benchmarks/smol_sets.json
 
 FOLDER is ScienceQA's. In the residual form an untrained skip is the attention left out, so losses before training say
-something. Every set is scored once on the same 16 validation questions (loss per token of the right choice) and kept in
+something. Every set is scored once on the same 16 validation questions (loss per token of the answer) and kept in
 the file, from which a stopped run goes on. Measured are 300 random sets of ten, every single attention, sets by
-position, and the sets that each search rule draws and chooses in 20 rounds of three.
+position, by the free rankings (LLM-Drop's similarity, and the coupling of queries and keys as in Gate-Norm,
+arXiv 2512.20636), by greedy elimination, and the sets that each search rule draws and chooses in 20 rounds of three.
 
 At the end the table is split, 200 sets to fit and 100 to test: how well does a sum of terms per attention predict the
 loss, and does a term per pair of neighbours help? ``spearman`` is over the 100 sets.
@@ -15,42 +17,47 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
+from torch import Tensor
+from transformers import AutoProcessor
 
 import eas
 from eas.attachment.load import load_base
+from eas.attachment.state import candidates
 from eas.data import load_data
 from eas.measure.latency import git_revision, hardware
 from eas.models.bases import base_folder
+from eas.searching import similarity_ranking
 from eas.searching.fixed import FIXED
 from eas.searching.scoring import score_sets
+from eas.searching.similarity import cosines
 from eas.tasks.collate import Collator
 
-MODEL, LAYERS, K, RANDOM, QUESTIONS, LONGEST = "smollm2-135m", 30, 10, 300, 16, 120
-RULES, SEEDS, ROUNDS, SAMPLES = ("spread",), 1, 20, 3
+LAYERS, K, RANDOM, QUESTIONS, LONGEST = 30, 10, 300, 16, 120
+RULES, SEEDS, ROUNDS, SAMPLES = ("spread", "bandit", "das"), 3, 20, 3
 SkipSet = tuple[int, ...]
 
 
 class Table:
     """The losses of sets, each measured once."""
 
-    def __init__(self, folder: str, path: Path) -> None:
+    def __init__(self, model: str, data: str, path: Path) -> None:
         self.path = path
         known = json.loads(path.read_text())["losses"] if path.is_file() else {}
         self.losses: dict[SkipSet, float] = {tuple(json.loads(key)): loss for key, loss in known.items()}
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(MODEL))
-        collate = Collator(tokenizer, training=True)
-        examples = load_data(f"scienceqa-text:{folder}", "validation")
-        few = [e for e in examples if collate([e])["input_ids"].shape[1] <= LONGEST][:QUESTIONS]
+        collate = Collator(AutoProcessor.from_pretrained(base_folder(model)), training=True)
+        examples = load_data(data, "validation")
+        short = (e for e in examples if collate([e])["input_ids"].shape[1] <= LONGEST)
+        few = list(islice(short, QUESTIONS))
         self.batch = collate(few)
         del self.batch["prompt_mask"]
-        self.model = eas.attach(load_base(MODEL), eas.EASConfig(num_skip=K)).eval()
+        self.model = eas.attach(load_base(model), eas.EASConfig(num_skip=K)).eval()
 
     def measure(self, sets: list[SkipSet]) -> list[float]:
         new = [s for s in dict.fromkeys(sets) if s not in self.losses]
@@ -96,8 +103,30 @@ def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return round(float(np.corrcoef(*ranks)[0, 1]), 3)
 
 
-def main(folder: str, path: Path) -> None:
-    table, rng = Table(folder, path), np.random.default_rng(0)
+def greedy(table: Table) -> SkipSet:
+    """The set that grows by the attention whose removal costs least, one after the other."""
+    skipped: SkipSet = ()
+    for _ in range(K):
+        grown = [tuple(sorted((*skipped, i))) for i in range(LAYERS) if i not in skipped]
+        skipped = grown[int(np.argmin(table.measure(grown)))]
+    return skipped
+
+
+@torch.no_grad()
+def coupling(model: Any) -> list[float]:
+    """Of every attention the norm of ``Wq^T Wk``, over all heads."""
+    norms = []
+    for block, _ in candidates(model):
+        attention = block.self_attn
+        q, k = (m.weight.float().unflatten(0, (-1, attention.head_dim)) for m in (attention.q_proj, attention.k_proj))
+        k = k.repeat_interleave(len(q) // len(k), 0)
+        gram: list[Tensor] = [each @ each.mT for each in (q, k)]  # |Wq^T Wk|^2 is the trace of their product
+        norms.append(float((gram[0] * gram[1]).sum().sqrt()))
+    return norms
+
+
+def main(model: str, data: str, path: Path) -> None:
+    table, rng = Table(model, data, path), np.random.default_rng(0)
     random = [tuple(sorted(rng.choice(LAYERS, K, replace=False).tolist())) for _ in range(RANDOM)]
     singles = [(i,) for i in range(LAYERS)]
     base = table.measure([()])[0]
@@ -106,6 +135,9 @@ def main(folder: str, path: Path) -> None:
         "alternating": tuple(range(4, 24, 2)),
         "best ten singles": tuple(sorted(np.argsort(alone)[:K].tolist())),
         **{name: tuple(sorted(FIXED[name](LAYERS, K, 0)[:K])) for name in FIXED if name != "random"},
+        "similarity": tuple(sorted(similarity_ranking(cosines(table.model, [table.batch]))[:K])),
+        "coupling of q and k": tuple(sorted(np.argsort(coupling(table.model))[:K].tolist())),
+        f"greedy, {sum(range(LAYERS - K + 1, LAYERS + 1))} evaluations": greedy(table),
     }
     table.measure([*named.values()])
     losses = np.array(table.measure(random))
@@ -124,7 +156,8 @@ def main(folder: str, path: Path) -> None:
             searched[f"{name}, {seed}"] = {"skip_set": chosen, "loss": round(table.measure([chosen])[0], 4)}
     table.write(
         {
-            "model": MODEL,
+            "model": model,
+            "data": data.split(":")[0] if "/" in data else data,
             "questions": QUESTIONS,
             "base": round(base, 4),
             "named": {name: {"skip_set": s, "loss": round(table.losses[s], 4)} for name, s in named.items()},
@@ -139,5 +172,4 @@ def main(folder: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "benchmarks/smollm2_sets.json"))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
