@@ -34,15 +34,18 @@ def page_of(folder: Path, categories: dict[str, Any]) -> str:
 
 
 def test_every_number_with_its_examples(tmp_path: Path) -> None:
-    halved = {name: value / 2 for name, value in NUMBERS.items()}
+    numbers = {**NUMBERS, "loss": 2.5}
+    halved = {name: value / 2 for name, value in numbers.items()}
     page = page_of(
-        tmp_path, {"zero_shot": halved, "tuned": NUMBERS, "folded": NUMBERS, "examples": {"NAT": 8, "SOC": 4}}
+        tmp_path, {"zero_shot": halved, "tuned": numbers, "folded": numbers, "examples": {"NAT": 8, "SOC": 4}}
     )
     assert table(page) == {
         "NAT": ["8", "25.00 (7.1–59.1)", "50.00 (21.5–78.5)", "50.00 (21.5–78.5)"],
         "SOC": ["4", "12.50 (1.3–60.4)", "25.00 (4.6–69.9)", "25.00 (4.6–69.9)"],
         "average": ["", "20.00", "40.00", "40.00"],
+        "loss": ["", "1.25", "2.50", "2.50"],
     }
+    assert "loss from" not in page  # the figure has shares only
     assert "NAT from 25.0 to 50.0 %; SOC from 12.5 to 25.0 %" in page
 
 

@@ -176,8 +176,8 @@ def importance(result: Mapping[str, Any]) -> Plot | None:
     bars.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     bars.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     if rounds:
-        trained = at(result, "config", "search", "train") is not False
-        rows[1].set_xlabel("training step" if trained else "step of the search, which trained nothing")
+        trains = at(result, "config", "search", "train") is not False and at(result, "search", "plan", "rounds") is None
+        rows[1].set_xlabel("training step" if trains else "step of the search, which trained nothing")
         rows[1].set_ylabel("importance")
         rows[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
         figure.set_layout_engine("constrained", rect=(0, 0, 0.94, 1))  # the numbers stand beside the axes
@@ -213,10 +213,11 @@ def loss(result: Mapping[str, Any]) -> Plot | None:
 
 
 def categories(result: Mapping[str, Any]) -> Plot | None:
-    """Every number of the metric, before and after; None where it has only one."""
+    """Every share of the metric, before and after; None where it has only one."""
     before, after = at(result, "categories", "zero_shot") or {}, at(result, "categories", "folded")
     after = after or at(result, "categories", "tuned") or {}
-    names = [name for name in after if name in before][:MOST_CATEGORIES]
+    shares = [name for name in after if name in before and name != "loss"]
+    names = shares[:MOST_CATEGORIES]
     if len(names) < 2:
         return None
     figure, (axes,) = _canvas(0.5 * len(names) + 0.8)
@@ -240,7 +241,7 @@ def categories(result: Mapping[str, Any]) -> Plot | None:
     axes.invert_yaxis()
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     said = "; ".join(f"{name} from {before[name]:.1f} to {after[name]:.1f} %" for name in names)
-    left = len(after) - len(names)
+    left = len(shares) - len(names)
     note = f"The first {len(names)} numbers; the table has {left} more. " if left else ""
     note += "Lines over the bars: 95 % intervals." if counts else ""
     return Plot("Accuracy by category", f"{said}.", figure, note)
