@@ -206,9 +206,10 @@ def fold(model: PreTrainedModel, mode: str) -> None:
             "constant folding needs mixing weights that are the same for all inputs, but the router reads the input; "
             "use mode 'shared', or eas.freeze_router(model, loader) first"
         )
-    if mode != "shared" and (other := _unfoldable(model)) is not None:  # quantised, ...
+    if (other := _unfoldable(model)) is None:
+        merge(model, "merged")
+    elif mode != "shared":  # quantised, ...
         raise ValueError(f"{mode} folding needs plain linear maps, not {other}; use fold(model, 'shared')")
-    merge(model, "merged")
     for block in blocks:
         if mode == "per_example":
             block.fold_per_example = True
