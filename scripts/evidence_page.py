@@ -20,6 +20,7 @@ RESULTS = {
     "oddm": "odd_methods.json",
     "oddk": "odd_k.json",
     "sets": "odd_sets.json",
+    "train": "search_train.json",
     "smol": "smol.json",
 }
 DROPPED = ("k", "notes")

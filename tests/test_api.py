@@ -15,7 +15,7 @@ from eas.methods import METHODS
 
 torch.set_num_threads(1)
 LLAMA = "LlamaForCausalLM"
-SETTINGS = eas.SearchConfig(warmup_steps=2, interval=2, batch_size=4)
+SETTINGS = eas.SearchConfig(train=True, warmup_steps=2, interval=2, batch_size=4)
 TRAINING = {"max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "use_cpu": True}
 
 

@@ -34,7 +34,7 @@ SHARED: dict[str, Any] = {
     "max_new_tokens": 4,
     "data": "scenes:relation",
     "method": {"skip_rank": 8, "adapt_rank": 4},
-    "search": {"warmup_steps": 1, "interval": 1, "batch_size": 4},
+    "search": {"train": True, "warmup_steps": 1, "interval": 1, "batch_size": 4},
     "train": {"search_steps": 2, "tune_steps": 3, "batch_size": 4, "logging_steps": 1},
 }
 EAS = {"label": "EAS", "skips": [3, 4]}

@@ -26,7 +26,14 @@ from eas.searching import SearchConfig, SearchResult
 from eas.training import EASTrainer
 
 FSDP2 = {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}
-RUN = [*SETTINGS, "train.search_steps=4", "train.tune_steps=2", "train.accumulation=1", "method.dropout=0.0"]
+RUN = [
+    *SETTINGS,
+    "search.train=true",
+    "train.search_steps=4",
+    "train.tune_steps=2",
+    "train.accumulation=1",
+    "method.dropout=0.0",
+]
 
 
 def uneven(count: int, seed: int) -> list[dict[str, torch.Tensor]]:

@@ -30,6 +30,7 @@ SETTINGS = [
     "method.skip_rank=8",
     "method.adapt_rank=4",
     "method.num_skip=4",
+    "search.train=true",
     "search.warmup_steps=2",
     "search.interval=2",
     "search.batch_size=4",

@@ -32,6 +32,7 @@ SHORT = [
     "method.skip_rank=8",
     "method.adapt_rank=4",
     "method.num_skip=2",
+    "search.train=true",
     "search.warmup_steps=1",
     "search.interval=1",
     "search.batch_size=4",

@@ -34,6 +34,7 @@ SHORT = [
     "method.skip_rank=8",
     "method.adapt_rank=4",
     "method.num_skip=4",
+    "search.train=true",
     "search.warmup_steps=1",
     "search.interval=1",
     "search.batch_size=4",

@@ -11,6 +11,7 @@ from families import attached, build
 from test_pipeline import SHORT
 
 import eas
+from eas.attachment.save import adapter_state
 from eas.config import ConfigError
 from eas.files import WriteError
 from eas.pipeline import STEPS, Run, RunConfig, run_steps
@@ -18,16 +19,20 @@ from eas.pipeline.fit import check_room
 from eas.pipeline.phases import attached_base, make_trainer
 from eas.pipeline.plan import _seconds_of_a_step, duration, plan
 
+TRAINS = "search.train=true"
+
 
 @pytest.mark.parametrize(
     ("rows", "options", "search", "tune"),
     [
-        (10, [], 400, 100),  # the fewest: 100 of warm-up and 30 rounds of 10; 100
-        (8000, [], 750, 1500),  # 1.5 and 3 epochs of 500 steps
-        (8000, ["train.batch_size=8", "train.accumulation=4"], 400, 750),
-        (100_000, [], 2000, 6000),  # the most
-        (10, ["search.warmup_steps=10", "search.interval=2"], 70, 100),
-        (10, ["search.interval=100"], 3100, 100),
+        (10, [TRAINS], 400, 100),  # the fewest: 100 of warm-up and 30 rounds of 10; 100
+        (8000, [TRAINS], 750, 1500),  # 1.5 and 3 epochs of 500 steps
+        (8000, [TRAINS, "train.batch_size=8", "train.accumulation=4"], 400, 750),
+        (100_000, [TRAINS], 2000, 6000),  # the most
+        (10, [TRAINS, "search.warmup_steps=10", "search.interval=2"], 70, 100),
+        (10, [TRAINS, "search.interval=100"], 3100, 100),
+        (8000, [], 490, 1500),  # without training, 40 rounds
+        (8000, ["search.warmup_steps=0"], 400, 1500),
         (10, ["train.search_steps=250", "train.tune_steps=7"], 250, 7),
     ],
 )
@@ -44,7 +49,26 @@ def test_epochs_and_time_are_shown_and_kept(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"search: 3 steps of 4 examples, 1.5 epochs of 8; about \d+ s", said), said
     kept = json.loads((tmp_path / "search.json").read_text())["plan"]
-    assert kept == {"phase": "search", "steps": 3, "batch": 4, "examples": 8}
+    assert kept == {"phase": "search", "steps": 3, "batch": 4, "examples": 8, "rounds": None}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("options", "rounds"), [([], 3), (["method.form=paper"], None), (["method={name: drop, num_skip: 2, rank: 2}"], 3)]
+)
+def test_a_search_trains_by_default_where_untrained_skips_say_nothing(tmp_path, capsys, options, rounds):
+    settings = [*SHORT, "search.train=null", "data=scenes:odd"]
+    run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *settings, *options]))
+    STEPS["search"](run)
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert found["plan"]["rounds"] == rounds
+    assert len(found["rounds"]) == 3
+    assert ("search: 3 rounds, and nothing is trained; about" in " ".join(capsys.readouterr().out.split())) == (
+        rounds == 3
+    )
+    untouched = adapter_state(attached_base(run))
+    trained = adapter_state(eas.load(run.load_base(), tmp_path / "search" / "adapter"))
+    assert all(torch.equal(trained[name], tensor) for name, tensor in untouched.items()) == (rounds == 3)
 
 
 def test_the_timed_step_leaves_nothing_behind(tmp_path):

@@ -372,3 +372,8 @@ class SkipConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("num_skip", self.num_skip >= 0, "must be at least 0")
+
+    @property
+    def search_trains(self) -> bool:
+        """Whether a search trains by default; not where an untrained skip is the module left out, which says enough."""
+        return True

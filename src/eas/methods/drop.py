@@ -42,6 +42,10 @@ class DropConfig(SkipConfig):
         self._require("alpha", self.alpha is None or self.alpha > 0, "must be above 0")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
 
+    @property
+    def search_trains(self) -> bool:
+        return False
+
 
 class DropBlock(Block):
     """Without attention: ``x += FFN(Nf(x))``; without FFN: ``x += MHA(Na(x))``; without both: x."""

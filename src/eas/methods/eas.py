@@ -119,6 +119,10 @@ class EASConfig(SkipConfig):
         ok = self.decode_pooling == "frozen" or self.pooling == "causal"
         self._require("decode_pooling", ok, f"needs pooling 'causal', not {self.pooling!r}")
 
+    @property
+    def search_trains(self) -> bool:
+        return self.form == "paper"
+
     def at_width(self, width: int) -> EASConfig:
         """With the ranks that are not given, the preset's (without one, "llava"'s): as in the paper at its width,
         elsewhere rounded to multiples of four (of ``up_groups``)."""

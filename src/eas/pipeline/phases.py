@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.attachment.attach import attach
+from eas.config import SkipConfig
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
@@ -52,6 +54,9 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
     )
+    search, method = run.config.search, run.config.method
+    if isinstance(method, SkipConfig):
+        search = replace(search, train=search.trains(method))  # FSDP refuses a search that does not train
     lengths = grouped_lengths(run.data("train"), settings.batch_size, settings.group_by_length)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
@@ -59,7 +64,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         model,
         args,
         phase=phase,
-        search=run.config.search,
+        search=search,
         held_out=run.data("validation") if phase == "search" else (),
         lengths=lengths,
         train_dataset=run.data("train"),

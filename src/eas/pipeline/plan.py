@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from eas.config import SkipConfig
 from eas.pipeline.run import Run
 from eas.training import EASTrainer, Phase, search_steps
 
@@ -25,36 +26,41 @@ class Plan:
         steps: of the optimizer.
         batch: examples of a step, of all processes.
         examples: in the training split.
+        rounds: of a search that does not train; None where steps train.
     """
 
     phase: Phase
     steps: int
     batch: int
     examples: int
+    rounds: int | None = None
 
     @property
     def epochs(self) -> float:
         return self.steps * self.batch / self.examples
 
     def __str__(self) -> str:
+        if self.rounds is not None:
+            return f"{self.phase}: {self.rounds} rounds, and nothing is trained"
         return f"{self.phase}: {self.steps} steps of {self.batch} examples, {self.epochs:.3g} epochs of {self.examples}"
 
 
 def plan(run: Run, phase: Phase) -> Plan:
     """The configured steps, or those that the size of the data asks for.
 
-    A search takes 1.5 epochs, but at least its warm-up and 30 rounds, and at most 2000 steps; a tune phase 3 epochs,
-    at least 100 and at most 6000 steps.
+    A search takes 1.5 epochs, but at least its warm-up and 30 rounds, and at most 2000 steps. A search that does not
+    train takes 40 rounds. A tune phase takes 3 epochs, at least 100 and at most 6000 steps.
     """
     train, search = run.config.train, run.config.search
     examples, processes = len(run.data("train")), dist.get_world_size() if dist.is_initialized() else 1
     batch = train.batch_size * train.accumulation * processes
-    given = train.search_steps if phase == "search" else train.tune_steps
-    if given is not None:
-        return Plan(phase, given, batch, examples)
-    if phase == "search":
-        return Plan(phase, search_steps(search, examples, batch), batch, examples)
-    return Plan(phase, max(FEWEST, min(math.ceil(EPOCHS * examples / batch), MOST)), batch, examples)
+    if phase == "tune":
+        steps = train.tune_steps or max(FEWEST, min(math.ceil(EPOCHS * examples / batch), MOST))
+        return Plan(phase, steps, batch, examples)
+    assert isinstance(run.config.method, SkipConfig)  # others need no search
+    trains = search.trains(run.config.method)
+    steps = train.search_steps or search_steps(search, examples, batch, trains)
+    return Plan(phase, steps, batch, examples, None if trains else len(search.rounds_in(steps)))
 
 
 def estimate(run: Run, trainer: EASTrainer, planned: Plan) -> str:
@@ -69,9 +75,9 @@ def estimate(run: Run, trainer: EASTrainer, planned: Plan) -> str:
     seconds = planned.steps * step
     if planned.phase == "search":
         search = run.config.search
-        rounds = max(0, planned.steps - search.warmup_steps) // search.interval
+        rounds = len(search.rounds_in(planned.steps))
         scored = rounds * search.samples * search.batch_size / planned.batch  # in batches, which go forward only
-        seconds = (seconds if search.train else 0.0) + scored * step / 3
+        seconds = (seconds if planned.rounds is None else 0.0) + scored * step / 3
     return f"about {duration(seconds)}"
 
 

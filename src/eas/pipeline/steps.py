@@ -74,7 +74,7 @@ def search(run: Run) -> None:
     planned = plan(run, "search")
     trainer = make_trainer(run, model, "search", planned.steps)
     announce(run, trainer, planned)
-    if config.search.train:
+    if planned.rounds is None:
         train(trainer)
     else:
         assert trainer.search_phase is not None

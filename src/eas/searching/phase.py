@@ -54,7 +54,11 @@ class SearchConfig(Config):
     num_skip_range: list[int] | None = option(
         None, "[low, high]: range of the set sizes; each set draws its size, so the search informs every k; null: k"
     )
-    train: bool = option(True, "false: only rounds, with the weights at the start; no warm-up, no training steps")
+    train: bool | None = option(
+        None,
+        "true: PIAs train before and between the rounds, as in the paper; false: only rounds, with the weights at the "
+        "start; null: false where an untrained skip just leaves its module out (the residual form, and drop)",
+    )
     score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
     seed: int = option(0, "random seed of the skip sets and of the rule")
 
@@ -72,10 +76,24 @@ class SearchConfig(Config):
         self._require("num_skip_range", fits, "must be null or [low, high], 0 <= low <= high, high at least 1")
         self._require("score_dtype", self.score_dtype in (None, "bfloat16"), "must be null or 'bfloat16'")
 
+    def trains(self, method: SkipConfig) -> bool:
+        """Whether the search of a method trains.
+
+        Example:
+            >>> import eas
+            >>> eas.SearchConfig().trains(eas.EASConfig(num_skip=2, form="paper"))
+            True
+        """
+        return method.search_trains if self.train is None else self.train
+
     def round_after(self, step: int) -> bool:
         """Whether a round follows this training step, counted from 1."""
         since = step - self.warmup_steps
         return since >= 0 and since % self.interval == 0
+
+    def rounds_in(self, steps: int) -> range:
+        """The steps, counted from 1, that a round follows."""
+        return range(self.warmup_steps or self.interval, steps + 1, self.interval)
 
 
 @dataclass(frozen=True)
@@ -154,7 +172,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.round_seconds, self.earlier, self.start = 0.0, 0.0, time.perf_counter()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self.config.train:
+        if self.config.train is False:
             raise ConfigError("search.train = False: call search_phase.run(steps) instead of train()")
         self.start = time.perf_counter()
 
@@ -180,8 +198,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
         self.start = time.perf_counter()
-        rounds = [*filter(self.config.round_after, range(1, steps + 1))]
-        for step in track(rounds[len(self.rounds) :], title):
+        for step in track(self.config.rounds_in(steps)[len(self.rounds) :], title):
             self.round(step)
             if folder is not None and is_main():
                 self.save(folder)

@@ -96,9 +96,10 @@ class EASTrainer(OpenTrainer):
         self.labelled_only = model.can_generate() and not heads_all(model) and not outside and not own
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
-            if search is not None and not search.train:
+            if search is not None and search.train is False:
                 raise ValueError(
-                    "search.train = False does not work under FSDP, which shards trained weights; search with DDP"
+                    "a search without training does not work under FSDP, which shards trained weights; set "
+                    "search.train = true, or search with DDP"
                 )
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO 3 is not supported, it hides the weights; use FSDP2, or ZeRO 2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from eas.attachment.attach import select
-from eas.config import ConfigError
+from eas.attachment.state import attachment
+from eas.config import ConfigError, SkipConfig
 from eas.searching import SearchConfig, SearchResult
 from eas.training.trainer import EASTrainer
 
 EPOCHS, FEWEST_ROUNDS, MOST_STEPS = 1.5, 30, 2000
+ROUNDS = 40
+"""Of a search that does not train."""
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "learning_rate": 1e-3,
@@ -35,7 +39,8 @@ def search(
     config: SearchConfig | None = None,
     **arguments: Any,
 ) -> SearchResult:
-    """Finds the skip set: trains the attached model under sampled sets, scores sets on held-out examples in between.
+    """Finds the skip set: scores sampled sets on held-out examples, and trains the attached model in between if
+    ``SearchConfig.trains``.
 
     The model is left under the skip set that was found, with the weights that were trained on the way; tune it further,
     or start over from the base. Nothing is kept on disk: ``EASTrainer(phase="search")`` is a search that can go on
@@ -70,7 +75,8 @@ def search(
         >>> len(found.skip_set), len(found.rounds), found.skip_set == eas.skip_set(model)
         (4, 3, True)
     """
-    config = SearchConfig() if config is None else config
+    config, method = SearchConfig() if config is None else config, attachment(model).config
+    trains = not isinstance(method, SkipConfig) or config.trains(method)
     if len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
     with TemporaryDirectory() as folder:
@@ -78,19 +84,19 @@ def search(
         args = TrainingArguments(output_dir=folder, **given)
         if "max_steps" not in arguments:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            args.max_steps = search_steps(config, len(train), batch)
+            args.max_steps = search_steps(config, len(train), batch, trains)
         trainer = EASTrainer(
             model,
             args,
             phase="search",
-            search=config,
+            search=replace(config, train=trains),
             held_out=held_out,
             train_dataset=train,
             data_collator=collator,
         )
         trainer.remove_callback(PrinterCallback)
         assert trainer.search_phase is not None
-        if config.train:
+        if trains:
             trainer.train()
         else:
             trainer.search_phase.run(args.max_steps)
@@ -99,12 +105,18 @@ def search(
     return result
 
 
-def search_steps(config: SearchConfig, examples: int, batch: int) -> int:
+def search_steps(config: SearchConfig, examples: int, batch: int, trains: bool = True) -> int:
     """Training steps of a search: 1.5 epochs, but at least its warm-up and 30 rounds, else at most 2000.
+
+    A search that does not train counts the steps that it leaves out: as many as hold 40 rounds.
 
     Example:
         >>> search_steps(SearchConfig(warmup_steps=100, interval=10), examples=16000, batch=16)
         1500
+        >>> search_steps(SearchConfig(warmup_steps=100, interval=10), examples=16000, batch=16, trains=False)
+        490
     """
+    if not trains:
+        return (config.warmup_steps or config.interval) + (ROUNDS - 1) * config.interval
     fewest = config.warmup_steps + FEWEST_ROUNDS * config.interval
     return max(fewest, min(math.ceil(EPOCHS * examples / batch), MOST_STEPS))
