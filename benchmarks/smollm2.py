@@ -42,6 +42,13 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "EAS residual": ({**EAS, "form": "residual"}, ALTERNATING, 2e-3),
     "EAS residual, searched set": ({**EAS, "form": "residual"}, SEARCHED, 2e-3),
     "drop + LoRA": ({"name": "drop", "num_skip": 10, "rank": 8}, ALTERNATING, 2e-3),
+    "EAS residual, LoRA": ({**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8}, ALTERNATING, 2e-3),
+    "EAS residual, LoRA, searched set": (
+        {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8},
+        SEARCHED,
+        2e-3,
+    ),
+    "drop + LoRA, searched set": ({"name": "drop", "num_skip": 10, "rank": 8}, SEARCHED, 2e-3),
     "EAS residual, constant, causal": ({**EAS, "router": "constant", "pooling": "causal"}, ALTERNATING, 2e-3),
     "EAS residual, no pooling": ({**EAS, "pooling": "none"}, ALTERNATING, 2e-3),
     "DAS": ({"name": "das", "num_skip": 3, "skip_rank": 32, "adapt_rank": 16}, [8, 14, 20], 2e-3),

@@ -19,6 +19,7 @@ CONFIGS = {
     "eas, causal": {"num_skip": 2, **PIA, "pooling": "causal"},
     "eas, running": {"num_skip": 2, **PIA, "router": "constant", "pooling": "causal", "decode_pooling": "running"},
     "eas, constant": {"num_skip": 2, **PIA, "router": "constant", "pooling": "none"},
+    "eas, lora": {"num_skip": 2, **PIA, "router": "constant", "adapt": "lora"},
     "das": {"num_skip": 2, **PIA},
     "das, routed": {"num_skip": 2, **PIA, "routed": True},
     "drop": {"num_skip": 2, "rank": 2},

@@ -45,6 +45,7 @@ MODELS = {
     "llama3": lambda: tuned(rope_parameters=LLAMA3),
     "running mean": lambda: tuned(config=eas.EASConfig(num_skip=2, **RUNNING)),
     "running mean, paper": lambda: tuned(config=eas.EASConfig(num_skip=2, form="paper", **RUNNING)),
+    "LoRA beside PIAs": lambda: tuned(config=eas.EASConfig(num_skip=2, adapt="lora", **EXPORTED)),
     "drop": lambda: tuned(config=eas.DropConfig(num_skip=2, rank=4)),
     "lora": lambda: tuned(config=eas.LoRAConfig(rank=4), skip_set=()),
     "base": lambda: base(),

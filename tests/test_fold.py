@@ -27,6 +27,7 @@ CASES = {
     "shared": {},
     "shared, running": RUNNING,
     "shared, released": RELEASED,
+    "shared, lora": {"adapt": "lora"},
     "per_example": {},
     "per_example, constant router": CONSTANT,
     "constant": CONSTANT,
@@ -34,6 +35,7 @@ CASES = {
     "constant, causal": CONSTANT | {"pooling": "causal"},
     "constant, running": CONSTANT | RUNNING,
     "constant, none": CONSTANT | {"pooling": "none"},
+    "constant, lora": CONSTANT | {"adapt": "lora"},
     "constant, either": CONSTANT | {"candidates": "either"},
 }
 every_case = pytest.mark.parametrize("case", CASES)

@@ -253,7 +253,7 @@ class Folded(NamedTuple):
 def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
     """Re-parameterises the method for inference; ``unfold`` takes it back.
 
-    Modes of EAS, none of which writes to the base's weights:
+    Modes of EAS, none of which writes to the base's weights (but LoRA, where it adapts, is merged into plain maps):
         shared: one form for any batch; two thin products per token remain.
         per_example: each request's PIAs are folded into its own copy of the FFN's gate and up (skipped) or the
             attention's q, k and v (kept) right after its prompt's statistics are known; batch 1; no work per token
@@ -299,7 +299,7 @@ def fold(model: PreTrainedModel, mode: str | None = None) -> Folded:
 
 
 def unfold(model: PreTrainedModel) -> None:
-    """Takes a fold back; with EAS the weights are those of before, bit for bit.
+    """Takes a fold back; the weights are those of before, bit for bit, or up to rounding where LoRA was merged.
 
     Raises:
         ValueError: the model is not folded.

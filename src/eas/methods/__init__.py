@@ -111,6 +111,7 @@ REFUSED_OPTIONS: dict[str, tuple[tuple[str, str, tuple[Any, ...], str], ...]] = 
     "coattention": (
         ("eas", "candidates", ("mha",), "of METER attentions may be skipped ('mha')"),
         ("eas", "pooling", ("prompt", "none"), "METER's tokens have no order; use 'prompt' or 'none'"),
+        ("eas", "adapt", ("pia",), "METER is tuned by adapt PIAs; use 'pia'"),
         ("das", "routed", (False,), "on METER the adapters are plain; use preset 'meter'"),
         ("drop", "candidates", ("mha", "layer"), "on METER it must be 'mha' or 'layer'"),
         ("prefix", "reparameterise", (None,), "on METER keys and values are trained directly; leave it out"),

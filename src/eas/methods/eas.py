@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,6 +14,7 @@ from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
+from eas.methods.lora import MAPS, fold as merge, inject, unfold as unmerge
 from eas.models.anatomy import Anatomy, norm_of
 from eas.models.block import become_blocks
 from eas.pia import PIA, SharedFold
@@ -52,7 +54,7 @@ class EASConfig(SkipConfig):
         None, "r: rank of the PIA that replaces a skipped attention (or FFN); null: the preset's, or width / 16"
     )
     adapt_rank: int | None = option(
-        None, "r': rank of the PIA before a kept attention; null: the preset's, or width / 32"
+        None, "r': rank of the PIA before a kept attention, or of LoRA; null: the preset's, or width / 32"
     )
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
     hidden_scale: float = option(
@@ -75,6 +77,11 @@ class EASConfig(SkipConfig):
     )
     preset: Literal["llava", "lavin", "meter", "released"] | None = option(
         None, f"preset of published values: {', '.join(PRESETS)}"
+    )
+    adapt: Literal["pia", "lora"] = option(
+        "pia",
+        "what adapts kept blocks: 'pia' (an adapt PIA before each kept attention) or 'lora' (LoRA of rank adapt_rank at "
+        "all maps, also of FFNs whose attention is skipped)",
     )
     adapt_router_bias: bool = option(None, "a bias in the routers of adapt PIAs; true by default (not released code)")
     form: Literal["residual", "paper"] = option(
@@ -124,12 +131,15 @@ class EASConfig(SkipConfig):
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
-    """Adds a skip PIA and an adapt PIA, always float32, to every block; untrained they change nothing."""
+    """Adds a skip PIA and an adapt PIA, or LoRA, always float32, to every block; untrained they change nothing."""
     anatomy = Anatomy.of(model)
+    if config.adapt == "lora":
+        assert config.adapt_rank is not None  # EASConfig refuses it
+        inject(model, config.adapt_rank, None, config.dropout, list(MAPS))
     for layer in become_blocks(anatomy.layers, anatomy.built, EASBlock):
         norm, training = norm_of(layer, anatomy.built.mha), layer.training
         layer.skip_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "ffn" else None
-        layer.adapt_pia = make_pia(config, norm, training, exchange=False)
+        layer.adapt_pia = make_pia(config, norm, training, exchange=False) if config.adapt == "pia" else None
         layer.ffn_pia = make_pia(config, norm, training, exchange=True) if config.candidates != "mha" else None
         layer.unit_norm = layer.unit_norm_of_ffn() if config.form == "residual" else None
         layer.shared_fold, layer.constant_fold, layer.fold_per_example = None, None, False
@@ -200,7 +210,9 @@ def fold(model: PreTrainedModel, mode: str) -> None:
             "constant folding needs mixing weights that are the same for all inputs, but the router reads the input; "
             "use mode 'shared', or eas.freeze_router(model, loader) first"
         )
-    if mode != "shared" and (other := _unfoldable(model)) is not None:  # LoRA, quantised, ...
+    if (other := _unfoldable(model)) is None:
+        merge(model, "merged")
+    elif mode != "shared":  # quantised, ...
         raise ValueError(f"{mode} folding needs plain linear maps, not {other}; use fold(model, 'shared')")
     for block in blocks:
         if mode == "per_example":
@@ -219,6 +231,7 @@ def _unfoldable(model: PreTrainedModel) -> type | None:
         if not names:  # experts
             return type(body)
         for linear in map(body.get_submodule, names):
+            linear = linear.get_base_layer() if isinstance(linear, LoraLayer) else linear
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
                 return type(linear) if type(linear) is not nn.Linear else type(linear.weight)
     return None
@@ -228,3 +241,4 @@ def unfold(model: PreTrainedModel) -> None:
     """See ``eas.unfold``."""
     for block in Anatomy.of(model).blocks("mha"):
         block.shared_fold, block.constant_fold, block.fold_per_example = None, None, False
+    unmerge(model)

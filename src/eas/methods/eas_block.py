@@ -41,7 +41,8 @@ class EASBlock(Block):
 
     Attention kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped (Eq. 7):
     ``x += FFN(g * (n + skip_pia(n)))``, n being u in the residual form. FFN skipped: ``x += ffn_pia(Nf(x))``. If both
-    are skipped, only the FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it.
+    are skipped, only the FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it, and an
+    adapt PIA is None where LoRA adapts.
     """
 
     skip_pia: PIA | None
@@ -77,7 +78,8 @@ class EASBlock(Block):
         z has the dtype of the stream; n may be float32.
         """
         pia, body, states = self.foldable_pia(), self.reader()[0], request.states
-        assert pia is not None  # select and prune leave a PIA in every block
+        if pia is None:  # LoRA adapts what is kept
+            return n.to(dtype), body
         if self.constant_fold is not None:
             folded = self.constant_fold.body
             if not pia.reads_prompt:

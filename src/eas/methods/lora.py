@@ -80,5 +80,5 @@ def fold(model: PreTrainedModel, mode: str) -> None:
 
 def unfold(model: PreTrainedModel) -> None:
     """Removes the merged updates again, up to rounding."""
-    for layer in lora_layers(model):
+    for layer in filter(lambda layer: layer.merged, lora_layers(model)):
         layer.unmerge()
