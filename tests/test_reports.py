@@ -83,6 +83,20 @@ def test_numbers_of_candidates_are_not_taken_for_layers(
     assert (plot.title, plot.figure.axes[0].get_xlabel()) == (title, counted)
 
 
+@pytest.mark.parametrize(
+    ("train", "rounds", "label"),
+    [(True, None, "training step"), (None, None, "training step"), (None, 40, "nothing"), (False, None, "nothing")],
+)
+def test_steps_of_a_search_that_trained_nothing_are_not_training_steps(
+    train: bool | None, rounds: int | None, label: str
+) -> None:
+    result = whole_result()
+    result["config"]["search"] = {"train": train}
+    result["search"]["plan"] = {"rounds": rounds}
+    plot = importance(result)
+    assert plot.figure.axes[1].get_xlabel().endswith(label)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_in_hybrids_the_numbers_are_told_with_their_layers(tmp_path: Path) -> None:
     result = whole_result(layers=3, k=2)
