@@ -1,5 +1,7 @@
 """Fills the tables of docs/smollm2.md from benchmarks/smollm2*.json: `python scripts/smollm2_page.py`."""
 
+from functools import partial
+
 from search_page import ROOT, Rows, fill, measured
 
 PAGE = ROOT / "docs" / "smollm2.md"
@@ -30,9 +32,9 @@ def tuned() -> Rows:
     return rows
 
 
-def sets() -> Rows:
+def sets(file: str) -> Rows:
     """The loss of sets of ten before training, beside the base's and the distribution of random sets."""
-    found = measured("smollm2_sets")
+    found = measured(file)
     rows = [["set", "loss", "skipped"], ["none (the base)", f"{found['base']:.3f}", ""]]
     rows += [[f"random, {share}", f"{loss:.3f}", ""] for share, loss in found["random"].items()]
     for named in (found["named"], found["searched"]):
@@ -40,18 +42,24 @@ def sets() -> Rows:
     return rows
 
 
-def predicted() -> Rows:
+def predicted(file: str) -> Rows:
     """How well losses of sets are predicted."""
     words = {
         "sum": "a term per attention, fitted to 200 sets",
         "pairs": "the same and a term per pair of neighbours",
         "singles": "the sum of the losses of skipping each alone",
     }
-    found = measured("smollm2_sets")["spearman"]
+    found = measured(file)["spearman"]
     return [["prediction", "Spearman, 100 other sets"]] + [[words[name], f"{found[name]:.2f}"] for name in words]
 
 
-TABLES = {"tuned": tuned, "sets": sets, "predicted": predicted}
+TABLES = {
+    "tuned": tuned,
+    "sets": partial(sets, "smollm2_sets"),
+    "predicted": partial(predicted, "smollm2_sets"),
+    "smol_sets": partial(sets, "smol_sets"),
+    "smol_predicted": partial(predicted, "smol_sets"),
+}
 
 
 def filled(page: str) -> str:
