@@ -14,7 +14,9 @@ from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
-from eas.methods.lora import MAPS, fold as merge, inject, unfold as unmerge
+from eas.methods.lora import MAPS, inject
+from eas.methods.lora import fold as merge
+from eas.methods.lora import unfold as unmerge
 from eas.models.anatomy import Anatomy, norm_of
 from eas.models.block import become_blocks
 from eas.pia import PIA, SharedFold
