@@ -82,8 +82,8 @@ class EASConfig(SkipConfig):
     )
     adapt: Literal["pia", "lora"] = option(
         "pia",
-        "what adapts kept blocks: 'pia' (an adapt PIA before each kept attention) or 'lora' (LoRA of rank adapt_rank at "
-        "all maps, also of FFNs whose attention is skipped)",
+        "what adapts kept blocks: 'pia' (an adapt PIA before each kept attention) or 'lora' (LoRA of rank adapt_rank "
+        "at all maps, also of FFNs whose attention is skipped)",
     )
     adapt_router_bias: bool = option(None, "a bias in the routers of adapt PIAs; true by default (not released code)")
     form: Literal["residual", "paper"] = option(

@@ -41,7 +41,7 @@ class EASBlock(Block):
 
     Attention kept: ``x += MHA(n + adapt_pia(n)); x += FFN(Nf(x))``. Attention skipped (Eq. 7):
     ``x += FFN(g * (n + skip_pia(n)))``, n being u in the residual form. FFN skipped: ``x += ffn_pia(Nf(x))``. If both
-    are skipped, only the FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it, and an
+    are skipped, only the FFN's PIA remains. A PIA is None if the candidates or the pruned skip set do not use it. An
     adapt PIA is None where LoRA adapts.
     """
 
