@@ -16,6 +16,7 @@ import eas
 from eas import ConfigError, EASConfig, count, fold, unfold
 from eas.hf.api import cached
 from eas.hf.cache import kv_cache_bytes, prompt_layer
+from eas.methods.lora import lora_layers
 from eas.pipeline.config import RunConfig
 
 torch.set_num_threads(1)
@@ -303,3 +304,16 @@ def test_a_running_mean_reads_answers_but_no_padding():
     square = torch.ones(2, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     with pytest.raises(ValueError, match="decode_pooling='running' needs a two-dimensional attention mask"):
         model(input_ids=ids, attention_mask=square, labels=labels, prompt_mask=labels == -100)
+
+
+def test_lora_is_not_merged_into_maps_that_are_not_plain():
+    model = attached(LLAMA, (0,), CONSTANT | {"adapt": "lora", "candidates": "ffn"})
+
+    class Quantised(torch.nn.Linear):
+        pass
+
+    next(lora_layers(model)).get_base_layer().__class__ = Quantised
+    with pytest.raises(ValueError, match="plain linear maps, not .*Quantised"):
+        fold(model, "constant")
+    fold(model, "shared")
+    assert not any(layer.merged for layer in lora_layers(model))

@@ -14,7 +14,7 @@ from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
-from eas.methods.lora import MAPS, inject
+from eas.methods.lora import MAPS, inject, lora_layers
 from eas.methods.lora import fold as merge
 from eas.methods.lora import unfold as unmerge
 from eas.models.anatomy import Anatomy, norm_of
@@ -236,7 +236,9 @@ def _unfoldable(model: PreTrainedModel) -> type | None:
             linear = linear.get_base_layer() if isinstance(linear, LoraLayer) else linear
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
                 return type(linear) if type(linear) is not nn.Linear else type(linear.weight)
-    return None
+    plain = (nn.Linear, nn.Parameter)  # also where only FFNs are skipped, and no PIA is folded
+    others = (layer.get_base_layer() for layer in lora_layers(model))
+    return next((type(m) for m in others if (type(m), type(m.weight)) != plain), None)
 
 
 def unfold(model: PreTrainedModel) -> None:

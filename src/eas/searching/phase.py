@@ -88,8 +88,7 @@ class SearchConfig(Config):
 
     def round_after(self, step: int) -> bool:
         """Whether a round follows this training step, counted from 1."""
-        since = step - self.warmup_steps
-        return since >= 0 and since % self.interval == 0
+        return step in self.rounds_in(step)
 
     def rounds_in(self, steps: int) -> range:
         """The steps, counted from 1, that a round follows."""

@@ -98,7 +98,7 @@ class EASTrainer(OpenTrainer):
         self.labelled_only = model.can_generate() and not heads_all(model) and not outside and not own
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
-            if search is not None and search.train is False:
+            if phase == "search" and search is not None and search.train is False:
                 raise ValueError(
                     "a search without training does not work under FSDP, which shards trained weights; set "
                     "search.train = true, or search with DDP"
