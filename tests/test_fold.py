@@ -313,7 +313,7 @@ def test_lora_is_not_merged_into_maps_that_are_not_plain():
         pass
 
     next(lora_layers(model)).get_base_layer().__class__ = Quantised
-    with pytest.raises(ValueError, match="plain linear maps, not .*Quantised"):
+    with pytest.raises(ValueError, match=r"plain linear maps, not .*Quantised"):
         fold(model, "constant")
     fold(model, "shared")
     assert not any(layer.merged for layer in lora_layers(model))
