@@ -16,8 +16,11 @@ from packaging.specifiers import SpecifierSet
 from pages import PAGES, ROOT, blocks, commands, name
 
 import eas
+from eas.data import load_data
+from eas.demo.tiny import load_tiny
 from eas.hf.versions import BEYOND, OLDEST
 from eas.methods import Method
+from eas.tasks.collate import Collator
 
 
 def test_python_snippets_run(tmp_path, monkeypatch):
@@ -27,6 +30,34 @@ def test_python_snippets_run(tmp_path, monkeypatch):
     for _, snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "adapter" / "eas_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        ("folding", "eas.unfold"),
+        ("folding", "eas.freeze_router"),
+        ("bench", "eas.fast_decode"),
+        ("howto", "eas.search"),
+        ("howto", "eas.log_likelihood"),
+    ],
+)
+def test_snippets_of_pages_run(page, told):
+    (snippet,) = [code for _, code in blocks(ROOT / "docs" / f"{page}.md", "python") if told in code]
+    model, processor = load_tiny()
+    eas.attach(model, eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+    if told != "eas.search":
+        eas.select(model, [3, 5])
+        eas.prune(model)
+    examples = load_data("scenes:colour", "train", 16)
+    asked, collator = Collator(processor, training=False), Collator(processor, training=True)
+    given = {"eas": eas, "model": model.eval(), "train": examples, "held_out": examples, "collator": collator}
+    given |= {"loader": [collator([*examples[:4]])], "inputs": dict(asked([*examples[:4]]))}
+    given["inputs"].pop("prompt_mask")  # the prompt is all that `generate` reads
+    if told == "eas.log_likelihood":
+        given["labels"] = (inputs := collator([*examples[:4]])).pop("labels")
+        given["inputs"] = inputs
+    exec(compile(snippet.replace("max_steps=400", "max_steps=200, report_to='none'"), page, "exec"), given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
