@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from families import build
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,7 +33,7 @@ def kept(choice, number=4):
     return model, eas.fit_processor(processor, model.config)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "attention"])
 def test_the_language_model_reads_chosen_tokens_of_the_projector(choice):
     whole, processor = load_tiny()
     everything = inputs_of(processor, whole)
@@ -64,6 +65,23 @@ def test_diverse_is_the_greedy_choice_written_out(seed, number):
             left = [i for i in others if i not in taken]
             taken.append(max(left, key=lambda i: min(apart[i][j] for j in taken)))
         assert sorted(taken) == places.tolist()
+
+
+@pytest.mark.parametrize("at", [-2, 1])
+def test_attention_takes_the_tokens_that_the_next_layer_attends_to(at):
+    model = build("LlavaForConditionalGeneration")
+    model.config.vision_feature_layer, tower = at, model.model.vision_tower
+    pixels = torch.randn(8, 3, model.config.vision_config.image_size, model.config.vision_config.image_size)
+    everything = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+    tower.config._attn_implementation = "eager"  # which returns its weights
+    read = tower(pixels, output_hidden_states=True).hidden_states[at][:, 1:]
+    layer = tower.encoder.layers[-1 if at == -2 else 1]
+    weights = layer.self_attn(layer.layer_norm1(read), attention_mask=None)[1]  # images, heads, to, from
+    places = weights.mean(1).mean(1).topk(1).indices
+    eas.keep_visual_tokens(model, 1, "attention")
+    kept = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+    torch.testing.assert_close(kept, everything.gather(1, places[..., None].expand(-1, -1, everything.shape[-1])))
+    assert len(places.unique()) > 1
 
 
 def test_what_is_saved_reads_the_same_tokens(tmp_path):
@@ -103,8 +121,9 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     model, _ = load_tiny()
     for number, choice, words in (
         (16, "random", "an image has 16 tokens; keep fewer"),
-        (7, "uniform", "'uniform' needs rows times columns within 4 x 4, as 4 has"),
-        (4, "attention", "must be one of uniform, random, diverse"),
+        (7, "uniform", "'uniform' needs rows times columns within 4 x 4, as 4 has; or use another"),
+        (4, "best", "must be one of uniform, random, diverse, attention"),
+        (4, "attention", "needs the features of one layer, and a layer of the tower after it"),
     ):
         with pytest.raises(ConfigError, match=words):
             eas.keep_visual_tokens(model, number, choice)

@@ -3,7 +3,9 @@
 The choice comes behind the projector and before the language model, so training, decoding and the KV cache have N
 tokens of each image. "uniform" takes places spread over the image. "random" takes places at random, the same in every
 image. "diverse" takes tokens that are unlike each other (DivPrune, arXiv 2503.02175): first the one whose nearest
-neighbour is farthest, then again and again the one that is farthest from all that are taken.
+neighbour is farthest, then again and again the one that is farthest from all that are taken. "attention" takes the
+tokens that get most of the attention in the tower's next layer. VisionZip (arXiv 2412.04467) does so with the layer
+before, and merges the other tokens into a few more.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from eas.config import ConfigError
 from eas.models.anatomy import Anatomy
 from eas.records import VisualTokens
 
-CHOICES = ("uniform", "random", "diverse")
+CHOICES = ("uniform", "random", "diverse", "attention")
 Processor = TypeVar("Processor")
 
 
@@ -58,6 +60,8 @@ def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "unifo
         raise ConfigError(f"visual_tokens = {number}: an image has {side**2} tokens; keep fewer, and at least 1")
     if choice == "uniform":
         _grid(number, side)
+    if choice == "attention":
+        _next_layer(model)
     model.config.visual_tokens = VisualTokens(number=number, choice=choice)
     hook(model)
 
@@ -77,6 +81,8 @@ def hook(model: PreTrainedModel) -> None:
     def keep(module: nn.Module, args: Any, features: Tensor) -> Tensor:
         if choice == "diverse":
             places = diverse(features.detach(), number)
+        elif choice == "attention":
+            places = attention_each_gets(_next_layer(model), args[0]).topk(number).indices.sort(-1).values
         else:
             fixed = _grid(number, side) if choice == "uniform" else _random(number, side)
             places = torch.tensor(fixed, device=features.device).expand(len(features), -1)
@@ -138,13 +144,49 @@ def diverse(features: Tensor, number: int) -> Tensor:
     return taken.sort(-1).values
 
 
+@torch.no_grad()
+def attention_each_gets(layer: Any, features: Tensor) -> Tensor:
+    """The attention that each token of an image gets, ``(images, tokens)``: the mean over heads and over its tokens.
+
+    Args:
+        layer: of CLIP's tower, or SigLIP's.
+        features: what the layer reads, without a class token, ``(images, tokens, width)``.
+    """
+    mha, n = layer.self_attn, layer.layer_norm1(features)
+    q, k = (linear(n).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for linear in (mha.q_proj, mha.k_proj))
+    each: Tensor = (mha.scale * q @ k.mT).softmax(-1).mean((1, 2))
+    return each
+
+
+def _next_layer(model: PreTrainedModel) -> Any:
+    """The tower's layer that would read the features.
+
+    Raises:
+        ConfigError: the tower is another one, or the features are those of its last layer or of several layers.
+    """
+    tower, at = model.config.vision_config, model.config.vision_feature_layer
+    if tower.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        raise ConfigError(
+            f"visual_choice = 'attention' knows CLIP's and SigLIP's towers, not {tower.model_type}; use 'diverse'"
+        )
+    after = at % (tower.num_hidden_layers + 1) if isinstance(at, int) else tower.num_hidden_layers
+    if after == tower.num_hidden_layers:
+        raise ConfigError(
+            "visual_choice = 'attention' needs the features of one layer, and a layer of the tower after it, but "
+            f"vision_feature_layer = {at}; use 'diverse'"
+        )
+    modules = model.base_model.vision_tower.named_modules()
+    layers: Any = next(module for name, module in modules if name.endswith("encoder.layers"))
+    return layers[after]
+
+
 def _grid(number: int, side: int) -> list[int]:
     """The places in the middle of each cell, when the image is cut into rows times columns that are nearly as many."""
     fitting = [n for n in range(1, side + 1) if number % n == 0 and number // n <= side]
     if not fitting:
         raise ConfigError(
             f"visual_tokens = {number}: 'uniform' needs rows times columns within {side} x {side}, as "
-            f"{(side // 2) ** 2} has; or use 'random' or 'diverse'"
+            f"{(side // 2) ** 2} has; or use another visual_choice"
         )
     rows = min(fitting, key=lambda n: abs(n - number // n))
     columns = number // rows
