@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +91,7 @@ def duration(seconds: float) -> str:
 
 def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
     model, data, train = trainer.model, run.data("train"), run.config.train
-    order = sorted(range(len(data)), key=trainer.lengths.__getitem__) if trainer.lengths else range(len(data))
-    middle = max(0, len(data) // 2 - train.batch_size // 2) if trainer.lengths else 0
-    examples = [data[order[(middle + i) % len(data)]] for i in range(train.batch_size)]
+    examples = [data[i] for i in typical_batch(trainer.lengths or [1] * len(data), train.batch_size)]
     start, training = time.perf_counter(), model.training
     with torch.random.fork_rng(), trainer.accelerator.autocast():  # what is drawn here is drawn again
         batch = trainer.data_collator(examples)
@@ -102,3 +101,21 @@ def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
     model.zero_grad(set_to_none=True)
     model.train(training)
     return (time.perf_counter() - start) * train.accumulation
+
+
+def typical_batch(lengths: Sequence[int], size: int) -> list[int]:
+    """Of batches of about one length, that whose longest example is nearest to the mean of all batches' longest.
+
+    Args:
+        lengths: of the examples.
+        size: of a batch. Fewer examples are taken several times.
+
+    Example:
+        >>> typical_batch([2, 900, 3, 1, 20, 10, 4, 800], 2)  # the longest are 2, 4, 20 and 900
+        [5, 4]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    longest = {first: lengths[order[first : first + size][-1]] for first in range(0, len(order), size)}
+    mean = sum(longest.values()) / len(longest)
+    first = min(longest, key=lambda first: abs(longest[first] - mean))
+    return [order[(first + i) % len(order)] for i in range(size)]
