@@ -15,7 +15,8 @@ from eas.attachment.save import adapter_state
 from eas.data import load_data
 from eas.example import Example
 from eas.pipeline import Run, RunConfig
-from eas.pipeline.phases import attached_base, make_trainer
+from eas.pipeline.phases import announce, attached_base, make_trainer
+from eas.pipeline.plan import plan
 from eas.training.grouping import GroupedByLength, grouped_lengths, padded
 
 
@@ -100,8 +101,10 @@ def test_lengths_are_grouped_where_random_batches_would_be_padded():
 
 
 @pytest.mark.parametrize("wanted", [True, None])
-def test_a_run_says_which_batches_it_has(tmp_path, wanted):
+def test_a_run_says_which_batches_it_has(tmp_path, wanted, capsys):
     values = {"output_dir": str(tmp_path), "data": "scenes:colour", "train_limit": 40, "method": {"num_skip": 2}}
     run = Run(RunConfig.from_dict({**values, "train": {"batch_size": 4, "group_by_length": wanted}}))
     made = make_trainer(run, attached_base(run), "tune", 2)
     assert isinstance(made.get_train_dataloader().batch_sampler.sampler, GroupedByLength) == bool(wanted)
+    announce(run, made, plan(run, "tune"))
+    assert ("batches of about one length" in capsys.readouterr().out) == bool(wanted)

@@ -76,8 +76,9 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
 
 
 def announce(run: Run, trainer: EASTrainer, planned: Plan) -> None:
-    """Says, before a phase trains, how long it will."""
-    console.print("; ".join(filter(None, (str(planned), estimate(run, trainer, planned)))), highlight=False)
+    """Says, before a phase trains, how long it will, and whether its batches are grouped by length."""
+    grouped = "batches of about one length" if len(trainer.lengths) > 0 and planned.rounds is None else ""
+    console.print("; ".join(filter(None, (str(planned), grouped, estimate(run, trainer, planned)))), highlight=False)
 
 
 def train(trainer: EASTrainer) -> float:
