@@ -44,7 +44,9 @@ def uneven(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
     return examples
 
 
-def searcher(folder: Path, config: eas.MethodConfig | None = None, **changes: Any) -> EASTrainer:
+def searcher(
+    folder: Path, config: eas.MethodConfig | None = None, trains: bool | None = None, **changes: Any
+) -> EASTrainer:
     torch.manual_seed(0)  # of the PIAs
     model = eas.attach(
         build("LlavaForConditionalGeneration", num_hidden_layers=3), config or eas.EASConfig(1, **CONFIG)
@@ -53,7 +55,7 @@ def searcher(folder: Path, config: eas.MethodConfig | None = None, **changes: An
         model,
         arguments(folder, **{"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, **changes}),
         phase="search" if config is None else "tune",
-        search=SearchConfig(warmup_steps=1, interval=2, batch_size=5),
+        search=SearchConfig(warmup_steps=1, interval=2, batch_size=5, train=trains),
         held_out=uneven(10, seed=1),
         train_dataset=uneven(40, seed=0),
     )
@@ -88,6 +90,9 @@ def process(rank: int, folder: Path) -> None:
     train(folder / "fsdp", per_device_train_batch_size=2, **FSDP2)
     with pytest.raises(eas.ConfigError, match=r"deep_prompt.*DDP"):
         searcher(folder / "refused", METHODS["deep_prompt"].config(num_tokens=2), **FSDP2)
+    with pytest.raises(ValueError, match=r"a search without training does not work under FSDP.*search.train = true"):
+        searcher(folder / "refused", trains=False, **FSDP2)
+    searcher(folder / "tunes", eas.EASConfig(1, **CONFIG), trains=False, **FSDP2)
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
