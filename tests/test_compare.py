@@ -176,6 +176,25 @@ def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path, monkeypatch)
     assert not error.exists()
 
 
+def test_what_stops_in_a_later_seed_leaves_the_table_of_those_before(tmp_path, monkeypatch):
+    run_job = compare.run_job
+
+    def stopping(job):
+        if job.config.seed == 1:
+            raise KeyboardInterrupt
+        return run_job(job)
+
+    monkeypatch.setattr(compare, "run_job", stopping)
+    wanted = config(tmp_path, {"label": "deep", "run": {"method": {"name": "deep_prompt", "num_tokens": 2}}}, BASE)
+    with pytest.raises(KeyboardInterrupt):
+        compare_runs(wanted)
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(row["row"], row["seeds"], row["failed"]) for row in record["rows"]] == [("deep", [0], 0), ("base", [0], 0)]
+    assert "deep" in (tmp_path / "comparison.md").read_text()
+    monkeypatch.undo()
+    assert [row["seeds"] for row in compare_runs(wanted)["rows"]] == [[0, 1], [0]]
+
+
 def test_the_rate_with_the_better_validation_score_is_chosen(tmp_path, monkeypatch):
     settings = config(tmp_path, {**EAS, "skips": [2, 3, 4]}, BASE, learning_rates=[0.001, 0.003, 0.01])
     (trials,) = settings.trials().values()
@@ -273,7 +292,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch)
     need = 3 * 16 * trained + 2 * 4 * trained  # checkpoints of one run at a time, adapters of both
     for free, fits in ((need - 1, False), (need, True)):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
-        monkeypatch.setattr(compare, "_do", lambda jobs, pool: None)
+        monkeypatch.setattr(compare, "_do", lambda *given: None)
         with nullcontext() if fits else pytest.raises(WriteError, match="checkpoints and adapters need about"):
             compare_runs(config(tmp_path, lora, BASE))
 

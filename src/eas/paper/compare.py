@@ -9,7 +9,8 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -92,23 +93,30 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         jobs = _all_jobs(config, chosen)
         ready = [job for job in jobs if job.entry not in waiting]
         _refuse_changes(ready)
-        _do(ready, pool)
+
+        def gathered(jobs: Sequence[Job]) -> dict[str, Any]:
+            rows = rows_of(jobs)
+            return {
+                "command": command,
+                "config": config.to_dict(),
+                "git_revision": git_revision(),
+                "versions": library_versions(),
+                "task": _task(Run(jobs[0].config)),
+                "trials": {label: [summary_of(job) for job in group] for label, group in trials.items()},
+                "rows": rows,
+                "runs": len(jobs),
+                "failed": sum(row["failed"] for row in rows),
+                "latency": old.get("latency"),
+            }
+
+        def so_far() -> None:
+            tried = [job for job in jobs if result_of(job) is not None or (job.folder / ERROR_FILE).exists()]
+            _write(path, gathered(tried))
+
+        _do(ready, pool, so_far)
     for label in sorted(waiting):
         console.print(f"{label}: not run, because a trial of its learning rate failed or all diverged")
-    done = [job for job in ready if result_of(job) is not None]
-    rows = rows_of(jobs)
-    result = {
-        "command": command,
-        "config": config.to_dict(),
-        "git_revision": git_revision(),
-        "versions": library_versions(),
-        "task": _task(Run(jobs[0].config)),
-        "trials": {label: [summary_of(job) for job in group] for label, group in trials.items()},
-        "rows": rows,
-        "runs": len(jobs),
-        "failed": sum(row["failed"] for row in rows),
-        "latency": old.get("latency"),
-    }
+    done, result = [job for job in ready if result_of(job) is not None], gathered(jobs)
     _write(path, result)  # before the timing, which may fail
     result["latency"] = time_rows(config, done, old.get("latency"))
     _write(path, result)
@@ -244,10 +252,16 @@ def _failed(job: Job, error: BaseException) -> str:
     return f"{type(error).__name__}: {as_typed(str(error), 'compare')}"
 
 
-def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
-    """Does the jobs that have no result, in their order, with a line for each that is finished."""
+def _do(jobs: Sequence[Job], pool: Executor | None, after_seed: Callable[[], None] = lambda: None) -> None:
+    """Does the jobs that have no result, in their order, with a line for each that is finished.
+
+    Args:
+        jobs: of trials, or of all seeds.
+        pool: processes that do them side by side.
+        after_seed: called when all jobs of a seed are done, but not of the last.
+    """
     todo = [job for job in jobs if result_of(job) is None]
-    start = time.perf_counter()
+    start, left = time.perf_counter(), Counter(job.config.seed for job in todo)
     for i, (job, error) in enumerate(_outcomes(todo, pool), start=1):
         rate = f" lr {job.config.train.learning_rate:g}" if job.trial else ""
         who = f"[{i}/{len(todo)}] {'trial ' if job.trial else ''}{job.entry} k {job.config.num_skip}{rate}"
@@ -263,6 +277,9 @@ def _do(jobs: Sequence[Job], pool: Executor | None) -> None:
         remaining = (time.perf_counter() - start) / i * (len(todo) - i)
         said += f", about {duration(remaining)} left" if i < len(todo) else ""
         console.print(f"{who} seed {job.config.seed}  {said}", highlight=False, soft_wrap=True)
+        left[job.config.seed] -= 1
+        if not left[job.config.seed] and i < len(todo):
+            after_seed()
 
 
 def _outcomes(jobs: Sequence[Job], pool: Executor | None) -> Iterator[tuple[Job, str | None]]:
