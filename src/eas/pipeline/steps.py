@@ -36,6 +36,7 @@ from eas.pipeline.samples import samples
 from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
 from eas.reports.card import write_card
 from eas.reports.certainty import share
+from eas.reports.findings import final, not_above_blind
 from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
@@ -190,6 +191,13 @@ def evaluate_step(run: Run) -> None:
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
         score("folded", model, 1 if mode == "per_example" else config.eval_batch_size)
+    if blind_too := not_above_blind({"task": {"examples": len(examples), **record["blind"]}}, final(record["score"])):
+        console.print(
+            f"note: that is not surely above blind answers, as {blind_too}. Try a lower train.learning_rate first (a "
+            "rate too high can learn nothing), then more train.tune_steps, then fewer skipped attentions",
+            highlight=False,
+            soft_wrap=True,
+        )
     run.finish("eval", {**record, "seconds": time.perf_counter() - start})
 
 
