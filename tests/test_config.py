@@ -114,6 +114,8 @@ def test_presets_fill_what_is_not_given():
         (None, 576, {}, (36, 16)),
         (None, 576, {"skip_rank": 6}, (6, 16)),
         (None, 128, {"up_groups": 8}, (8, 8)),
+        (None, 4096, {"adapt": "lora"}, (256, 16)),
+        (None, 4096, {"adapt": "lora", "adapt_rank": 4}, (256, 4)),
     ],
 )
 def test_a_preset_s_ranks_go_with_the_width(preset, width, more, ranks):

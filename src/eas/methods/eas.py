@@ -14,7 +14,7 @@ from eas.config import RANKS, ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
 from eas.methods.eas_block import EASBlock
-from eas.methods.lora import MAPS, inject, lora_layers
+from eas.methods.lora import MAPS, LoRAConfig, inject, lora_layers
 from eas.methods.lora import fold as merge
 from eas.methods.lora import unfold as unmerge
 from eas.models.anatomy import Anatomy, norm_of
@@ -33,6 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Values of the paper's LLaVA (ScienceQA), LaVIN and METER runs, and of the authors' released code."""
 PAPER_WIDTHS = {"llava": 4096, "lavin": 4096, "meter": 768, "released": 4096}
 """The hidden sizes that a preset's ranks are for; elsewhere they are the same share of the width."""
+
+
+LORA_RANK = LoRAConfig().rank
 
 
 @dataclass
@@ -56,7 +59,7 @@ class EASConfig(SkipConfig):
         None, "r: rank of the PIA that replaces a skipped attention (or FFN); null: the preset's, or width / 16"
     )
     adapt_rank: int | None = option(
-        None, "r': rank of the PIA before a kept attention, or of LoRA; null: the preset's, or width / 32"
+        None, f"r': rank of the PIA before a kept attention; null: the preset's, or width / 32; of LoRA, {LORA_RANK}"
     )
     temperature: float = option(10.0, "tau of the router's softmax (Eq. 6)")
     hidden_scale: float = option(
@@ -127,9 +130,12 @@ class EASConfig(SkipConfig):
 
     def at_width(self, width: int) -> EASConfig:
         """With the ranks that are not given, the preset's (without one, "llava"'s): as in the paper at its width,
-        elsewhere rounded to multiples of four (of ``up_groups``)."""
+        elsewhere rounded to multiples of four (of ``up_groups``). LoRA's rank is the same at every width."""
         preset, step = self.preset or "llava", math.lcm(4, self.up_groups)
-        return replace(self, **self._missing_ranks(PRESETS[preset], width, PAPER_WIDTHS[preset], step))
+        ranks = self._missing_ranks(PRESETS[preset], width, PAPER_WIDTHS[preset], step)
+        if self.adapt == "lora" and "adapt_rank" in ranks:
+            ranks["adapt_rank"] = LORA_RANK
+        return replace(self, **ranks)
 
 
 def attach(model: PreTrainedModel, config: EASConfig) -> None:
