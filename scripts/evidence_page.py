@@ -21,7 +21,9 @@ RESULTS = {
     "oddk": "odd_k.json",
     "sets": "odd_sets.json",
     "train": "search_train.json",
+    "adapt": "adapt.json",
     "smol": "smol.json",
+    "codes": "smol_codes.json",
 }
 DROPPED = ("k", "notes")
 

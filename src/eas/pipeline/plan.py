@@ -94,8 +94,8 @@ def _seconds_of_a_step(run: Run, trainer: EASTrainer) -> float:
     examples = [data[i] for i in typical_batch(trainer.lengths or [1] * len(data), train.batch_size)]
     start, training = time.perf_counter(), model.training
     with torch.random.fork_rng(), trainer.accelerator.autocast():  # what is drawn here is drawn again
-        batch = trainer.data_collator(examples)
-        loss = trainer.compute_loss(model.train(), {key: value.to(model.device) for key, value in batch.items()})
+        model.train()  # before the batch: training reads the head at answers alone
+        loss = trainer.compute_loss(model, trainer.on_device(trainer.data_collator(examples)))
         loss.backward()
         loss.detach().item()  # waits for the accelerator
     model.zero_grad(set_to_none=True)
