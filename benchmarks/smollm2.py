@@ -31,6 +31,7 @@ from eas.tasks.collate import Collator
 from eas.tasks.evaluation import evaluate
 
 MODEL, LAYERS, EVERY, ROWS, LONGEST = "smollm2-135m", 30, 50, 8, 120
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
 SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]  # by benchmarks/skip_sets.py, before training, 60 evaluations
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
@@ -45,6 +46,11 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "EAS residual, LoRA": ({**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8}, ALTERNATING, 2e-3),
     "EAS residual, LoRA, searched set": (
         {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8},
+        SEARCHED,
+        2e-3,
+    ),
+    "EAS residual, LoRA, searched set, small scale": (
+        {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8, "hidden_scale": 0.25},
         SEARCHED,
         2e-3,
     ),
@@ -92,7 +98,7 @@ def run(name: str, seed: int, steps: int, data: str, out: Path) -> dict[str, Any
     values, skip_set, rate = RUNS[name]
     torch.manual_seed(seed)
     model, tokenizer = load_base(MODEL), AutoTokenizer.from_pretrained(base_folder(MODEL))
-    model = eas.attach(model, eas.method_config(values))
+    model = eas.attach(model.to(DEVICE), eas.method_config(values))
     if skip_set:
         eas.select(model, skip_set)
         eas.prune(model)
