@@ -43,6 +43,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "EAS residual": ({**EAS, "form": "residual"}, ALTERNATING, 2e-3),
     "EAS residual, searched set": ({**EAS, "form": "residual"}, SEARCHED, 2e-3),
     "drop + LoRA": ({"name": "drop", "num_skip": 10, "rank": 8}, ALTERNATING, 2e-3),
+    "EAS residual, searched set, rate 0.001": ({**EAS, "form": "residual"}, SEARCHED, 1e-3),
     "EAS residual, LoRA": ({**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8}, ALTERNATING, 2e-3),
     "EAS residual, LoRA, searched set": (
         {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8},
