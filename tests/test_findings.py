@@ -162,6 +162,8 @@ def test_a_configuration_that_saves_nothing_is_said_so() -> None:
         (0.01234, 0.01234, 0.01234, "0.012 (once)"),
         (6105.1, 4829.5, 7456.8, "6000 (5000–7000)"),
         (1.00001, 1.0, 1.00002, "1.000 (1.000–1.000)"),
+        (68.9, 66.2, 4079.0, "70 (70–4080)"),  # one turn was starved
+        (36.1, 35.9, 1904.0, "40 (40–1900)"),
     ],
 )
 def test_digits_that_the_spread_supports(median: float, low: float, high: float, said: str) -> None:

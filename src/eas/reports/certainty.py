@@ -43,13 +43,14 @@ def apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
 def decimals(value: float, width: float) -> int:
     """Digits behind the point that a spread of this width supports, at most three; negative: tens, hundreds.
 
-    The last digit is of the order of half the width. A spread of nothing is a single measurement, of which two digits
-    are kept.
+    The last digit is of the order of half the width, but the value keeps its first one: a spread that is far wider does
+    not make it 0. A spread of nothing is a single measurement, of which two digits are kept.
     """
-    if value == 0 and width <= 0:
-        return 0
-    power = math.floor(math.log10(width / 2)) if width > 0 else math.floor(math.log10(abs(value))) - 1
-    return min(3, -power)
+    if value == 0:
+        return 0 if width <= 0 else min(3, -math.floor(math.log10(width / 2)))
+    first = math.floor(math.log10(abs(value)))
+    last = min(first, math.floor(math.log10(width / 2))) if width > 0 else first - 1
+    return min(3, -last)
 
 
 def rounded(value: float, digits: int) -> str:
