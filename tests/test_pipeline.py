@@ -72,7 +72,7 @@ def short_run(folder: Path, *more: str) -> Run:
 def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path, monkeypatch, capsys):
     loads = count_loads(monkeypatch)
     run = short_run(tmp_path, "data=scenes:relation")
-    assert "note: that is not surely above blind answers, as " in capsys.readouterr().out
+    assert "note: the tuned model is not surely above blind answers, as " in capsys.readouterr().out
     assert len(loads) == 4  # search, fold, eval's base, eval's tuned; 7 if every step loaded its own
     assert run.kept == Kept()  # nothing stays in memory
     result = json.loads((tmp_path / "result.json").read_text())

@@ -77,12 +77,13 @@ def hook(model: PreTrainedModel) -> None:
     said = kept_tokens(model)
     assert said is not None
     number, choice, side = said["number"], said["choice"], _side(model.config)
+    layer = _next_layer(model) if choice == "attention" else None
 
     def keep(module: nn.Module, args: Any, features: Tensor) -> Tensor:
         if choice == "diverse":
             places = diverse(features.detach(), number)
         elif choice == "attention":
-            places = attention_each_gets(_next_layer(model), args[0]).topk(number).indices.sort(-1).values
+            places = attention_each_gets(layer, args[0]).topk(number).indices.sort(-1).values
         else:
             fixed = _grid(number, side) if choice == "uniform" else _random(number, side)
             places = torch.tensor(fixed, device=features.device).expand(len(features), -1)

@@ -192,9 +192,10 @@ def evaluate_step(run: Run) -> None:
         fold(model, mode)
         score("folded", model, 1 if mode == "per_example" else config.eval_batch_size)
     if blind_too := not_above_blind({"task": {"examples": len(examples), **record["blind"]}}, final(record["score"])):
+        less = ", then a smaller method.num_skip" if config.num_skip else ""
         console.print(
-            f"note: that is not surely above blind answers, as {blind_too}. Try a lower train.learning_rate first (a "
-            "rate too high can learn nothing), then more train.tune_steps, then fewer skipped attentions",
+            f"note: the tuned model is not surely above blind answers, as {blind_too}. Try a lower train.learning_rate "
+            f"first (with too high a rate a model can learn nothing), then more train.tune_steps{less}",
             highlight=False,
             soft_wrap=True,
         )
