@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
 SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]  # by benchmarks/skip_sets.py, before training, 60 evaluations
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
+SMALL = {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8, "hidden_scale": 0.25}
 # name -> method, skip set, learning rate
 RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "LoRA": ({"name": "lora", "rank": 8}, [], 2e-3),
@@ -44,17 +46,24 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "EAS residual, searched set": ({**EAS, "form": "residual"}, SEARCHED, 2e-3),
     "drop + LoRA": ({"name": "drop", "num_skip": 10, "rank": 8}, ALTERNATING, 2e-3),
     "EAS residual, searched set, rate 0.001": ({**EAS, "form": "residual"}, SEARCHED, 1e-3),
+    "EAS residual, rate 0.001": ({**EAS, "form": "residual"}, ALTERNATING, 1e-3),
+    "EAS paper, rate 0.001": ({**EAS, "form": "paper"}, ALTERNATING, 1e-3),
     "EAS residual, LoRA": ({**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8}, ALTERNATING, 2e-3),
     "EAS residual, LoRA, searched set": (
         {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8},
         SEARCHED,
         2e-3,
     ),
-    "EAS residual, LoRA, searched set, small scale": (
-        {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8, "hidden_scale": 0.25},
+    "EAS residual, LoRA, searched set, small scale": (SMALL, SEARCHED, 2e-3),
+    "EAS residual, LoRA, searched set, small scale, constant, causal": (
+        {**SMALL, "router": "constant", "pooling": "causal"},
         SEARCHED,
         2e-3,
     ),
+    **{
+        f"EAS residual, LoRA, random set {i}, small scale": (SMALL, sorted(Random(i).sample(range(30), 10)), 2e-3)
+        for i in range(3)
+    },
     "drop + LoRA, searched set": ({"name": "drop", "num_skip": 10, "rank": 8}, SEARCHED, 2e-3),
     "EAS residual, constant, causal": ({**EAS, "router": "constant", "pooling": "causal"}, ALTERNATING, 2e-3),
     "EAS residual, no pooling": ({**EAS, "pooling": "none"}, ALTERNATING, 2e-3),
