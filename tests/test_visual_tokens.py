@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from families import build
+import transformers as tf
+from families import CLIP, IMAGE, TEXT, build
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -67,15 +68,25 @@ def test_diverse_is_the_greedy_choice_written_out(seed, number):
         assert sorted(taken) == places.tolist()
 
 
+def siglip():
+    """A tiny random LLaVA whose tower has no class token."""
+    vision = tf.SiglipVisionConfig(**CLIP, vision_use_head=False)
+    config = tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**TEXT), image_token_id=IMAGE)
+    config.vision_feature_select_strategy = "full"
+    torch.manual_seed(0)
+    return tf.LlavaForConditionalGeneration(config).eval()
+
+
 @pytest.mark.parametrize("at", [-2, 1])
-def test_attention_takes_the_tokens_that_the_next_layer_attends_to(at):
-    model = build("LlavaForConditionalGeneration")
-    model.config.vision_feature_layer, tower = at, model.model.vision_tower
+@pytest.mark.parametrize("tower", ["CLIP", "SigLIP"])
+def test_attention_takes_the_tokens_that_the_next_layer_attends_to(tower, at):
+    model = siglip() if tower == "SigLIP" else build("LlavaForConditionalGeneration")
+    model.config.vision_feature_layer, sees = at, model.model.vision_tower
     pixels = torch.randn(8, 3, model.config.vision_config.image_size, model.config.vision_config.image_size)
     everything = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
-    tower.config._attn_implementation = "eager"  # which returns its weights
-    read = tower(pixels, output_hidden_states=True).hidden_states[at][:, 1:]
-    layer = tower.encoder.layers[-1 if at == -2 else 1]
+    sees.config._attn_implementation = "eager"  # which returns its weights
+    read = sees(pixels, output_hidden_states=True).hidden_states[at][:, -everything.shape[1] :]
+    layer = sees.encoder.layers[-1 if at == -2 else 1]
     weights = layer.self_attn(layer.layer_norm1(read), attention_mask=None)[1]  # images, heads, to, from
     places = weights.mean(1).mean(1).topk(1).indices
     eas.keep_visual_tokens(model, 1, "attention")
