@@ -96,6 +96,18 @@ def test_it_decodes_and_folds_to_what_it_computes(label: str) -> None:
     torch.testing.assert_close(logits(model, inputs), plain, **CLOSE)
 
 
+@pytest.mark.parametrize("label", FAMILIES)
+def test_in_half_precision_it_folds_to_what_it_computes(label: str) -> None:
+    inputs = prompts(label, image=False)
+    exact, model = logits(attached(label, (0,)), inputs), attached(label, (0,)).to(torch.bfloat16)
+    plain = logits(model, inputs).float()
+    eas.fold(model)
+    folded = logits(model, inputs)
+    assert folded.dtype == torch.bfloat16
+    assert not torch.equal(folded.float(), plain)
+    assert (folded - exact).norm() < 2 * (plain - exact).norm() + 0.01 * exact.norm()
+
+
 def test_with_a_static_cache_transformers_reads_images_of_gemma_4_unified_otherwise() -> None:
     base, inputs = build("Gemma4Unified"), prompts("Gemma4Unified")
     found, plain = decoded(base, inputs, cache_implementation="static"), decoded(base, inputs)

@@ -1,6 +1,7 @@
 """PIA against the naive references: outputs, gradients, prompt statistics, both folds, their cost and rounding."""
 
 import itertools
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -159,6 +160,21 @@ def test_a_running_mean_goes_on_from_the_state_it_left():
         expected = torch.stack([naive_pia(pia, *row) for row in zip(n, read, tokens, strict=True)])
         close(pia(n, at_once), expected)
     assert state[:, -1, -1].tolist() == [8, 9]
+
+
+def test_a_running_mean_counts_beyond_what_bfloat16_holds():
+    pia, _, g = make(("causal", 0.5, 2, False, "constant"))
+    half = deepcopy(pia).bfloat16()
+    pia.running = half.running = True
+    n = torch.randn(1, 600, 8, generator=g) + 1
+    with torch.no_grad():
+        state = half.prompt_state(n[:, :300].bfloat16(), torch.ones(1, 300, dtype=torch.bool))[:, -1:]
+        for token in n[:, 300:].bfloat16().unbind(1):
+            state = half.next_state(token[:, None], state)
+        exact = pia.prompt_state(n, torch.ones(1, 300, dtype=torch.bool), torch.ones(1, 600, dtype=torch.bool))[:, -1:]
+        assert state[0, 0, -1] == 600
+        assert (state - exact).norm() < 0.02 * exact[..., :-1].norm()
+        assert half(n[:, -1:].bfloat16(), state).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("pooling", ["prompt", "causal"])

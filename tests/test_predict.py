@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from eas import cli
 from eas.config import ConfigError
 from eas.data.scenes import scenes
+from eas.demo.tiny import load_tiny
 from eas.example import DataError, Example
 from eas.files import WriteError, locked
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.predict import predict, read_questions
 from eas.progress import Bar
+from eas.tasks.evaluation import answer
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,19 @@ def test_an_output_of_something_else_is_never_written_over(tuned, questions, tmp
 
 
 USER, BOT = {"role": "user", "content": "a ?"}, {"role": "assistant", "content": "b"}
+
+
+def test_an_answer_ends_at_every_token_that_ends_one_of_the_base():
+    model, processor = load_tiny()
+
+    def answered():
+        (text,) = answer(model.eval(), processor, scenes("caption", "test", 1), batch_size=1, max_new_tokens=12)
+        return text.split()
+
+    whole = answered()
+    assert len(whole) > 3
+    model.generation_config.eos_token_id = [7, processor.tokenizer.convert_tokens_to_ids(whole[2])]
+    assert answered() == whole[:3]
 
 
 @pytest.mark.parametrize(

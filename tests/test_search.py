@@ -6,11 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from families import build
 from hypothesis import given
 from hypothesis import strategies as st
 
+import eas
 from eas.config import ConfigError
-from eas.searching import SearchConfig, make_rule, random_skip_set
+from eas.pipeline import RunConfig
+from eas.searching import SearchConfig, SearchPhase, make_rule, random_skip_set
 
 
 @given(n=st.integers(2, 40), data=st.data(), seed=st.integers(0, 99))
@@ -97,3 +100,28 @@ def test_impossible_ranges_are_refused():
     for sizes in ([3], [-1, 2], [3, 2], [0, 0]):
         with pytest.raises(ConfigError, match="num_skip_range"):
             SearchConfig(num_skip_range=sizes)
+
+
+def test_rounds_read_the_held_out_examples_in_a_random_order_of_the_seed():
+    def batches(seed):
+        seen = []
+
+        def score(sets, batch):
+            seen.append(batch)
+            return [float(sum(s)) for s in sets]
+
+        model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(2, skip_rank=4, adapt_rank=2))
+        config = SearchConfig(warmup_steps=0, interval=1, batch_size=4, seed=seed)
+        SearchPhase(model, config, range(12), score).run(4)
+        return seen
+
+    first = batches(0)
+    assert sorted(i for batch in first[:3] for i in batch) == [*range(12)]
+    assert first[0] == first[3] != [0, 1, 2, 3]  # the fourth round begins again
+    assert batches(None) == first != batches(1)
+
+
+def test_a_run_s_seed_is_its_search_s_unless_that_has_one():
+    for seed in (0, 1, 2):
+        assert RunConfig.from_dict({"seed": seed}).search_seed == seed
+    assert RunConfig.from_dict({"seed": 1, "search": {"seed": 0}}).search_seed == 0

@@ -95,6 +95,38 @@ def test_multimodal_models_train_with_checkpointing_accumulation_and_bf16(tmp_pa
     assert any(not torch.equal(projector.state_dict()[key], value) for key, value in was.items())
 
 
+@pytest.mark.parametrize(
+    "family", ["LlamaForCausalLM", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]
+)
+def test_a_step_weighs_every_label_the_same_however_it_is_cut(tmp_path, family):
+    ids = torch.randint(6, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    answers = torch.tensor([1, 7, 2, 5, 1, 3, 9, 2])[:, None]
+    labels = torch.where(torch.arange(12) >= 12 - answers, ids, -100)
+    examples = [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": of} for i, of in zip(ids, labels, strict=True)
+    ]
+
+    def trained(size):
+        model = eas.attach(lively(family), eas.EASConfig(2, **CONFIG))
+        eas.select(model, (0, 3))
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        fixed = {
+            "max_steps": 1,
+            "learning_rate": 1.0,
+            "optim": "sgd",
+            "max_grad_norm": 0.0,
+            "lr_scheduler_type": "constant",
+        }
+        trainer = EASTrainer(model, arguments(tmp_path / str(size), **cut, **fixed), train_dataset=examples)
+        before = {key: value.clone() for key, value in adapter_state(model).items()}
+        trainer.train()
+        return torch.cat([(value - before[key]).flatten() for key, value in adapter_state(model).items()])
+
+    whole = trained(8)
+    assert whole.norm() > 0.01
+    assert (trained(2) - whole).norm() < 1e-4 * whole.norm()
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_last_checkpoint(tmp_path):
     trainer = searcher(tmp_path)
     with torch.no_grad():

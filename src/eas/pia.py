@@ -121,7 +121,7 @@ class PIA(Costed):
 
         Returns:
             ``(batch, 1, 2 + r)``, ``(batch, 1, 2)`` without c, ``(batch, tokens, 2 + r)`` with causal pooling,
-            ``(batch, tokens, 2 + r + 1)`` with a running mean.
+            ``(batch, tokens, 2 + r + 1)``, at least in float32, with a running mean.
         """
         dtype = self.down1.weight.dtype
         if self.mix is not None:
@@ -140,7 +140,11 @@ class PIA(Costed):
             return torch.cat([alpha, self.down2(nbar)], -1)  # c of Eq. 4, (batch, 1, r)
         mean, seen = self._causal_mean(n, token_mask if self.running else prompt_mask)
         c = self.down2(mean.to(dtype))
-        return torch.cat([alpha.expand(-1, c.shape[1], -1), c, *([seen.to(dtype)] if self.running else [])], -1)
+        found = torch.cat([alpha.expand(-1, c.shape[1], -1), c], -1)
+        if not self.running:
+            return found
+        wide = torch.promote_types(dtype, torch.float32)  # bfloat16 counts to 256
+        return torch.cat([found.to(wide), seen.to(wide)], -1)
 
     def alpha(self) -> Tensor:
         """The mixing weights of a constant router, ``(2,)``."""
@@ -170,7 +174,7 @@ class PIA(Costed):
         new = self.down2(n.to(self.down2.weight.dtype))
         before, seen = state[..., 2:-1], state[..., -1:]
         count = seen + torch.arange(1, n.shape[1] + 1, device=n.device)[:, None]
-        c = (before * seen + new.cumsum(1)) / count
+        c = (before * seen + new.cumsum(1, dtype=state.dtype)) / count
         return torch.cat([state[..., :2].expand(-1, n.shape[1], -1), c, count], -1)
 
     def forward(self, n: Tensor, state: Tensor) -> Tensor:
@@ -184,13 +188,13 @@ class PIA(Costed):
         if self.down2 is not None:
             h = h + self.c(state)
         h = self.dropout(h * self.hidden_scale)  # Eq. 4, (batch, tokens, r)
-        alpha = state[..., :2]
+        alpha = state[..., :2].to(h.dtype)
         p: Tensor = alpha[..., :1] * self.up1(h) + alpha[..., 1:] * self.up2(h)  # Eq. 5, (batch, tokens, d)
         return p.to(n.dtype)
 
     def c(self, state: Tensor) -> Tensor:
         """c of a state: the r numbers that Eq. 4 adds to h."""
-        return state[..., 2 : 2 + self.down1.out_features]
+        return state[..., 2 : 2 + self.down1.out_features].to(self.down1.weight.dtype)
 
     def macs(self, tokens: int) -> int:
         per_token = sum(linear.weight.numel() for linear in (self.down1, self.up1, self.up2))
@@ -211,7 +215,9 @@ class PIA(Costed):
     def prompt_state_bytes(self) -> int:
         """Bytes of alpha and c that are stored while one sequence is decoded."""
         rank = 0 if self.down2 is None else self.down2.out_features
-        return (2 + rank + self.running) * self.down1.weight.element_size() if self.reads_prompt else 0
+        if not self.reads_prompt:
+            return 0
+        return (2 + rank + 1) * 4 if self.running else (2 + rank) * self.down1.weight.element_size()
 
 
 class SharedFold(nn.Module):
@@ -261,7 +267,7 @@ class SharedFold(nn.Module):
         """z, the input of the linear maps that follow, ``(batch, tokens, d)``."""
         one = n.device.type == "cpu" and n.shape[:2].numel() == 1 and torch.compiler.is_compiling()
         narrow, wide = (one_token.narrow, one_token.wide) if one else (F.linear, F.linear)
-        h = narrow(n, self.down) + (kept[..., 2:] if self.rank else self.bias)
+        h = narrow(n.to(self.down.dtype), self.down) + (kept[..., 2:] if self.rank else self.bias)
         mixed = (kept[..., :2, None] * h[:, :, None]).flatten(2)
         plain = n if self.scale is None else self.scale * n
         return plain + wide(mixed, self.up)

@@ -32,6 +32,8 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     It never trains beyond its last step, and logs whenever it saves.
     """
 
+    by_tokens = False
+
     def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
         known = vars(model).pop("_hf_peft_config_loaded", False)
         model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
@@ -68,6 +70,12 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         """Reads what ``write_optimizer`` wrote."""
         read()
 
+    def weigh_by_tokens(self) -> None:
+        """Has a step's loss be the mean over its labels, however they lie in batches and processes, where the model gives
+        the mean of a batch (Qwen2.5-VL, Gemma 3, ...)."""
+        self.by_tokens = not self.model_accepts_loss_kwargs
+        self.model_accepts_loss_kwargs: bool = True  # so ``Trainer`` counts the labels
+
     def on_device(self, batch: Any) -> Any:
         """A batch where the model is."""
         return self._prepare_inputs(batch)
@@ -77,6 +85,18 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir)
         best = f"{folder / PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         rotate_checkpoints(str(folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """``Trainer``'s, or see ``weigh_by_tokens``."""
+        if not self.by_tokens or num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        share = (inputs["labels"] != -100).sum() / num_items_in_batch
+        if self.args.average_tokens_across_devices:  # whose gradients are averaged
+            share = share * self.accelerator.num_processes
+        return (loss * share, outputs) if return_outputs else loss * share
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order() or super()._get_train_sampler(train_dataset)

@@ -35,14 +35,15 @@ class Counts:
     """The costs of one model.
 
     Args:
-        macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token.
+        macs: multiply-accumulates of one prefill: vision tower, projector, language model, head on one token, and the
+            work of a ``per_example`` fold.
         params_total: parameters the model holds; tied ones once.
         params_trained: parameters that the method trains (without a method, those that require a gradient).
         weight_bytes: weights of the language model that one decode step reads: without skipped modules, pruned or not,
             and with only one row of the embeddings.
         kv_bytes_per_token: keys and values of the kept attentions, per token of one sequence.
         prompt_state_bytes: alpha and c of all PIAs, per sequence, whatever its length.
-        fold_macs: work of a ``per_example`` fold for each request, in addition to ``macs``.
+        fold_macs: the part of ``macs`` in a ``per_example`` fold, once per request.
         fold_bytes: the folded weights that each request of a ``per_example`` fold stores.
         params_folded: parameters left after skipping, merging and folding into a request's weights; the biases that
             such a fold adds are counted.
@@ -79,12 +80,14 @@ def count_modules(
     eas = [layer for layer in layers if isinstance(layer, EASBlock)]
     per_request = [pair for layer in eas if layer.fold_per_example for pair in _folding(layer)]
     vision = images * (image_macs(model, patch_grid) if images else 0)
+    fold = sum(_fold_macs(linear, pia) for linear, pia in per_request)
     total = sum(p.numel() for p in model.parameters())
     return Counts(
         macs=sum(sum(block_macs(layer, built, prompt_tokens)) for layer in layers)
         + sum(module_macs(module, prompt_tokens) for module in beside)
         + module_macs(head, prompt_tokens if heads_all(model) else 1)
-        + vision,
+        + vision
+        + fold,
         params_total=total,
         params_trained=sum(t.numel() for t in adapter_state(model).values())
         if attached(model)
@@ -94,7 +97,7 @@ def count_modules(
         kv_bytes_per_token=sum(kv_width(attention, built.mha) for attention in kept)
         * text.get_input_embeddings().weight.element_size(),
         prompt_state_bytes=sum(layer.prompt_state_bytes() for layer in eas),
-        fold_macs=sum(_fold_macs(linear, pia) for linear, pia in per_request),
+        fold_macs=fold,
         fold_bytes=sum(_folded_bytes(linear) for linear, _ in per_request),
         params_folded=total - sum(unused_params(layer, built) for layer in layers),
         vision_macs=vision,

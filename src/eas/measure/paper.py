@@ -22,7 +22,7 @@ def as_the_paper_counts(counts: Counts) -> Counts:
     """An honest count of a folded model, in the paper's convention; only MACs differ."""
     return dataclasses.replace(
         counts,
-        macs=counts.macs + counts.vision_macs - counts.statistics_macs,
+        macs=counts.macs + counts.vision_macs - counts.statistics_macs - counts.fold_macs,
         vision_macs=2 * counts.vision_macs,
         statistics_macs=0,
         fold_macs=0,

@@ -190,7 +190,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         "metric": config.metric_name,
         "candidates": run.task.num_candidates(run.load_config(), config.method),
         "candidate_layers": run.task.candidate_layers(run.load_config(), config.method),
-        "k": config.num_skip,
+        "k": 0 if job.evaluate_only else config.num_skip,
         "seed": config.seed,
         "learning_rate": None if job.evaluate_only else config.train.learning_rate,
         "config": config.to_dict(),
@@ -235,7 +235,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         "examples": {split: len(run.data(split)) for split in scores},
         "skip_set": searched.get("skip_set", []),
         "fold_mode": mode,
-        "fold_keeps_answers": None if mode is None else validation.answers == unfolded,
+        "fold_keeps_answers": validation.answers == unfolded if mode is not None and unfolded else None,
         "counts": {**asdict(costs), "params_trained": trained},
         "losses": [entry["loss"] for entry in tuned.get("log", [])[-5:]],
         "seconds": {

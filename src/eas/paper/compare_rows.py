@@ -37,7 +37,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "row": name,
         "label": jobs[0].entry,
         "method": None if jobs[0].evaluate_only else jobs[0].config.method.name,
-        "k": jobs[0].config.num_skip,
+        "k": 0 if jobs[0].evaluate_only else jobs[0].config.num_skip,
         "seeds": [result["seed"] for result in found],
         "failed": len(jobs) - len(found),
     }
@@ -53,7 +53,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "candidate_layers": found[0].get("candidate_layers"),
         "comparable": found[0].get("comparable"),
         "fold_keeps_answers": None
-        if found[0]["fold_mode"] is None
+        if found[0]["fold_keeps_answers"] is None
         else all(result["fold_keeps_answers"] for result in found),
         "seconds": {key: statistics.mean(r["seconds"][key] for r in found) for key in found[0]["seconds"]},
         "folders": [str(job.folder) for job in jobs],

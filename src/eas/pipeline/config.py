@@ -159,6 +159,11 @@ class RunConfig(Config):
         """k, 0 where the method skips nothing."""
         return self.method.num_skip if isinstance(self.method, SkipConfig) else 0
 
+    @property
+    def search_seed(self) -> int:
+        """The search's seed; the run's where it has none."""
+        return self.seed if self.search.seed is None else self.search.seed
+
     def with_overrides(self, assignments: Iterable[str]) -> Self:
         """A copy with ``key=value`` assignments applied; values are YAML.
 

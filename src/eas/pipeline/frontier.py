@@ -22,7 +22,7 @@ from eas.pipeline.run import Run
 from eas.pipeline.savings import counted_size, fold_mode
 from eas.progress import track
 from eas.reports.frontier import write_frontier
-from eas.searching.base import Array, SkipSet
+from eas.searching.base import Array, SkipSet, shuffled
 from eas.searching.linear import RegressionRule
 from eas.searching.scoring import loss_weight, score_sets
 from eas.tasks.task import Size
@@ -167,9 +167,10 @@ def held_out_losses(run: Run, model: Any, skip_sets: Sequence[SkipSet], examples
     """Mean loss of each set over the answers of the validation split, in the precision of the run's training."""
     collate, data, size = run.task.collator(run), run.data("validation"), run.config.search.batch_size
     low = "bfloat16" in (run.config.train.precision, run.config.search.score_dtype)
-    total, weights, end = np.zeros(len(skip_sets)), 0, min(examples, len(data))
-    for at in track(range(0, end, size), f"scoring {len(skip_sets)} skip sets"):
-        batch = collate([data[i] for i in range(at, min(at + size, end))])
+    total, weights = np.zeros(len(skip_sets)), 0
+    drawn = shuffled(len(data), run.config.search_seed)[:examples]
+    for at in track(range(0, len(drawn), size), f"scoring {len(skip_sets)} skip sets"):
+        batch = collate([data[i] for i in drawn[at : at + size]])
         inputs = {key: t.to(model.device) for key, t in batch.items()}
         weight = loss_weight(model, inputs)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=low):

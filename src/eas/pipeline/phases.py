@@ -54,7 +54,7 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
     )
-    search, method = run.config.search, run.config.method
+    search, method = replace(run.config.search, seed=run.config.search_seed), run.config.method
     if isinstance(method, SkipConfig):
         search = replace(search, train=search.trains(method))  # FSDP refuses a search that does not train
     lengths = grouped_lengths(run.data("train"), settings.batch_size, settings.group_by_length)

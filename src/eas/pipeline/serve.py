@@ -26,6 +26,7 @@ from eas.models.visual_tokens import fit_processor
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
+from eas.tasks.evaluation import ends
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -102,11 +103,9 @@ def served(
 
 
 def _end_as_tuned(model: PreTrainedModel, processor: Any) -> None:
-    """Answers end at the token that tuning puts at their end, besides those that the base names."""
+    """Answers end where those of `eas eval` do."""
     tokenizer, config = Collator(processor, training=False).tokenizer, model.generation_config
-    named = config.eos_token_id
-    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
-    config.eos_token_id = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    config.eos_token_id = ends(model, tokenizer)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 

@@ -40,6 +40,7 @@ from eas.reports.findings import final, not_above_blind
 from eas.reports.page import write_report
 from eas.reports.sources import is_of_comparison
 from eas.searching import FIXED, similarity_ranking
+from eas.searching.base import shuffled
 from eas.searching.similarity import cosines
 from eas.tasks.evaluation_forms import blind
 
@@ -93,13 +94,13 @@ def search(run: Run) -> None:
 
 def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
     """All candidates, the first to go first, where the rule needs no losses; None where it does."""
-    settings, k = run.config.search, run.config.num_skip
+    settings, k, seed = run.config.search, run.config.num_skip, run.config.search_seed
     if settings.rule == "similarity":
         collate, examples = run.task.collator(run), run.data("train")
-        batch = collate([examples[i] for i in range(min(settings.batch_size, len(examples)))])
+        batch = collate([examples[i] for i in shuffled(len(examples), seed)[: settings.batch_size]])
         return similarity_ranking(cosines(model.eval(), [{key: t.to(model.device) for key, t in batch.items()}]))
     if settings.rule in FIXED:
-        return FIXED[settings.rule](len(candidates(model)), k, settings.seed)
+        return FIXED[settings.rule](len(candidates(model)), k, seed)
     return None
 
 

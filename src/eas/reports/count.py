@@ -13,7 +13,7 @@ ROWS = {
     "macs": ("MACs of a prefill", number),
     "vision_macs": ("  of which vision", number),
     "statistics_macs": ("  of which PIA statistics", number),
-    "fold_macs": ("MACs of the fold, per prompt", number),
+    "fold_macs": ("  of which the fold, per prompt", number),
     "params_total": ("Parameters", number),
     "params_trained": ("Parameters trained", number),
     "params_folded": ("Parameters after folding", number),

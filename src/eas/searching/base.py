@@ -19,6 +19,11 @@ TRIES = 20  # draws per wanted set, before uniform ones fill the round
 PATIENCE = 30  # a search is settled if the skip set has not changed for so many rounds, and for half of all rounds
 
 
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers below ``count`` in random order."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(count)]
+
+
 class RuleBase:
     """A rule without its two ideas: ``draw`` samples a set, ``update`` turns losses into importances.
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from eas.searching.base import shuffled
+
 
 def random_ranking(num_candidates: int, num_skip: int, seed: int) -> list[int]:
     """A uniformly random order."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(num_candidates)]
+    return shuffled(num_candidates, seed)
 
 
 def last_ranking(num_candidates: int, num_skip: int, seed: int) -> list[int]:

@@ -25,6 +25,7 @@ from eas.distributed import from_main, is_main
 from eas.files import write_text
 from eas.progress import track
 from eas.records import RecordError, raised_as, read_record
+from eas.searching.base import shuffled
 from eas.searching.fixed import FIXED
 from eas.searching.records import SearchState
 from eas.searching.rules import RULES, SkipSet, make_rule, random_skip_set
@@ -60,7 +61,9 @@ class SearchConfig(Config):
         "start; null: false where an untrained skip just leaves its module out (the residual form, and drop)",
     )
     score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
-    seed: int = option(0, "random seed of the skip sets and of the rule")
+    seed: int | None = option(
+        None, "random seed of the skip sets, the rule and the order of the held-out examples; null: the run's, or 0"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +73,7 @@ class SearchConfig(Config):
         self._require_counts("interval", "batch_size")
         self._require("samples", self.samples >= 2, "must be at least 2: a reward counts against its round's mean")
         self._require("samples", self.samples <= 1000, "must be at most 1000; every one of the sets is scored")
-        self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
+        self._require("seed", self.seed is None or 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
         sizes = self.num_skip_range
         fits = sizes is None or (len(sizes) == 2 and 0 <= sizes[0] <= sizes[1] > 0)
         self._require("num_skip_range", fits, "must be null or [low, high], 0 <= low <= high, high at least 1")
@@ -166,7 +169,9 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
                 what = f"SearchConfig.num_skip_range = {config.num_skip_range}"
                 raise ConfigError(f"{what}: {all_but_one(method.candidates, layers)}")
             self.sizes = low, high
-        self.rule = make_rule(config.rule, self.num_candidates, num_skip, config.seed)
+        self.seed = config.seed or 0
+        self.order = shuffled(len(held_out), self.seed)  # a file may be sorted by class
+        self.rule = make_rule(config.rule, self.num_candidates, num_skip, self.seed)
         self.rounds: list[Round] = []
         self.round_seconds, self.earlier, self.start = 0.0, 0.0, time.perf_counter()
 
@@ -178,8 +183,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         warm = state.global_step < self.config.warmup_steps
         if warm:
-            seed = self.config.seed
-            skip_set = random_skip_set(self.num_candidates, self.num_skip, seed, state.global_step, self.sizes)
+            skip_set = random_skip_set(self.num_candidates, self.num_skip, self.seed, state.global_step, self.sizes)
         else:
             (skip_set,) = from_main(self.rule.propose(1, self.sizes))
         select(self.model, skip_set)
@@ -206,7 +210,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         """One round: m skip sets (Eq. 14), their losses on one held-out batch (Eq. 15), new importances (Eq. 16)."""
         start = time.perf_counter()
         size, at = self.config.batch_size, len(self.rounds) * self.config.batch_size
-        batch = [self.held_out[i % len(self.held_out)] for i in range(at, at + min(size, len(self.held_out)))]
+        count = len(self.held_out)
+        batch = [self.held_out[self.order[i % count]] for i in range(at, at + min(size, count))]
         skip_sets = from_main(self.rule.propose(self.config.samples, self.sizes))
         losses = self.score(skip_sets, batch)
         self.rule.observe(skip_sets, losses)

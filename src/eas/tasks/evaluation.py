@@ -51,12 +51,19 @@ def answer(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return answers
+
+
+def ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which an answer ends: those that the base names, and the one that tuning puts there."""
+    named = model.generation_config.eos_token_id
+    own = [] if named is None else [named] if isinstance(named, int) else named
+    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
 
 
 def evaluate(

@@ -95,7 +95,10 @@ class EASTrainer(OpenTrainer):
         # a loss that is computed outside of the model reads the logits of every token
         outside = self.label_smoother is not None or self.compute_loss_func is not None
         own = type(self).compute_loss is not OpenTrainer.compute_loss
-        self.labelled_only = model.can_generate() and not heads_all(model) and not outside and not own
+        inside = model.can_generate() and not outside and not own
+        self.labelled_only = inside and not heads_all(model)
+        if inside:
+            self.weigh_by_tokens()
         if self.is_fsdp_enabled:
             sharded.prepare(model, self.accelerator.state.fsdp_plugin)
             if phase == "search" and search is not None and search.train is False:

@@ -80,7 +80,7 @@ def search(
     if len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
     with TemporaryDirectory() as folder:
-        given = {"seed": config.seed, "dataloader_pin_memory": torch.cuda.is_available(), **DEFAULTS, **arguments}
+        given = {"seed": config.seed or 0, "dataloader_pin_memory": torch.cuda.is_available(), **DEFAULTS, **arguments}
         args = TrainingArguments(output_dir=folder, **given)
         if "max_steps" not in arguments:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
