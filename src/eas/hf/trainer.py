@@ -71,7 +71,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         read()
 
     def weigh_by_tokens(self) -> None:
-        """Has a step's loss be the mean over its labels, however they lie in batches and processes, where the model gives
+        """Makes a step's loss the mean over its labels, however they lie in batches and processes, where a model gives
         the mean of a batch (Qwen2.5-VL, Gemma 3, ...)."""
         self.by_tokens = not self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs: bool = True  # so ``Trainer`` counts the labels
