@@ -179,6 +179,32 @@ def test_wrong_bases(tmp_path):
         load(tmp_path / "base")
 
 
+@pytest.mark.parametrize(
+    "part", ["embed_tokens", "lm_head", "model.norm", "layers.2.self_attn.v_proj", "layers.1.mlp.up_proj"]
+)
+def test_a_base_that_differs_in_any_part_is_another_one(part, tmp_path):
+    save(tuned(LLAMA), tmp_path)
+    base = build(LLAMA)
+    (weight,) = [p for name, p in base.named_parameters() if part in name]
+    with torch.no_grad():
+        weight.add_(0.02 * torch.randn(weight.shape))  # as merged LoRA
+    with pytest.raises(CheckpointError, match=rf"not those .*1 of \d+ parameters differ, first .*{part}"):
+        load(base, tmp_path)
+
+
+def test_an_adapter_with_the_fingerprint_of_before_opens_on_its_base_alone(tmp_path):
+    save(model := tuned(LLAMA), tmp_path)
+    path = tmp_path / "adapter.safetensors"
+    tensors = load_file(path)
+    rows = [layer.mlp.down_proj.weight[0, :16].bfloat16() for layer in build(LLAMA).model.layers]
+    with safe_open(path, "pt") as file:
+        record = {"eas": file.metadata()["eas"]}
+    save_file(tensors | {"base_fingerprint": torch.stack(rows)}, path, metadata=record)
+    assert torch.equal(logits(load(build(LLAMA), tmp_path), prompts(LLAMA)), logits(model, prompts(LLAMA)))
+    with pytest.raises(CheckpointError, match="not those that the adapter was trained on"):
+        load(build(LLAMA, seed=1), tmp_path)
+
+
 def test_damaged_adapters(tmp_path):
     model, path = tuned(LLAMA), tmp_path / "adapter.safetensors"
     with pytest.raises(CheckpointError, match=rf"{tmp_path} has no adapter.safetensors; name a folder written by eas"):

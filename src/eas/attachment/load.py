@@ -25,7 +25,7 @@ from eas.attachment.save import (
     adapter_state,
 )
 from eas.attachment.several import add, require_agreement
-from eas.attachment.state import attached, attachment, base_fingerprint
+from eas.attachment.state import SAMPLED, attached, attachment, base_fingerprint
 from eas.config import ConfigError
 from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
@@ -109,7 +109,7 @@ def load(
     _check_base(model, record, folder)
     expected = _without_storage(model, record, folder)
     tensors = _tensors(file, adapter_state(expected), folder)
-    _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
+    _check_fingerprint(model, tensors.pop(FINGERPRINT), file, record, folder)
     if attached(model) and name is not None:
         add(model, name, config, record["skip_set"], tensors)
         return model
@@ -142,7 +142,7 @@ def load_into(model: PreTrainedModel, folder: str | Path) -> None:
             f"{folder} was saved with another configuration; resume with that configuration, or start over"
         )
     tensors = _tensors(file, adapter_state(model), folder)
-    _check_fingerprint(model, tensors.pop(FINGERPRINT), record, folder)
+    _check_fingerprint(model, tensors.pop(FINGERPRINT), file, record, folder)
     if not state.pruned:
         with fitting(folder):
             select(model, record["skip_set"])
@@ -314,22 +314,47 @@ def _check_base(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> 
         )
 
 
-def _check_fingerprint(model: PreTrainedModel, fingerprint: Tensor, record: AdapterRecord, folder: Path) -> None:
+def _check_fingerprint(
+    model: PreTrainedModel, sampled: Tensor, file: Safetensors, record: AdapterRecord, folder: Path
+) -> None:
+    """Compares the fingerprint of the base that an adapter was trained on with this base's.
+
+    Raises:
+        CheckpointError: it is another base; or the fingerprint is none.
+    """
     if not is_main():  # FSDP may load the base's weights in the main process only
         return
     mine = attachment(model).fingerprint if attached(model) else None  # of before training
     mine = base_fingerprint(model) if mine is None else mine
-    if mine.numel() == 0 or fingerprint.shape == (0,):  # of quantised weights
+    text = file.metadata.get(FINGERPRINT)
+    names = _ffns(model) if text is None else text.splitlines()
+    if sampled.shape == (0,):  # how quantised bases were at first
         return
-    if mine.shape != fingerprint.shape:
+    if sampled.ndim != 2 or len(sampled) != len(names) or sampled.shape[1] not in (SAMPLED, 2 * SAMPLED):
         raise CheckpointError(
-            f"{folder / WEIGHTS_FILE}: {FINGERPRINT} has shape {tuple(fingerprint.shape)}, not {tuple(mine.shape)}; "
-            f"{REMEDY}"
+            f"{folder / WEIGHTS_FILE}: {FINGERPRINT} has shape {tuple(sampled.shape)}, not {len(names)} rows of "
+            f"{2 * SAMPLED}; {REMEDY}"
         )
-    there = (mine != 0) & (fingerprint != 0)  # a pruned FFN has left zeros
-    if (mine == fingerprint)[there].float().mean() < 0.9:  # exact but for the rounding of float16
+    other = []
+    for name, theirs in zip(names, sampled.float(), strict=True):
+        if name in mine and theirs.any():
+            near = (mine[name][: len(theirs)].float() - theirs).abs() <= 1e-7  # what float16 rounds beyond bfloat16
+            if near.float().mean() < 0.6:
+                other.append(name)
+    if other:
         base = record["base"]
         raise CheckpointError(
             f"this model's weights are not those that the adapter was trained on: {base['id'] or 'unnamed base'} "
-            f"(revision {base['revision']}); load the adapter onto that base"
+            f"(revision {base['revision']}); {len(other)} of {len(names)} parameters differ, first {other[0]}; load "
+            "the adapter onto that base"
         )
+
+
+def _ffns(model: PreTrainedModel) -> list[str]:
+    """The names of the FFNs' last weights, by layer: their first rows were the whole fingerprint once. "" where a
+    layer has none."""
+    anatomy, ffn = Anatomy.of(model), Anatomy.of(model).branches[-1]
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    bodies = [layer._modules.get(ffn.body) for layer in anatomy.layers]
+    maps = [None if body is None else body._modules.get(ffn.output) for body in bodies]
+    return ["" if last is None else known.get(id(last.weight), "") for last in maps]

@@ -89,7 +89,8 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         "versions": library_versions(),
     }
     tensors = {key: full(tensor.detach()).contiguous() for key, tensor in adapter_state(model).items()}
-    tensors[FINGERPRINT] = base_fingerprint(model) if state.fingerprint is None else state.fingerprint
+    fingerprint = base_fingerprint(model) if state.fingerprint is None else state.fingerprint
+    tensors[FINGERPRINT] = torch.stack([*fingerprint.values()]) if fingerprint else torch.empty(0)
     refuse_non_finite(tensors, folder)
     if not is_main():
         return
@@ -98,7 +99,11 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={RECORD: text})
+            save_file(
+                tensors,
+                folder / f"{WEIGHTS_FILE}.partial",
+                metadata={RECORD: text, FINGERPRINT: "\n".join(fingerprint)},
+            )
             (folder / f"{CONFIG_FILE}.partial").write_text(text)
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 os.replace(folder / f"{name}.partial", folder / name)

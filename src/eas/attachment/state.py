@@ -16,6 +16,7 @@ from eas.models.anatomy import Anatomy
 
 # which parts of a block a candidate of each kind is; 'either' lists all attentions, then all FFNs
 PARTS = {"mha": (("mha",),), "ffn": (("ffn",),), "either": (("mha",), ("ffn",)), "layer": (("mha", "ffn"),)}
+SAMPLED = 16
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Attachment:
     config: MethodConfig
     trained: frozenset[str]
     overwrites: bool
-    fingerprint: Tensor | None = field(compare=False)
+    fingerprint: dict[str, Tensor] | None = field(compare=False)
     anatomy: Anatomy = field(compare=False, repr=False)
     candidates: list[tuple[SkippableBlock, tuple[str, ...]]] = field(compare=False, repr=False)
     changes: list[Change] = field(compare=False, repr=False)
@@ -133,16 +134,16 @@ def skip_set(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(i for i, (block, parts) in enumerate(candidates(model)) if set(parts) <= block.skipped_parts())
 
 
-def base_fingerprint(model: PreTrainedModel) -> Tensor:
-    """Sixteen FFN weights of every layer in bfloat16, ``(layers, 16)``: tells bases apart in whatever dtype they are
-    loaded; zeros where the FFN was pruned, or is one of experts. Empty where the weights are quantised."""
-    anatomy, ffn = Anatomy.of(model), Anatomy.of(model).branches[-1]
-    last_maps = [
-        layer._modules[ffn.body]._modules.get(ffn.output) if ffn.body in layer._modules else None
-        for layer in anatomy.layers
-    ]
-    weights = [torch.zeros(1, 16) if last is None else last.weight for last in last_maps]
-    # torchao's are tensors that say they were floating
-    if not all(w.is_floating_point() and not type(w).__module__.startswith("torchao.") for w in weights):
-        return torch.empty(0, dtype=torch.bfloat16)
-    return torch.stack([w[0, :16].detach().to("cpu", torch.bfloat16) for w in weights])
+def base_fingerprint(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The first 16 weights of every parameter and 16 more, spread over it, in bfloat16, by name: tells bases apart in
+    whatever dtype they are loaded. What is quantised, not loaded, or trained by the method is left out."""
+    trained = attachment(model).trained if attached(model) else frozenset()
+    found = {}
+    for name, parameter in model.named_parameters():
+        # torchao's are tensors that say they were floating
+        plain = parameter.is_floating_point() and not type(parameter).__module__.startswith("torchao.")
+        if plain and not parameter.is_meta and name not in trained and (last := parameter.numel() - 1) >= 0:
+            first = [min(i, last) for i in range(SAMPLED)]
+            spread = [i * last // (SAMPLED - 1) for i in range(SAMPLED)]
+            found[name] = parameter.detach().reshape(-1)[first + spread].to("cpu", torch.bfloat16)
+    return found

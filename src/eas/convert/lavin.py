@@ -21,6 +21,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from eas.attachment.attach import attach
 from eas.attachment.save import save
+from eas.attachment.state import SAMPLED
 from eas.convert.lavin_weights import (
     Conversion,
     ConversionError,
@@ -177,7 +178,7 @@ def convert_adapter(checkpoint: Path, base: Path, folder: Path) -> Conversion:
     ]
     if missing := [name for name in names if name not in weights]:
         raise ConversionError(f"{base} has no weight {missing[0]}; {CONVERT}")
-    model.eas.fingerprint = torch.stack([weights.rows(name, 1, 16)[0].to(torch.bfloat16) for name in names])
+    model.eas.fingerprint = {name: weights.rows(name, 1, SAMPLED)[0].to(torch.bfloat16) for name in names}
     model.config.name_or_path = str(base)
     save(model, folder)
     return report
