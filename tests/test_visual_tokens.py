@@ -1,6 +1,8 @@
 """Fewer visual tokens: which are chosen, and that training, decoding, saving and a run have the same ones."""
 
 import json
+from copy import deepcopy
+from io import BytesIO
 
 import pytest
 import torch
@@ -93,6 +95,28 @@ def test_attention_takes_the_tokens_that_the_next_layer_attends_to(tower, at):
     kept = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
     torch.testing.assert_close(kept, everything.gather(1, places[..., None].expand(-1, -1, everything.shape[-1])))
     assert len(places.unique()) > 1
+
+
+def read_by(model, pixels):
+    return torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_copy_reads_the_same_tokens_by_its_own_tower(choice):
+    model = siglip()
+    model.config.vision_feature_layer = 1
+    eas.keep_visual_tokens(model, 1, choice)
+    file, pixels = BytesIO(), torch.randn(4, 3, 8, 8)
+    torch.save(model, file)  # transformers' own hooks, from the first pass on, cannot be pickled
+    file.seek(0)
+    expected = read_by(model, pixels)
+    for copy in (deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(read_by(copy, pixels), expected)
+        for parameter in copy.model.vision_tower.encoder.layers[1].parameters():
+            parameter.data.zero_()  # of the layer that "attention" looks at
+        assert torch.equal(read_by(copy, pixels), expected) == (choice != "attention")
+        copy.to(torch.bfloat16)
+        assert read_by(copy, pixels.bfloat16()).dtype == torch.bfloat16
 
 
 def test_what_is_saved_reads_the_same_tokens(tmp_path):

@@ -20,8 +20,8 @@ def count(
     model: Annotated[
         str,
         typer.Argument(
-            help="A named shape ('llava-7b'), a model's, adapter's or run's folder, a GGUF file, a Hub id, "
-            "'smollm2-135m', or 'tiny'.",
+            help="A named shape ('llava-7b'), a folder of a model (standalone too), an adapter or a run, a GGUF file, "
+            "a Hub id, 'smollm2-135m', or 'tiny'.",
             show_default=False,
         ),
     ],
@@ -44,9 +44,9 @@ def count(
     """
     import torch
 
+    from eas import count as count_model  # knows standalone folders too
     from eas.attachment.state import attached, attachment
     from eas.config import read_assignments
-    from eas.measure.count import count as count_model
     from eas.measure.count import on_meta
     from eas.methods import method_config
     from eas.models.anatomy import Anatomy

@@ -76,21 +76,26 @@ def hook(model: PreTrainedModel) -> None:
     """Does what the configuration says, of a model that does not do it yet."""
     said = kept_tokens(model)
     assert said is not None
-    number, choice, side = said["number"], said["choice"], _side(model.config)
-    layer = _next_layer(model) if choice == "attention" else None
+    (projector,) = Anatomy.of(model).projector
+    layer = _next_layer(model) if said["choice"] == "attention" else None
+    projector.register_forward_hook(_Keep(said["number"], said["choice"], _side(model.config), layer))
 
-    def keep(module: nn.Module, args: Any, features: Tensor) -> Tensor:
-        if choice == "diverse":
-            places = diverse(features.detach(), number)
-        elif choice == "attention":
-            places = attention_each_gets(layer, args[0]).topk(number).indices.sort(-1).values
+
+class _Keep:
+    """The hook of a projector. It is copied and pickled with its model, and then has the copy's layer of the tower."""
+
+    def __init__(self, number: int, choice: str, side: int, layer: Any) -> None:
+        self.number, self.choice, self.side, self.layer = number, choice, side, layer
+
+    def __call__(self, module: nn.Module, args: Any, features: Tensor) -> Tensor:
+        if self.choice == "diverse":
+            places = diverse(features.detach(), self.number)
+        elif self.choice == "attention":
+            places = attention_each_gets(self.layer, args[0]).topk(self.number).indices.sort(-1).values
         else:
-            fixed = _grid(number, side) if choice == "uniform" else _random(number, side)
+            fixed = (_grid if self.choice == "uniform" else _random)(self.number, self.side)
             places = torch.tensor(fixed, device=features.device).expand(len(features), -1)
         return features.gather(1, places[..., None].expand(-1, -1, features.shape[-1]))
-
-    (projector,) = Anatomy.of(model).projector
-    projector.register_forward_hook(keep)
 
 
 def fit_processor(processor: Processor, config: Any, number: int | None = None) -> Processor:
