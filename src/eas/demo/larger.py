@@ -59,4 +59,5 @@ def larger_pair(
     base, inputs, name = larger_base(WIDTH, PROMPT_TOKENS)
     ranks = {"skip_rank": 256, "adapt_rank": 128, "train_projector": False}  # LLaVA's, at the paper's width
     config = EASConfig.from_dict({**config.to_dict(), **ranks}).rescaled(WIDTH)
+    name += f", ranks {config.skip_rank} and {config.adapt_rank} (LLaVA's share of d)"
     return base, larger_tuned(base, skip_set, config, fold_mode), inputs, name
