@@ -408,6 +408,17 @@ def test_choices_and_annotators_answers(write):
         load_jsonl(write(row | {"choices": ["disc"]}))
 
 
+def test_the_official_accuracy_needs_four_annotators(write):
+    """With one, who is left out, nobody is left to agree with: a right answer would score 0."""
+    for number in (1, 2, 3):
+        (example,) = load_jsonl(write({"id": 7, "prompt": "q", "completion": "ring", "answers": ["ring"] * number}))
+        with pytest.raises(DataError, match=rf"example 7: {number} of 4 `answers` .* metric=exact"):
+            METRICS["vqa"]("ring", example)
+        assert METRICS["exact"]("ring", example) == 1
+    (example,) = load_jsonl(write({"prompt": "q", "completion": "ring", "answers": ["ring"] * 4}))
+    assert METRICS["vqa"]("ring", example) == 1
+
+
 def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     from datasets import Dataset, DatasetDict, Features, List, Value

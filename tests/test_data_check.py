@@ -103,6 +103,18 @@ def test_labels_outside_the_choices(tmp_path):
     assert "dev-1-0-0: answer 'Maybe' is not among the choices" in check.problems[0]
 
 
+def test_too_few_annotators_for_the_metric(own):
+    write(own, "test", row("7", "d.png") | {"answers": ["red"]})
+    result, summary = run("data", "check", own)
+    assert (result.exit_code, summary["failures"]) == (0, [])
+    assert "note: test: examples with fewer than 4 `answers`: 1 (7); metric=vqa" in " ".join(result.output.split())
+    result, summary = run("data", "check", own, "-o", "metric=vqa", "--skip-bad")
+    assert result.exit_code == 1
+    assert summary["failures"][0].startswith("test: example 7: 1 of 4 `answers`")
+    assert run("data", "check", own, "-o", "metric=exact")[0].exit_code == 0
+    assert "example 1 has no choices" in run("data", "check", own, "-o", "metric=choice")[1]["failures"][0]
+
+
 def test_many_problems_are_cut_short(tmp_path):
     write(tmp_path, "train", *(row(str(n), f"{n}.png") for n in range(9)))
     result, _ = run("data", "check", tmp_path, "--split", "train")

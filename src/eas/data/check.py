@@ -23,6 +23,8 @@ from eas.data import benchmark_of, data_options, load_data
 from eas.data.benchmark import Examples, Source
 from eas.data.own import read_own
 from eas.example import DataError, Example, ImageSource
+from eas.metrics import METRICS
+from eas.metrics.vqa import FEWEST, few_answers
 from eas.picture import CHANGES, read_picture
 from eas.progress import Bar, track
 
@@ -43,7 +45,8 @@ class SplitCheck:
         refused: one message for each row that the model's processor or chat template refuses.
         changes: number of images that are changed, by the keys of `CHANGES`.
         ended: how many answers end in an end token, which is taken off.
-        failure: why the split could not be read at all.
+        few: ids of examples with too few annotators' answers for the metric ``vqa``.
+        failure: why the split cannot be read or scored.
     """
 
     examples: int = 0
@@ -52,6 +55,7 @@ class SplitCheck:
     refused: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
     ended: int = 0
+    few: list[str] = field(default_factory=list)
     failure: str = ""
 
     def of(self, kind: str) -> list[str]:
@@ -62,7 +66,11 @@ class SplitCheck:
         """Changes of the data that are no problem."""
         pictures = [f"{count:,} images are {CHANGES[kind]}" for kind, count in sorted(self.changes.items())]
         ended = [f"{self.ended:,} answers end in an end token, which is taken off: training adds the model's own"]
-        return pictures + ended * bool(self.ended)
+        few = [
+            f"examples with fewer than {FEWEST} `answers`: {_some(self.few)}; metric=vqa refuses them, as no answer "
+            "to them can score 1: give every annotator's answer, or use metric=exact"
+        ]
+        return pictures + ended * bool(self.ended) + few * bool(self.few)
 
 
 @dataclass
@@ -88,7 +96,7 @@ class Check:
 
     @property
     def failures(self) -> list[str]:
-        """What cannot be left out: splits that cannot be read, and images in two splits."""
+        """What cannot be left out: splits that cannot be read or scored, and images in two splits."""
         return [split.failure for split in self.splits.values() if split.failure] + self.shared
 
     def summary(self) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def check_data(
     splits: Sequence[str],
     options: Mapping[str, Any],
     accept: Callable[[Example], object] | None = None,
+    metric: str = "",
 ) -> Check:
     """Builds every example of some splits and opens every image once, with a progress bar.
 
@@ -115,6 +124,7 @@ def check_data(
         splits: their names; by default those that a run trains on, validates on and tests on.
         options: the ``data_options``.
         accept: tries an example on a model's processor and raises a `DataError` where that refuses it.
+        metric: of a run with the data, one of ``METRICS``; tried on the examples that the run scores.
     """
     benchmark = benchmark_of(spec)
     parts = tuple(benchmark.parts.values()) if benchmark else ("train", "validation", "test")
@@ -134,7 +144,8 @@ def check_data(
         # The splits of one file leave out the same rows; they are said once.
         found[split].problems += [message for message in left_out if message not in said]
         said.update(left_out)
-        good += [(split, example) for example in _check_split(split, examples, found[split], pixels, accept)]
+        scored = None if split == "train" else METRICS.get(metric)
+        good += [(split, example) for example in _check_split(split, examples, found[split], pixels, accept, scored)]
     shared, alike = _in_two_splits(pixels, list(found))
     return Check(found, shared, alike, [good[at] for at in sorted({0, len(good) // 2, len(good) - 1} if good else ())])
 
@@ -157,6 +168,7 @@ def _check_split(
     found: SplitCheck,
     pixels: dict[tuple[str, str], bytes | None],
     accept: Callable[[Example], object] | None,
+    metric: Callable[[str, Example], float] | None,
 ) -> list[Example]:
     """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show."""
     found.examples = len(examples) + len(found.problems)
@@ -177,6 +189,13 @@ def _check_split(
             )
         ids.add(example.id)
         found.ended += "end_token" in example.metadata
+        if few_answers(example):
+            found.few.append(example.id)
+        if metric is not None and not found.failure:
+            try:
+                metric("", example)
+            except DataError as error:
+                found.failure = f"{split}: {error}"
         whole = True
         for number, image in enumerate(example.images):
             place = split, str(image) if isinstance(image, Path) else f"{split} {example.id}, image {number + 1}"
