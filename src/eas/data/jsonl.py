@@ -30,7 +30,7 @@ def load_jsonl(path: Path, images: Path | None = None, left_out: list[str] | Non
     images without any place come first. Or every part names its own: ``{"type": "image", "image": path}``. Ids are the
     row's "id" or "row-N", plus "#TURN" where a row has several answers; ``metadata["group"]`` is the row's first image
     (or its id): what a split of the data keeps together. A list of texts under "choices" or "answers" (of several
-    annotators) is there for the metrics ``choice`` and ``vqa``. End tokens of answers are taken off (see `Example`).
+    annotators) is there for the metrics ``choice`` and ``vqa``. End tokens of all these are taken off (see `Example`).
 
     Args:
         path: JSON lines, or one JSON array.
@@ -113,7 +113,7 @@ def leaving_out(left_out: list[str] | None) -> Iterator[None]:
 
 
 def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example]:
-    choices, given = _texts(row, "choices"), _texts(row, "answers")
+    choices, given = _texts(row, "choices"), [without_end(text)[0] for text in _texts(row, "answers")]
     turns, context = _turns(row)
     roles = [role for role, _ in map(_turn, turns)]
     contents = [_parts(role, content) for role, content in map(_turn, turns)]
@@ -160,7 +160,7 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
             images=files[: sum(slots[:index])],
             choices=choices,
             metadata={"group": named[0] if named and isinstance(named[0], str) else id}
-            | ({"answers": given} if given else {}),
+            | ({"answers": tuple(given)} if given else {}),
         )
 
 
