@@ -327,6 +327,14 @@ def test_metrics(metric, prediction, target, score):
     assert METRICS[metric](prediction, Example.ask("x", "q", target, choices=choices)) == score
 
 
+@pytest.mark.parametrize("choices", [("no", "No"), ("US", "us"), ("a.", "a"), ("b c", "b  c")])
+def test_choices_that_differ_in_their_form_only_are_told_apart(choices):
+    for metric in ("choice", "ranking"):
+        for said, target in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            example = Example.ask("x", "q", choices[target], choices=choices)
+            assert METRICS[metric](choices[said], example) == (said == target), (metric, said, target)
+
+
 def test_choice_needs_choices():
     with pytest.raises(DataError, match="example x has no choices; use"):
         METRICS["choice"]("red", Example.ask("x", "q", "red"))
