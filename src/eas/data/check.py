@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.data import benchmark_of, data_options, load_data
-from eas.data.benchmark import Examples, Source
+from eas.data.benchmark import Examples
 from eas.data.own import read_own
 from eas.example import DataError, Example, ImageSource
 from eas.metrics import METRICS
@@ -79,7 +79,7 @@ class Check:
 
     Args:
         splits: by name.
-        shared: files that two splits use: the test would contain training images.
+        shared: files or rows that two splits use: the test would contain training data.
         alike: the same pixels under two names in two splits, which official data has too; only a note.
         shown: three examples, with readable images where a split has them.
     """
@@ -130,6 +130,7 @@ def check_data(
     parts = tuple(benchmark.parts.values()) if benchmark else ("train", "validation", "test")
     found: dict[str, SplitCheck] = {}
     pixels: dict[tuple[str, str], bytes | None] = {}
+    rows: dict[str, dict[bytes, str]] = {}
     good: list[tuple[str, Example]] = []
     said: set[str] = set()
     for split in dict.fromkeys(splits or parts):
@@ -145,8 +146,11 @@ def check_data(
         found[split].problems += [message for message in left_out if message not in said]
         said.update(left_out)
         scored = None if split == "train" else METRICS.get(metric)
-        good += [(split, example) for example in _check_split(split, examples, found[split], pixels, accept, scored)]
+        checked = _check_split(split, examples, found[split], pixels, rows.setdefault(split, {}), accept, scored)
+        good += [(split, example) for example in checked]
     shared, alike = _in_two_splits(pixels, list(found))
+    if _is_own(spec):  # official data repeats some of its questions
+        shared += _rows_in_two_splits(rows)
     return Check(found, shared, alike, [good[at] for at in sorted({0, len(good) // 2, len(good) - 1} if good else ())])
 
 
@@ -155,11 +159,14 @@ def _read(spec: str, split: str, options: Mapping[str, Any]) -> Sequence[Example
     settings, benchmark = data_options(spec, options), benchmark_of(spec)
     settings.skip_bad = True  # all that is wrong is wanted, not the first
     if benchmark is not None:
-        source = Source.parse(spec.partition(":")[2])
-        return benchmark.load(source, benchmark.official(split, settings), settings)
-    if Path(spec).exists() or spec.startswith("hub:"):
+        return benchmark.read(spec.partition(":")[2], split, settings)
+    if _is_own(spec):
         return read_own(spec, split, settings)
     return load_data(spec, split, options=options)
+
+
+def _is_own(spec: str) -> bool:
+    return benchmark_of(spec) is None and (Path(spec).exists() or spec.startswith("hub:"))
 
 
 def _check_split(
@@ -167,10 +174,15 @@ def _check_split(
     examples: Sequence[Example],
     found: SplitCheck,
     pixels: dict[tuple[str, str], bytes | None],
+    rows: dict[bytes, str],
     accept: Callable[[Example], object] | None,
     metric: Callable[[str, Example], float] | None,
 ) -> list[Example]:
-    """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show."""
+    """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show.
+
+    ``rows`` gets the id of every row by the digest of all that it holds, but for rows with image files: those are found
+    by their files.
+    """
     found.examples = len(examples) + len(found.problems)
     if not found.examples:
         found.failure = f"{split}: it is empty; give it rows, or take it out of --split"
@@ -196,7 +208,7 @@ def _check_split(
                 metric("", example)
             except DataError as error:
                 found.failure = f"{split}: {error}"
-        whole = True
+        whole, contents = True, [repr(example.messages), example.target]
         for number, image in enumerate(example.images):
             place = split, str(image) if isinstance(image, Path) else f"{split} {example.id}, image {number + 1}"
             if place not in pixels:
@@ -208,6 +220,9 @@ def _check_split(
                 except DataError as error:
                     found.problems.append(str(error))
             whole = whole and pixels[place] is not None
+            contents.append(repr(pixels[place]))
+        if whole and not any(isinstance(image, Path) for image in example.images):
+            rows.setdefault(hashlib.blake2b(repr(contents).encode(), digest_size=16).digest(), example.id)
         if whole and accept is not None:
             try:
                 accept(example)
@@ -242,6 +257,17 @@ def _in_two_splits(
         if same:
             alike.append(f"images of {other} that look exactly like one of {one} under another name: {_some(same)}")
     return shared, alike
+
+
+def _rows_in_two_splits(rows: Mapping[str, Mapping[bytes, str]]) -> list[str]:
+    shared = []
+    for one, other in combinations(rows, 2):
+        if both := [rows[one][row] for row in rows[one] if row in rows[other]]:
+            shared.append(
+                f"rows in both {one} and {other}, by their ids in {one}: {_some(both)}; the test would contain "
+                "training rows: give each row to one split (data_options.splits cuts a split of a dataset in two)"
+            )
+    return shared
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from eas.data.benchmark import DataOptions, Source, unknown_split
+from eas.data.benchmark import OF_HUB, DataOptions, Source, unknown_split
 from eas.example import DataError
 
 
@@ -141,6 +141,7 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
         raise DataError("reading a Hub dataset needs the package `datasets`; pip install 'eas[hub]'") from error
     folder = Path(source.path)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        options.refuse(OF_HUB, f"{source.path} was written by save_to_disk")
         try:
             saved = load_from_disk(source.path)
         except Exception as error:  # damaged files raise whatever their readers do
@@ -148,9 +149,9 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
                 f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; write it again"
             ) from error
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
-        if split not in splits:
-            raise unknown_split(source.path, split, list(splits))
-        return _undecoded(splits[split])
+        if (name := split.partition("[")[0]) not in splits:
+            raise unknown_split(source.path, name, list(splits))
+        return _undecoded(splits[name] if name == split else _slice(splits[name], name, split))
     try:
         splits = get_dataset_split_names(source.path, options.config, revision=options.revision)
         if split.partition("[")[0] not in splits:  # "train[:90%]" is theirs to read
@@ -166,6 +167,17 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
             f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; check id, configuration and "
             "network, and whether the files are whole"
         ) from error
+
+
+def _slice(data: Any, name: str, slice: str) -> Any:
+    """The rows of a slice such as "train[:90%]" of the split of that name, as ``load_dataset`` counts them."""
+    from datasets import ReadInstruction
+
+    try:
+        (part,) = ReadInstruction.from_spec(slice).to_absolute({name: len(data)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{slice!r} is no slice of a split ({error}); write it as in train[:90%]") from error
+    return data.select(range(part.from_, part.to))
 
 
 def _image_kind(feature: Any) -> str | None:
