@@ -521,6 +521,24 @@ def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
         load_data(str(tmp_path / "broken"), "train")
 
 
+def test_columns_that_would_be_lost_are_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": ["q"], "completion": ["a"], "picture": [Image.new("RGB", (2, 2))]})
+    rows = rows.cast_column("picture", datasets.Image())
+    rows.save_to_disk(tmp_path / "picture")
+    with pytest.raises(DataError, match=r"images in the column 'picture'.*columns=\{image: picture\}"):
+        load_data(str(tmp_path / "picture"), "train")
+    (example,) = load_data(str(tmp_path / "picture"), "train", options={"columns": {"image": "picture"}})
+    assert len(example.images) == 1
+    rows = rows.remove_columns("picture")
+    rows.add_column("video", ["a.mp4"]).save_to_disk(tmp_path / "video")
+    with pytest.raises(DataError, match="has the column 'video', which would be lost"):
+        load_data(str(tmp_path / "video"), "train")
+    rows.add_column("system", ["be brief"]).save_to_disk(tmp_path / "system")
+    with pytest.raises(DataError, match=r"row 0 of .*system: system \('be brief'\) would be lost"):
+        load_data(str(tmp_path / "system"), "train")
+
+
 def test_a_run_knows_the_options_of_its_data():
     assert RunConfig().metric_name == "exact"
     assert RunConfig(data="slake:x").metric_name == "slake"

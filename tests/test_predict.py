@@ -142,6 +142,7 @@ def test_an_answer_ends_at_every_token_that_ends_one_of_the_base():
         ({"prompt": "a ?", "completion": "b", "choices": ["b", "c"]}, 1, "a ?"),
         ({"prompt": [USER]}, 1, "a ?"),
         ({"messages": [USER]}, 1, "a ?"),
+        ({"messages": [USER], "prompt": "a"}, 1, "a ?"),
         ({"messages": [USER, BOT]}, 1, "a ?"),
         ({"messages": [USER, BOT, {"role": "user", "content": "c ?"}]}, 3, "c ?"),
         ({"conversations": [{"from": "human", "value": "a ?"}]}, 1, "a ?"),

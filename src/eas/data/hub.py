@@ -50,11 +50,15 @@ class HubRows(Sequence[dict[str, Any]]):
         data: a ``datasets.Dataset`` with undecoded images.
         columns: our name for a column, and the dataset's.
         name: of the dataset, for messages.
+
+    ``unread`` are the dataset's other columns, and whether they hold images.
     """
 
     def __init__(self, data: Any, columns: Mapping[str, str], name: str) -> None:
         self.columns, self.name = columns, name
         self._rows = range(len(data))
+        others = [column for column in data.column_names if column not in columns.values()]
+        self.unread = {column: _image_kind(data.features[column]) is not None for column in others}
         self._data = data.select_columns(list(dict.fromkeys(columns.values())))
         kinds = {column: _image_kind(self._data.features[column]) for column in columns.values()}
         self._plain = self._data.remove_columns([column for column, kind in kinds.items() if kind])

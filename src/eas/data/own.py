@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eas.data.benchmark import OF_HUB, DataOptions, Examples, Source, checked, unknown_split
-from eas.data.hub import HubImage, hub_rows
-from eas.data.jsonl import from_rows, load_jsonl
+from eas.data.hub import HubImage, HubRows, hub_rows
+from eas.data.jsonl import UNREAD_MEDIA, UNREAD_TEXTS, from_rows, load_jsonl
 from eas.example import DataError, Example
 
 # Tenths of the images of a file that is its own train, validation and test set.
 _TENTHS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
-_COLUMNS = ("id", "image", "images", "messages", "conversations", "prompt", "completion", "choices", "answers")
+_READ = ("id", "image", "images", "messages", "conversations", "prompt", "completion", "choices", "answers")
+_COLUMNS = (*_READ, *UNREAD_TEXTS)  # which a row must not have
 _DATASET_FILES = ("dataset_dict.json", "state.json")
 
 
@@ -60,6 +61,7 @@ def read_own(spec: str, split: str, options: DataOptions) -> Examples:
         raise DataError(f"data_options.splits names {unknown[0]!r}, which nothing reads; the splits are {known}")
     if spec.startswith("hub:") or any((path / name).is_file() for name in _DATASET_FILES):
         rows = hub_rows(Source.parse(spec), names[split], options, dict(zip(_COLUMNS, _COLUMNS, strict=True)), _COLUMNS)
+        _refuse_unread(rows)
         numbered = ((f"row {number} of {rows.name}", number, row) for number, row in enumerate(rows))
         examples = from_rows(numbered, images or Path(), left_out)
         if any(isinstance(image, HubImage) for example in examples for image in example.images):
@@ -79,6 +81,17 @@ def read_own(spec: str, split: str, options: DataOptions) -> Examples:
         whole, tenths = load_jsonl(path, images, left_out), _TENTHS[split]
         examples = [example for example in whole if zlib.crc32(example.metadata["group"].encode()) % 10 in tenths]
     return Examples(examples, _itself, left_out or ())
+
+
+def _refuse_unread(rows: HubRows) -> None:
+    for column, images in rows.unread.items():
+        if column in UNREAD_MEDIA:
+            raise DataError(f"{rows.name} has the column {column!r}, which would be lost; remove the column")
+        if images and not rows.columns.keys() & {"image", "images"}:
+            raise DataError(
+                f"{rows.name} has images in the column {column!r}, which would be lost; name it as the one to read: "
+                f"-o 'data_options.columns={{image: {column}}}'"
+            )
 
 
 def _itself(example: Example) -> Example:

@@ -89,7 +89,7 @@ def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
             last = turns[-1]
             asked = turns[:-1] if isinstance(last, dict) and last.get(speaker) == answers else turns
             values[key] = [*asked, {speaker: answers, text: "-"}]
-    if "prompt" in row:
+    if "prompt" in row and ("completion" in row or not {"conversations", "messages"} & values.keys()):
         plain = isinstance(row["prompt"], str)
         values["completion"] = "-" if plain else [{"role": "assistant", "content": "-"}]
     return values
