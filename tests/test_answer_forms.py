@@ -40,6 +40,8 @@ def found(examples: list[Example], answers: list[str], metric: str = "exact") ->
         ("c++ it is", ("c++", "c"), "c++"),
         ("", ("yes", "no"), None),
         ("yes", (), None),
+        ("They let us in", ("US", "us"), "us"),
+        ("THEY", ("US", "us"), None),
         ("The answer is B. Because", ("The answer is A.", "The answer is B."), "The answer is B."),
     ],
 )

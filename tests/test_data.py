@@ -199,6 +199,38 @@ def test_a_folder_has_one_file_per_split(write, tmp_path):
         load_data(str(tmp_path), "validation")
 
 
+def test_files_of_other_names_are_the_splits(write, tmp_path):
+    write(GOOD, name="train.jsonl")
+    write({**GOOD, "id": "d"}, name="dev.jsonl")
+    for options in ({"test_split": "dev"}, {"splits": {"test": "dev"}}):
+        assert [example.id for example in load_data(str(tmp_path), "test", options=options)] == ["d"]
+    with pytest.raises(DataError, match=r"needs either nope.jsonl or nope.json; it has 0"):
+        load_data(str(tmp_path), "train", options={"train_split": "nope"})
+    with pytest.raises(DataError, match=r"a folder of files, which have no slice 'train\[90%:\]'"):
+        load_data(str(tmp_path), "test", options={"splits": {"test": "train[90%:]"}})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"stream": 1}, {"config": "x"}, {"revision": "x"}, {"columns": {"image": "x"}}),
+        *({"splits": {"test": "train"}}, {"train_split": "x"}, {"validation_split": "x"}, {"test_split": "x"}),
+    ],
+)
+def test_options_that_a_source_does_not_have_are_refused(write, tmp_path, option):
+    (key,) = option
+    words = f"data_options.{key} has no meaning here; leave it out"
+    with pytest.raises(DataError, match=f"data.jsonl is one file, which eas splits itself: {words}"):
+        load_data(str(write(GOOD)), "train", options=option)
+    if "split" not in key:
+        write(GOOD, name="train.jsonl")
+        with pytest.raises(DataError, match=f"is a folder of files: {words}"):
+            load_data(str(tmp_path), "train", options=option)
+    if not key.endswith("_split"):
+        with pytest.raises(DataError, match=f"slake:x is a folder of official files: {words}"):
+            load_data("slake:x", "train", options=option)
+
+
 def test_generated_pictures_are_data_too():
     assert [len(load_data("scenes:codes", split)) for split in ("train", "validation", "test")] == [4000, 400, 1000]
     assert len(load_data("scenes:codes", "test", limit=2)) == 2
@@ -327,6 +359,14 @@ def test_metrics(metric, prediction, target, score):
     assert METRICS[metric](prediction, Example.ask("x", "q", target, choices=choices)) == score
 
 
+@pytest.mark.parametrize("choices", [("no", "No"), ("US", "us"), ("a.", "a"), ("b c", "b  c")])
+def test_choices_that_differ_in_their_form_only_are_told_apart(choices):
+    for metric in ("choice", "ranking"):
+        for said, target in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            example = Example.ask("x", "q", choices[target], choices=choices)
+            assert METRICS[metric](choices[said], example) == (said == target), (metric, said, target)
+
+
 def test_choice_needs_choices():
     with pytest.raises(DataError, match="example x has no choices; use"):
         METRICS["choice"]("red", Example.ask("x", "q", "red"))
@@ -408,6 +448,17 @@ def test_choices_and_annotators_answers(write):
         load_jsonl(write(row | {"choices": ["disc"]}))
 
 
+def test_the_official_accuracy_needs_four_annotators(write):
+    """With one, who is left out, nobody is left to agree with: a right answer would score 0."""
+    for number in (1, 2, 3):
+        (example,) = load_jsonl(write({"id": 7, "prompt": "q", "completion": "ring", "answers": ["ring"] * number}))
+        with pytest.raises(DataError, match=rf"example 7: {number} of 4 `answers` .* metric=exact"):
+            METRICS["vqa"]("ring", example)
+        assert METRICS["exact"]("ring", example) == 1
+    (example,) = load_jsonl(write({"prompt": "q", "completion": "ring", "answers": ["ring"] * 4}))
+    assert METRICS["vqa"]("ring", example) == 1
+
+
 def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     from datasets import Dataset, DatasetDict, Features, List, Value
@@ -440,10 +491,52 @@ def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
         load_data(str(tmp_path / "saved"), "validation")
     spec, parts = f"hub:{tmp_path / 'parquet'}", {"validation": "train[1:]"}
     assert [example.id for example in load_data(spec, "validation", options={"splits": parts})] == ["row-0"]
+    for either in (str(tmp_path / "saved"), spec):
+        parts = {"train": "train[:50%]", "validation": "train[50%:]"}
+        read = {part: load_data(either, part, options={"splits": parts}) for part in parts}
+        assert {part: [example.question for example in examples] for part, examples in read.items()} == {
+            "train": ["Are   and   alike?", "Sure?"],
+            "validation": ["2+2?"],
+        }
+        assert len(load_data(either, "validation", options={"validation_split": "train"})) == 3
+        for options, words in (
+            (
+                {"splits": {"vaildation": "train"}},
+                "splits names 'vaildation', which nothing reads; the splits are train,",
+            ),
+            ({"splits": {"test": "train[half]"}}, "train.half.*"),
+            ({"images": str(tmp_path)}, "holds its pictures itself: data_options.images has no meaning here"),
+            ({"images": "nowhere"}, "data_options.images = 'nowhere' is not a folder"),
+        ):
+            with pytest.raises(DataError, match=words):
+                load_data(either, "test" if "splits" in options else "train", options=options)
+    for option in ({"stream": 1}, {"config": "x"}, {"revision": "x"}):
+        with pytest.raises(
+            DataError, match=f"saved was written by save_to_disk: data_options.{next(iter(option))} has no"
+        ):
+            load_data(str(tmp_path / "saved"), "train", options=option)
     broken = data.remove_columns("messages").add_column("text", ["a", "b"])
     broken.save_to_disk(tmp_path / "broken")
     with pytest.raises(DataError, match=r"row 0 of .*broken: the row has the keys \['images'\]; expected"):
         load_data(str(tmp_path / "broken"), "train")
+
+
+def test_columns_that_would_be_lost_are_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": ["q"], "completion": ["a"], "picture": [Image.new("RGB", (2, 2))]})
+    rows = rows.cast_column("picture", datasets.Image())
+    rows.save_to_disk(tmp_path / "picture")
+    with pytest.raises(DataError, match=r"images in the column 'picture'.*columns=\{image: picture\}"):
+        load_data(str(tmp_path / "picture"), "train")
+    (example,) = load_data(str(tmp_path / "picture"), "train", options={"columns": {"image": "picture"}})
+    assert len(example.images) == 1
+    rows = rows.remove_columns("picture")
+    rows.add_column("video", ["a.mp4"]).save_to_disk(tmp_path / "video")
+    with pytest.raises(DataError, match="has the column 'video', which would be lost"):
+        load_data(str(tmp_path / "video"), "train")
+    rows.add_column("system", ["be brief"]).save_to_disk(tmp_path / "system")
+    with pytest.raises(DataError, match=r"row 0 of .*system: system \('be brief'\) would be lost"):
+        load_data(str(tmp_path / "system"), "train")
 
 
 def test_a_run_knows_the_options_of_its_data():

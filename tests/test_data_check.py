@@ -82,6 +82,26 @@ def test_images_in_two_splits(own):
     assert run("data", "check", own, "--split", "train")[0].exit_code == 0
 
 
+def test_rows_in_two_splits(own, tmp_path, monkeypatch):
+    write(own, "train", {"id": "x", "prompt": "2+2?", "completion": "4"}, {"id": "y", "prompt": "?", "completion": "4"})
+    write(own, "test", {"id": "z", "prompt": "2+2?", "completion": "4"}, {"id": "y", "prompt": "?", "completion": "5"})
+    result, summary = run("data", "check", own, "--skip-bad")
+    assert result.exit_code == 1
+    (shared,) = summary["failures"]
+    assert shared.startswith("rows in both train and test, by their ids in train: 1 (x); the test would")
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (4, 3), (number, 0, 0)) for number in range(10)]
+    data = datasets.Dataset.from_dict({"image": pictures, "prompt": ["?"] * 10, "completion": ["a"] * 10})
+    data = data.cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path / "saved")
+    arguments = ["data", "check", tmp_path / "saved", "--split", "train", "--split", "validation", "-o"]
+    whole = run(*arguments, 'data_options.splits={validation: "train[80%:]"}')[1]
+    assert "rows in both train and validation, by their ids in train: 2 (row-8, row-9);" in whole["failures"][0]
+    cut = run(*arguments, 'data_options.splits={train: "train[:80%]", validation: "train[80%:]"}')[1]
+    assert [split["examples"] for split in cut["splits"].values()] == [8, 2]
+    assert cut["failures"] == []
+
+
 def test_splits_that_cannot_be_read(own):
     (own / "test.jsonl").unlink()
     write(own, "validation")
@@ -103,6 +123,18 @@ def test_labels_outside_the_choices(tmp_path):
     assert "dev-1-0-0: answer 'Maybe' is not among the choices" in check.problems[0]
 
 
+def test_too_few_annotators_for_the_metric(own):
+    write(own, "test", row("7", "d.png") | {"answers": ["red"]})
+    result, summary = run("data", "check", own)
+    assert (result.exit_code, summary["failures"]) == (0, [])
+    assert "note: test: examples with fewer than 4 `answers`: 1 (7); metric=vqa" in " ".join(result.output.split())
+    result, summary = run("data", "check", own, "-o", "metric=vqa", "--skip-bad")
+    assert result.exit_code == 1
+    assert summary["failures"][0].startswith("test: example 7: 1 of 4 `answers`")
+    assert run("data", "check", own, "-o", "metric=exact")[0].exit_code == 0
+    assert "example 1 has no choices" in run("data", "check", own, "-o", "metric=choice")[1]["failures"][0]
+
+
 def test_many_problems_are_cut_short(tmp_path):
     write(tmp_path, "train", *(row(str(n), f"{n}.png") for n in range(9)))
     result, _ = run("data", "check", tmp_path, "--split", "train")
@@ -115,6 +147,8 @@ def test_eval_takes_a_run_or_a_file(tmp_path):
         (("--dataset", "nlvr2", "--split", "dev"), "without a run folder, --data-dir, --predictions must be given"),
         ((tmp_path, "--dataset", "nlvr2"), "a run folder and --dataset: give one of them"),
         ((tmp_path, "--json", "x"), "a run folder and --json"),
+        ((tmp_path, "--skip-bad"), "--skip-bad is for a file of predictions; a run folder has its settings already"),
+        ((tmp_path, "-o", "data_options.test_split=x"), "-o is for a file of predictions; a run folder has"),
         ((tmp_path,), "holds no run.yaml"),
     ):
         result, _ = run("eval", *arguments)

@@ -111,6 +111,7 @@ def test_the_folder_is_named_once(tmp_path):
         ),
         ("-o train.report_to=wand --skip 2", "train.report_to = 'wand': use one of none, all,"),
         ("-o metric=choice --skip 2 --data own.json", "has no choices; use the metric `exact`"),
+        ("-o metric=vqa --skip 2 --data few.json", "1 of 4 `answers` that metric=vqa needs"),
         ("--data own.json --skip 0", "method.num_skip (--skip) = 0: there is nothing to search"),
         ("--data alone.jsonl --skip 2", "alone.jsonl: the split 'train' is empty"),
     ],
@@ -121,6 +122,7 @@ def test_a_setting_that_cannot_work_is_one_line_before_a_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     rows = [{"id": i, "prompt": "what ?", "completion": "red"} for i in range(30)]
     Path("own.json").write_text(json.dumps(rows))
+    Path("few.json").write_text(json.dumps([row | {"answers": ["red"]} for row in rows]))
     Path("alone.jsonl").write_text(json.dumps(rows[0]))
     monkeypatch.setattr("eas.pipeline.run.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     said = error_of(monkeypatch, capsys, "search", str(tmp_path / "run"), *shlex.split(arguments))

@@ -57,6 +57,13 @@ def test_a_file_of_questions_is_answered_and_a_stopped_one_goes_on(tuned, questi
     whole = lines(tmp_path / "all.jsonl")
     assert [line["id"] for line in whole] == [f"q{i}" for i in range(5)]
     assert json.loads(done.stdout.splitlines()[-1])["answers"] == 5
+    elsewhere = tmp_path / "elsewhere" / "questions.jsonl"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(questions.read_text())
+    again = [*command[:2], str(elsewhere), *command[3:], str(tmp_path / "again.jsonl")]
+    assert "0.png" in str(CliRunner().invoke(cli.app, again).exception)
+    assert CliRunner().invoke(cli.app, [*again, "--images", str(tmp_path)]).exit_code == 0
+    assert lines(tmp_path / "again.jsonl") == whole
     first = json.loads(questions.read_text().splitlines()[0])["prompt"]
     single = ["generate", str(tuned), "--image", str(tmp_path / "0.png"), "--max-new-tokens", "3", "--prompt", first]
     asked = CliRunner().invoke(cli.app, single)
@@ -142,6 +149,7 @@ def test_an_answer_ends_at_every_token_that_ends_one_of_the_base():
         ({"prompt": "a ?", "completion": "b", "choices": ["b", "c"]}, 1, "a ?"),
         ({"prompt": [USER]}, 1, "a ?"),
         ({"messages": [USER]}, 1, "a ?"),
+        ({"messages": [USER], "prompt": "a"}, 1, "a ?"),
         ({"messages": [USER, BOT]}, 1, "a ?"),
         ({"messages": [USER, BOT, {"role": "user", "content": "c ?"}]}, 3, "c ?"),
         ({"conversations": [{"from": "human", "value": "a ?"}]}, 1, "a ?"),

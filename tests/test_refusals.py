@@ -133,6 +133,7 @@ def test_end_tokens_are_taken_off_answers():
         assert METRICS["exact"]("red", example) == 1
     assert Example.ask("x", "?", "red</s>").metadata == {"end_token": "</s>"}
     assert Example.ask("x", "?", "red</s>", choices=("red</s>", "blue</s>")).choices == ("red", "blue")
+    assert Example.ask("x", "?", "red", choices=("red</s>", "blue</s>")).choices == ("red", "blue")
     assert Example.ask("x", "How is it struck out?", "<s>red</s>").target == "<s>red</s>"
     assert Example.ask("x", "?", "red").metadata == {}
 
@@ -158,6 +159,14 @@ def test_end_tokens_in_files(tmp_path):
     result = CliRunner().invoke(app, ["data", "check", str(tmp_path), "--split", "train"])
     assert "note: train: 2 answers end in an end token" in result.output
     assert json.loads(result.stdout.strip().splitlines()[-1])["splits"]["train"]["end tokens"] == 2
+
+
+def test_end_tokens_of_annotators_answers(tmp_path):
+    answers = ["red</s>", "red</s>", "red <|im_end|>", "red", "blue</s>"]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "?", "completion": "red</s>", "answers": answers}))
+    (example,) = load_jsonl(tmp_path / "train.jsonl")
+    assert example.metadata["answers"] == ("red", "red", "red", "red", "blue")
+    assert METRICS["vqa"]("red", example) == 1
 
 
 def test_images_named_in_their_parts(tmp_path):

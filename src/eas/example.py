@@ -50,7 +50,8 @@ class Example:
         id: stable, unique within its split.
         messages: the chat up to and including the question; the last turn is the user's.
         target: the answer to the last turn, as trained on and compared against. An end token behind it is taken off and
-            kept in ``metadata["end_token"]``: it is trained on anyway, and no model's answer holds it.
+            kept in ``metadata["end_token"]``: it is trained on anyway, and no model's answer holds it. Choices lose it
+            too.
         images: one entry per ``{"type": "image"}`` part, in order.
         choices: the allowed answers, where the task has a closed set.
         metadata: whatever the metric or the report needs besides (category, sentence, ...).
@@ -72,8 +73,8 @@ class Example:
         target, end = without_end(self.target)
         if end:
             object.__setattr__(self, "target", target)
-            object.__setattr__(self, "choices", tuple(without_end(choice)[0] for choice in self.choices))
             object.__setattr__(self, "metadata", {**self.metadata, "end_token": end})
+        object.__setattr__(self, "choices", tuple(without_end(choice)[0] for choice in self.choices))
         slots = sum(part["type"] == "image" for message in self.messages for part in message["content"])
         if slots != len(self.images):
             raise DataError(f"example {self.id}: {slots} image slots in the messages but {len(self.images)} images")

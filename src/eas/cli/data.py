@@ -37,17 +37,22 @@ def data_check(
 ) -> None:
     """Read all data once and check rows, labels, ids, images, and images that are in two splits.
 
-    With --model, the check also finds what the model's own processor, tokenizer or chat template refuses.
+    With --model, the check also finds what the model's own processor, tokenizer or chat template refuses. With
+    -o metric=NAME, it finds examples that this metric cannot score.
 
     The last line is JSON. The exit status is 1 if something is wrong; with --skip-bad, only if it cannot be left out.
     """
     from eas.data.check import check_data, check_view
+    from eas.pipeline import RunConfig
 
     if (data is None) == (dataset is None and data_dir is None) or (dataset is None) != (data_dir is None):
         raise ValueError("give either a path, or --dataset and --data-dir")
     spec = data if data is not None else f"{dataset}:{data_dir}"
-    options = data_options(spec, skip_bad, option)
-    check = check_data(spec, split or [], options, None if model is None else _trial(model, spec, options))
+    metrics = [given for given in option or [] if given.startswith("metric=")]
+    metric = RunConfig(data=spec).with_overrides(metrics).metric_name
+    options = data_options(spec, skip_bad, [given for given in option or [] if given not in metrics])
+    trial = None if model is None else _trial(model, spec, options)
+    check = check_data(spec, split or [], options, trial, metric)
     console().print(check_view(check, whole=skip_bad))
     print(printable(json.dumps({"data": spec, **check.summary()}, ensure_ascii=False)))
     if check.failures or (check.problems and not skip_bad):

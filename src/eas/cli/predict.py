@@ -23,6 +23,15 @@ def predict(
         int | None, typer.Option(help="Questions at a time; by default the run's eval_batch_size.", min=1)
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.", min=1)] = 64,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that image paths are relative to; by default that of the questions.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Answer a file of questions with the tuned, folded model of a run.
 
@@ -32,5 +41,5 @@ def predict(
     from eas.pipeline import Run
     from eas.pipeline.predict import predict as answer_all
 
-    answered = answer_all(Run.open(folder), questions, output, batch_size, max_new_tokens)
+    answered = answer_all(Run.open(folder), questions, output, batch_size, max_new_tokens, images)
     print(printable(json.dumps({"predictions": str(output), "answers": answered}, ensure_ascii=False)))

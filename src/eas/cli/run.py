@@ -150,6 +150,11 @@ def evaluate(
     if folder is not None:
         if extra := [name for name, value in scoring.items() if value] + ["--json"] * bool(json_file):
             raise ValueError(f"a run folder and {extra[0]}: give one of them")
+        if skip_bad or option:
+            raise ValueError(
+                f"{'--skip-bad' if skip_bad else '-o'} is for a file of predictions; a run folder has its settings "
+                "already: start another run with other settings"
+            )
         return _step(folder, "eval")
     if missing := [name for name, value in scoring.items() if value is None]:
         raise ValueError(f"without a run folder, {', '.join(missing)} must be given")

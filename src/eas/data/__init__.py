@@ -8,7 +8,7 @@ from typing import Any
 
 from eas.config import ConfigError
 from eas.data.aid import AID
-from eas.data.benchmark import Benchmark, DataOptions, Source, checked, unknown_split
+from eas.data.benchmark import Benchmark, DataOptions, checked, unknown_split
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr import load_nlvr
 from eas.data.nlvr2 import NLVR2
@@ -61,7 +61,7 @@ def load_data(
     prefix, _, rest = spec.partition(":")
     settings = data_options(spec, options or {})
     if (benchmark := benchmark_of(spec)) is not None:
-        examples = benchmark.load(Source.parse(rest), benchmark.official(split, settings), settings)
+        examples = benchmark.read(rest, split, settings)
         examples = checked(examples, skip_bad=settings.skip_bad, images=images, limit=limit, accept=accept)
     elif prefix in DATASETS:
         examples = DATASETS[prefix](rest, split)

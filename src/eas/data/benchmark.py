@@ -31,6 +31,8 @@ from eas.metrics.report import Report
 from eas.picture import read_picture
 
 Row = TypeVar("Row")
+OF_HUB, OF_DATASET = ("config", "revision", "stream"), ("columns", "splits")
+"""Options that only what ``load_dataset`` reads has, and those that any dataset of ``datasets`` has."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,19 @@ class DataOptions(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("stream", self.stream is None or self.stream >= 1, "must be at least 1, or null for all")
+
+    def chosen(self, split: str) -> str | None:
+        """The split that is given to be a run's "train", "validation" or "test", if one is."""
+        return {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}.get(split)
+
+    def refuse(self, names: Sequence[str], source: str) -> None:
+        """Refuses options that a source does not have, where they are given; ``source`` begins the message.
+
+        Raises:
+            DataError: one of them is given.
+        """
+        if given := [name for name in names if getattr(self, name)]:
+            raise DataError(f"{source}: data_options.{given[0]} has no meaning here; leave it out (docs/data.md)")
 
 
 class Examples(Sequence[Example]):
@@ -143,12 +158,23 @@ class Benchmark:
 
     def official(self, split: str, options: DataOptions) -> str:
         """The official split behind a run's "train", "validation" or "test"; any other name is official already."""
-        chosen = {
-            "train": options.train_split,
-            "validation": options.validation_split,
-            "test": options.test_split,
-        }
-        return chosen.get(split) or self.parts.get(split, split)
+        return options.chosen(split) or self.parts.get(split, split)
+
+    def read(self, source: str, split: str, options: DataOptions) -> Sequence[Example]:
+        """The examples of a split as ``load`` gives them.
+
+        Args:
+            source: what follows the benchmark's name in ``--data``.
+            split: a run's or an official one.
+            options: of ``self.options``.
+
+        Raises:
+            DataError: as ``load``; or an option that only a Hub dataset has is given for official files.
+        """
+        parsed = Source.parse(source)
+        if not parsed.hub:
+            options.refuse((*OF_HUB, *OF_DATASET), f"{self.name}:{source} is a folder of official files")
+        return self.load(parsed, self.official(split, options), options)
 
 
 def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:

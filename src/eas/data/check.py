@@ -20,9 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from eas.data import benchmark_of, data_options, load_data
-from eas.data.benchmark import Examples, Source
+from eas.data.benchmark import Examples
 from eas.data.own import read_own
 from eas.example import DataError, Example, ImageSource
+from eas.metrics import METRICS
+from eas.metrics.vqa import FEWEST, few_answers
 from eas.picture import CHANGES, read_picture
 from eas.progress import Bar, track
 
@@ -43,7 +45,8 @@ class SplitCheck:
         refused: one message for each row that the model's processor or chat template refuses.
         changes: number of images that are changed, by the keys of `CHANGES`.
         ended: how many answers end in an end token, which is taken off.
-        failure: why the split could not be read at all.
+        few: ids of examples with too few annotators' answers for the metric ``vqa``.
+        failure: why the split cannot be read or scored.
     """
 
     examples: int = 0
@@ -52,6 +55,7 @@ class SplitCheck:
     refused: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
     ended: int = 0
+    few: list[str] = field(default_factory=list)
     failure: str = ""
 
     def of(self, kind: str) -> list[str]:
@@ -62,7 +66,11 @@ class SplitCheck:
         """Changes of the data that are no problem."""
         pictures = [f"{count:,} images are {CHANGES[kind]}" for kind, count in sorted(self.changes.items())]
         ended = [f"{self.ended:,} answers end in an end token, which is taken off: training adds the model's own"]
-        return pictures + ended * bool(self.ended)
+        few = [
+            f"examples with fewer than {FEWEST} `answers`: {_some(self.few)}; metric=vqa refuses them, as no answer "
+            "to them can score 1: give every annotator's answer, or use metric=exact"
+        ]
+        return pictures + ended * bool(self.ended) + few * bool(self.few)
 
 
 @dataclass
@@ -71,7 +79,7 @@ class Check:
 
     Args:
         splits: by name.
-        shared: files that two splits use: the test would contain training images.
+        shared: files or rows that two splits use: the test would contain training data.
         alike: the same pixels under two names in two splits, which official data has too; only a note.
         shown: three examples, with readable images where a split has them.
     """
@@ -88,7 +96,7 @@ class Check:
 
     @property
     def failures(self) -> list[str]:
-        """What cannot be left out: splits that cannot be read, and images in two splits."""
+        """What cannot be left out: splits that cannot be read or scored, and images in two splits."""
         return [split.failure for split in self.splits.values() if split.failure] + self.shared
 
     def summary(self) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def check_data(
     splits: Sequence[str],
     options: Mapping[str, Any],
     accept: Callable[[Example], object] | None = None,
+    metric: str = "",
 ) -> Check:
     """Builds every example of some splits and opens every image once, with a progress bar.
 
@@ -115,11 +124,13 @@ def check_data(
         splits: their names; by default those that a run trains on, validates on and tests on.
         options: the ``data_options``.
         accept: tries an example on a model's processor and raises a `DataError` where that refuses it.
+        metric: of a run with the data, one of ``METRICS``; tried on the examples that the run scores.
     """
     benchmark = benchmark_of(spec)
     parts = tuple(benchmark.parts.values()) if benchmark else ("train", "validation", "test")
     found: dict[str, SplitCheck] = {}
     pixels: dict[tuple[str, str], bytes | None] = {}
+    rows: dict[str, dict[bytes, str]] = {}
     good: list[tuple[str, Example]] = []
     said: set[str] = set()
     for split in dict.fromkeys(splits or parts):
@@ -134,8 +145,12 @@ def check_data(
         # The splits of one file leave out the same rows; they are said once.
         found[split].problems += [message for message in left_out if message not in said]
         said.update(left_out)
-        good += [(split, example) for example in _check_split(split, examples, found[split], pixels, accept)]
+        scored = None if split == "train" else METRICS.get(metric)
+        checked = _check_split(split, examples, found[split], pixels, rows.setdefault(split, {}), accept, scored)
+        good += [(split, example) for example in checked]
     shared, alike = _in_two_splits(pixels, list(found))
+    if _is_own(spec):  # official data repeats some of its questions
+        shared += _rows_in_two_splits(rows)
     return Check(found, shared, alike, [good[at] for at in sorted({0, len(good) // 2, len(good) - 1} if good else ())])
 
 
@@ -144,11 +159,14 @@ def _read(spec: str, split: str, options: Mapping[str, Any]) -> Sequence[Example
     settings, benchmark = data_options(spec, options), benchmark_of(spec)
     settings.skip_bad = True  # all that is wrong is wanted, not the first
     if benchmark is not None:
-        source = Source.parse(spec.partition(":")[2])
-        return benchmark.load(source, benchmark.official(split, settings), settings)
-    if Path(spec).exists() or spec.startswith("hub:"):
+        return benchmark.read(spec.partition(":")[2], split, settings)
+    if _is_own(spec):
         return read_own(spec, split, settings)
     return load_data(spec, split, options=options)
+
+
+def _is_own(spec: str) -> bool:
+    return benchmark_of(spec) is None and (Path(spec).exists() or spec.startswith("hub:"))
 
 
 def _check_split(
@@ -156,9 +174,15 @@ def _check_split(
     examples: Sequence[Example],
     found: SplitCheck,
     pixels: dict[tuple[str, str], bytes | None],
+    rows: dict[bytes, str],
     accept: Callable[[Example], object] | None,
+    metric: Callable[[str, Example], float] | None,
 ) -> list[Example]:
-    """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show."""
+    """Fills in what was found, and the digest of every (split, image), None if unreadable; a few examples to show.
+
+    ``rows`` gets the id of every row by the digest of all that it holds, but for rows with image files: those are found
+    by their files.
+    """
     found.examples = len(examples) + len(found.problems)
     if not found.examples:
         found.failure = f"{split}: it is empty; give it rows, or take it out of --split"
@@ -177,7 +201,14 @@ def _check_split(
             )
         ids.add(example.id)
         found.ended += "end_token" in example.metadata
-        whole = True
+        if few_answers(example):
+            found.few.append(example.id)
+        if metric is not None and not found.failure:
+            try:
+                metric("", example)
+            except DataError as error:
+                found.failure = f"{split}: {error}"
+        whole, contents = True, [repr(example.messages), example.target]
         for number, image in enumerate(example.images):
             place = split, str(image) if isinstance(image, Path) else f"{split} {example.id}, image {number + 1}"
             if place not in pixels:
@@ -189,6 +220,9 @@ def _check_split(
                 except DataError as error:
                     found.problems.append(str(error))
             whole = whole and pixels[place] is not None
+            contents.append(repr(pixels[place]))
+        if whole and not any(isinstance(image, Path) for image in example.images):
+            rows.setdefault(hashlib.blake2b(repr(contents).encode(), digest_size=16).digest(), example.id)
         if whole and accept is not None:
             try:
                 accept(example)
@@ -223,6 +257,17 @@ def _in_two_splits(
         if same:
             alike.append(f"images of {other} that look exactly like one of {one} under another name: {_some(same)}")
     return shared, alike
+
+
+def _rows_in_two_splits(rows: Mapping[str, Mapping[bytes, str]]) -> list[str]:
+    shared = []
+    for one, other in combinations(rows, 2):
+        if both := [rows[one][row] for row in rows[one] if row in rows[other]]:
+            shared.append(
+                f"rows in both {one} and {other}, by their ids in {one}: {_some(both)}; the test would contain "
+                "training rows: give each row to one split (data_options.splits cuts a split of a dataset in two)"
+            )
+    return shared
 
 
 def _some(names: Sequence[str]) -> str:

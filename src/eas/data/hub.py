@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from eas.data.benchmark import DataOptions, Source, unknown_split
+from eas.data.benchmark import OF_HUB, DataOptions, Source, unknown_split
 from eas.example import DataError
 
 
@@ -50,11 +50,15 @@ class HubRows(Sequence[dict[str, Any]]):
         data: a ``datasets.Dataset`` with undecoded images.
         columns: our name for a column, and the dataset's.
         name: of the dataset, for messages.
+
+    ``unread`` are the dataset's other columns, and whether they hold images.
     """
 
     def __init__(self, data: Any, columns: Mapping[str, str], name: str) -> None:
         self.columns, self.name = columns, name
         self._rows = range(len(data))
+        others = [column for column in data.column_names if column not in columns.values()]
+        self.unread = {column: _image_kind(data.features[column]) is not None for column in others}
         self._data = data.select_columns(list(dict.fromkeys(columns.values())))
         kinds = {column: _image_kind(self._data.features[column]) for column in columns.values()}
         self._plain = self._data.remove_columns([column for column, kind in kinds.items() if kind])
@@ -141,6 +145,7 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
         raise DataError("reading a Hub dataset needs the package `datasets`; pip install 'eas[hub]'") from error
     folder = Path(source.path)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        options.refuse(OF_HUB, f"{source.path} was written by save_to_disk")
         try:
             saved = load_from_disk(source.path)
         except Exception as error:  # damaged files raise whatever their readers do
@@ -148,9 +153,9 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
                 f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; write it again"
             ) from error
         splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
-        if split not in splits:
-            raise unknown_split(source.path, split, list(splits))
-        return _undecoded(splits[split])
+        if (name := split.partition("[")[0]) not in splits:
+            raise unknown_split(source.path, name, list(splits))
+        return _undecoded(splits[name] if name == split else _slice(splits[name], name, split))
     try:
         splits = get_dataset_split_names(source.path, options.config, revision=options.revision)
         if split.partition("[")[0] not in splits:  # "train[:90%]" is theirs to read
@@ -166,6 +171,17 @@ def _load(source: Source, split: str, options: DataOptions) -> Any:
             f"{source.path} cannot be read as a dataset: {error or type(error).__name__}; check id, configuration and "
             "network, and whether the files are whole"
         ) from error
+
+
+def _slice(data: Any, name: str, slice: str) -> Any:
+    """The rows of a slice such as "train[:90%]" of the split of that name, as ``load_dataset`` counts them."""
+    from datasets import ReadInstruction
+
+    try:
+        (part,) = ReadInstruction.from_spec(slice).to_absolute({name: len(data)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{slice!r} is no slice of a split ({error}); write it as in train[:90%]") from error
+    return data.select(range(part.from_, part.to))
 
 
 def _image_kind(feature: Any) -> str | None:

@@ -18,6 +18,7 @@ from eas.example import Example, ImageSource, without_end
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _PICTURE, _FILE = re.compile("image|img|pic|photo"), re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)$")
+_NUMBERED = re.compile(r"(image|img|pic|picture|photo)s?_?\d+")
 _FORMS = '"conversations" (LLaVA), "messages", or "prompt" and "completion"'
 
 
@@ -30,7 +31,7 @@ def load_jsonl(path: Path, images: Path | None = None, left_out: list[str] | Non
     images without any place come first. Or every part names its own: ``{"type": "image", "image": path}``. Ids are the
     row's "id" or "row-N", plus "#TURN" where a row has several answers; ``metadata["group"]`` is the row's first image
     (or its id): what a split of the data keeps together. A list of texts under "choices" or "answers" (of several
-    annotators) is there for the metrics ``choice`` and ``vqa``. End tokens of answers are taken off (see `Example`).
+    annotators) is there for the metrics ``choice`` and ``vqa``. End tokens of all these are taken off (see `Example`).
 
     Args:
         path: JSON lines, or one JSON array.
@@ -113,7 +114,8 @@ def leaving_out(left_out: list[str] | None) -> Iterator[None]:
 
 
 def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example]:
-    choices, given = _texts(row, "choices"), _texts(row, "answers")
+    _refuse_unread(row)
+    choices, given = _texts(row, "choices"), [without_end(text)[0] for text in _texts(row, "answers")]
     turns, context = _turns(row)
     roles = [role for role, _ in map(_turn, turns)]
     contents = [_parts(role, content) for role, content in map(_turn, turns)]
@@ -139,8 +141,8 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
             f"{sum(slots)} places for images but {len(files)} images; write one {MARKER} or part per image, and name "
             'the files under "images", or each in its part under "image"'
         )
-    if not files:
-        _refuse_misnamed(row)
+    for holder in (row, *turns):
+        _refuse_misnamed(holder, numbered=bool(files))
 
     for role, parts in zip(roles, contents, strict=True):
         said = "".join(MARKER if part["type"] == "image" else part["text"] for part in parts)
@@ -160,7 +162,7 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
             images=files[: sum(slots[:index])],
             choices=choices,
             metadata={"group": named[0] if named and isinstance(named[0], str) else id}
-            | ({"answers": given} if given else {}),
+            | ({"answers": tuple(given)} if given else {}),
         )
 
 
@@ -173,8 +175,10 @@ def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[s
     """The row's images, as it lists them or as its parts of type "image" name them."""
     own = [part["image"] for part in parts if part.get("image") is not None]
     images, image = (row.get(key) for key in ("images", "image"))
-    listed = image if images is None or images == [] else images
-    listed = [] if listed is None or listed == "" else listed  # as rows without an image have it
+    given = [value for value in (image, images) if value is not None and value not in ("", [])]  # as none is written
+    if len(given) > 1:
+        raise DataError('the row has "image" and "images"; name all of its images under "images"')
+    listed = given[0] if given else []
     if own and (listed or len(own) < len(parts)):
         raise DataError(
             f"{len(own)} of {len(parts)} parts name their image and the row lists {'others' if listed else 'none'}; "
@@ -191,11 +195,15 @@ def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[s
             raise DataError(f"images are {shown(other)}; expected a path or a list of paths")
 
 
-def _refuse_misnamed(row: Mapping[str, Any]) -> None:
-    """A row that names a picture under another key would be read as one without."""
+def _refuse_misnamed(row: Mapping[str, Any], numbered: bool) -> None:
+    """A row or turn that names a picture under another key would be read as one without.
+
+    Of a row that has images, only keys such as "image2" are looked at: others may tell where an image is from.
+    """
     for key, value in row.items():
         first = value[0] if isinstance(value, list) and value else value
-        if _PICTURE.search(key.casefold()) and isinstance(first, str) and _FILE.search(first.casefold()):
+        names = _NUMBERED.fullmatch(key.casefold()) if numbered else _PICTURE.search(key.casefold())
+        if names and isinstance(first, str) and _FILE.search(first.casefold()):
             raise DataError(f'{key!r} names a picture ({shown(first)}); images go under "image" or "images"')
 
 
@@ -211,6 +219,27 @@ def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
             return tuple(texts)
         case other:
             raise DataError(f"{key} are {shown(other)}; expected a list of texts")
+
+
+UNREAD_TEXTS = {
+    "system": 'write it as a first turn of the role "system"',
+    "tools": 'write them into a first turn of the role "system", or drop the row',
+    "history": "write it as earlier turns",
+}
+UNREAD_MEDIA = dict.fromkeys(
+    ("video", "videos", "audio", "audios"), "eas reads texts and images; drop the row, or the key"
+)
+"""Keys of rows in other forms that hold a part of the question, and what to do with that."""
+
+
+def _refuse_unread(row: Mapping[str, Any]) -> None:
+    for key, remedy in (UNREAD_TEXTS | UNREAD_MEDIA).items():
+        if row.get(key):
+            raise DataError(f"{key} ({shown(row[key])}) would be lost; {remedy}")
+    forms = [key for key in ("conversations", "messages") if row.get(key)]
+    forms += ["prompt and completion"] * (row.get("prompt") is not None and row.get("completion") is not None)
+    if len(forms) > 1:
+        raise DataError(f"the row has {forms[0]}, and {forms[1]} too, which would be lost; keep one form")
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
@@ -232,11 +261,18 @@ def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
 
 SAID_ELSEWHERE = ("tool_calls", "function_call", "reasoning_content")
 """Keys of a turn that hold a part of what is said, and that a prompt of texts and images has no place for."""
+SEEN = ("image", "images", *UNREAD_MEDIA)
+"""Keys of a turn or a text that hold a part of what is seen or heard."""
 
 
 def _turn(turn: Any) -> tuple[str, Any]:
     if isinstance(turn, Mapping) and (lost := [key for key in SAID_ELSEWHERE if turn.get(key)]):
         raise DataError(f"a turn has {lost[0]}, which would be lost; write it into the turn's content, or drop the row")
+    if isinstance(turn, Mapping) and (lost := [key for key in SEEN if turn.get(key)]):
+        raise DataError(
+            f'a turn has {lost[0]} ({shown(turn[lost[0]])}), which would be lost; name images under "images" of the '
+            "row, or in a part of the turn's content; drop a row of other media"
+        )
     match turn:
         case {"from": "human" | "gpt" | "system" as speaker, "value": str(text)}:
             return _ROLES[speaker], text
@@ -268,6 +304,11 @@ def _from_text(text: str) -> list[dict[str, Any]]:
 
 
 def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, Mapping) and (lost := _unread(part)):
+        raise DataError(
+            f"a part of type {part['type']} has {lost} ({shown(part[lost])}), which would be lost; write an image "
+            'as {"type": "image", "image": path}, and drop a row of other media'
+        )
     match part:
         case {"type": "text", "text": str(text)}:
             return {"type": "text", "text": text}
@@ -282,3 +323,15 @@ def _part(part: Any) -> dict[str, Any]:
                 f'a part is {shown(part)}; expected {{"type": "image"}}, {{"type": "image", "image": path}} or '
                 '{"type": "text", "text": ...}'
             )
+
+
+def _unread(part: Mapping[str, Any]) -> str | None:
+    """The key of a text or image part that holds more than that, or the image under another name."""
+    if (kind := part.get("type")) not in ("text", "image"):
+        return None
+    nameless = kind == "image" and part.get("image") is None
+    for key, value in part.items():
+        source = nameless and key != "type" and isinstance(value, str | Mapping)
+        if value and (source or (key in SEEN and key != kind)):
+            return key
+    return None

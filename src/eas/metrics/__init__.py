@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eas.example import Example
-from eas.metrics.exact import choice, contains, exact_match
+from eas.metrics.exact import choice, contains, exact_match, ranked
 from eas.metrics.vqa import vqa
 
 RANKING = "ranking"
@@ -15,7 +15,7 @@ METRICS: dict[str, Callable[[str, Example], float]] = {
     "contains": lambda prediction, example: contains(prediction, example.target),
     "choice": choice,
     "vqa": vqa,
-    RANKING: lambda prediction, example: exact_match(prediction, example.target),
+    RANKING: ranked,
 }
 LOSS_ONLY = "none"
 """The name for no metric: nothing is generated; the target's probability is the score (`eas.tasks.evaluation`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from eas.example import DataError, Example
 
@@ -20,16 +21,31 @@ def contains(prediction: str, target: str) -> float:
 def choice(prediction: str, example: Example) -> float:
     """1.0 if the prediction begins with one of the example's choices and that choice is the target, else 0.0.
 
+    Case, white space and a final period do not count, unless two choices differ in nothing else.
+
     Raises:
         DataError: the example has no choices.
     """
     if not example.choices:
         raise DataError(f"example {example.id} has no choices; use the metric `exact` or `contains`")
-    words = normalise(prediction)
+    form = form_for(example.choices)
+    words = form(prediction)
     # The longest first, so that "red square" is not taken for "red".
-    choices = sorted(map(normalise, example.choices), key=len, reverse=True)
+    choices = sorted(map(form, example.choices), key=len, reverse=True)
     leading = next((option for option in choices if re.match(rf"{re.escape(option)}(?!\w)", words)), None)
-    return float(leading == normalise(example.target))
+    return float(leading == form(example.target))
+
+
+def ranked(prediction: str, example: Example) -> float:
+    """1.0 if the choice that the model finds likeliest is the target, else 0.0; texts are compared as in `choice`."""
+    form = form_for(example.choices)
+    return float(form(prediction) == form(example.target))
+
+
+def form_for(choices: Iterable[str]) -> Callable[[str], str]:
+    """How choices are compared: `normalise`, or without a change where that makes one of two."""
+    different = set(choices)
+    return normalise if len(set(map(normalise, different))) == len(different) else str.strip
 
 
 def normalise(text: str) -> str:

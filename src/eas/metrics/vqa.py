@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 
-from eas.example import Example
+from eas.example import DataError, Example
+
+FEWEST = 4
+"""Annotators of a question: with fewer, no answer can score 1, because each one is left out in turn."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -92,9 +95,25 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (matches - own) / 3) for own in agrees) / len(agrees)
 
 
+def few_answers(example: Example) -> bool:
+    """Whether an example has annotators' "answers", but too few for `vqa`."""
+    return 0 < len(example.metadata.get("answers", ())) < FEWEST
+
+
 def vqa(prediction: str, example: Example) -> float:
-    """`vqa_accuracy` where the example's metadata has the annotators' "answers"; else equality, both normalised."""
-    if answers := example.metadata.get("answers"):
+    """`vqa_accuracy` where the example's metadata has the annotators' "answers"; else equality, both normalised.
+
+    Raises:
+        DataError: the answers are fewer than `FEWEST`.
+    """
+    answers = example.metadata.get("answers", ())
+    if few_answers(example):
+        raise DataError(
+            f"example {example.id}: {len(answers)} of {FEWEST} `answers` that metric=vqa needs at least: each is "
+            "compared with the others, and 3 of those make a right answer. Give every annotator's answer, or use "
+            "metric=exact, or leave `answers` out: then metric=vqa compares with the one answer of the row"
+        )
+    if answers:
         return vqa_accuracy(prediction, answers)
     return float(normalise(prediction) == normalise(example.target))
 

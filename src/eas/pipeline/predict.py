@@ -26,7 +26,14 @@ ABOUT = ".about.json"
 """What the output's name is followed by in that of the file which says whose answers they are."""
 
 
-def predict(run: Run, questions: Path, output: Path, batch_size: int | None = None, max_new_tokens: int = 64) -> int:
+def predict(
+    run: Run,
+    questions: Path,
+    output: Path,
+    batch_size: int | None = None,
+    max_new_tokens: int = 64,
+    images: Path | None = None,
+) -> int:
     """Writes one line ``{"id": ..., "answer": ...}`` per question, in the questions' order.
 
     Args:
@@ -35,6 +42,7 @@ def predict(run: Run, questions: Path, output: Path, batch_size: int | None = No
         output: the JSON lines. Those of the same run, questions and settings that are there already are kept.
         batch_size: questions at a time; the run's ``eval_batch_size`` by default.
         max_new_tokens: length limit of an answer.
+        images: the folder that image paths are relative to; that of the questions by default.
 
     Returns:
         How many questions are answered now: all of them.
@@ -46,11 +54,12 @@ def predict(run: Run, questions: Path, output: Path, batch_size: int | None = No
     """
     run.task.check_generation(run)
     run.require("tune")
-    examples, mode = read_questions(questions), fold_mode(run)
+    examples, mode = read_questions(questions, images), fold_mode(run)
     size = 1 if mode == "per_example" else batch_size or run.config.eval_batch_size
     about = {
         "adapter": _digest(run.folder / "adapter" / WEIGHTS_FILE),
         "questions": _digest(questions),
+        "images": str(images.resolve()) if images else None,
         "fold_mode": mode,
         "max_new_tokens": max_new_tokens,
     }
@@ -62,7 +71,7 @@ def predict(run: Run, questions: Path, output: Path, batch_size: int | None = No
     return len(examples)
 
 
-def read_questions(path: Path) -> list[Example]:
+def read_questions(path: Path, images: Path | None = None) -> list[Example]:
     """The examples of a file in which the last answer of a row may be missing; their targets mean nothing.
 
     Raises:
@@ -71,7 +80,7 @@ def read_questions(path: Path) -> list[Example]:
     examples: dict[str, Example] = {}
     for where, number, row in read_rows(path):
         # only the last turn is asked; an answer in its place makes the row one of the known form
-        example = from_rows([(where, number, _with_answer(row))], path.parent)[-1]
+        example = from_rows([(where, number, _with_answer(row))], images or path.parent)[-1]
         id = f"row-{number}" if row.get("id") is None else str(row["id"])
         if id in examples:
             raise DataError(f"{where}: the id {id!r} occurs twice; make ids unique, or drop all ids")
@@ -89,7 +98,7 @@ def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
             last = turns[-1]
             asked = turns[:-1] if isinstance(last, dict) and last.get(speaker) == answers else turns
             values[key] = [*asked, {speaker: answers, text: "-"}]
-    if "prompt" in row:
+    if "prompt" in row and ("completion" in row or not {"conversations", "messages"} & values.keys()):
         plain = isinstance(row["prompt"], str)
         values["completion"] = "-" if plain else [{"role": "assistant", "content": "-"}]
     return values

@@ -11,7 +11,7 @@ from typing import Any
 from eas.data import BENCHMARKS
 from eas.example import Example
 from eas.metrics import LOSS_ONLY, RANKING
-from eas.metrics.exact import normalise
+from eas.metrics.exact import form_for, normalise
 from eas.metrics.scienceqa import LETTERS
 from eas.tasks.evaluation import Evaluation, choice_losses, score_answers
 
@@ -130,9 +130,10 @@ def named(text: str, options: Sequence[str]) -> str | None:
     The longest are looked for first, so that "red square" does not name "red". An option of one letter must begin the
     text and be followed by a sign or nothing: "a" is also a word.
     """
-    rest, found = normalise(text), []
+    form = form_for(options)
+    rest, found = form(text), []
     for option in sorted(options, key=len, reverse=True):
-        words = normalise(option)
+        words = form(option)
         if not words:
             continue
         if len(words) == 1 and words.isalpha():
