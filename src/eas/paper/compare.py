@@ -24,7 +24,6 @@ from transformers.utils import logging
 
 from eas import progress
 from eas.attachment.attach import fold
-from eas.attachment.load import load
 from eas.attachment.save import library_versions
 from eas.config import ConfigError
 from eas.files import claimed, write_text
@@ -38,8 +37,9 @@ from eas.pipeline import phases, steps
 from eas.pipeline.config import RunConfig
 from eas.pipeline.fit import BYTES_TRAINED, KEPT_CHECKPOINTS, check_method, check_tracker, require_room, training_bytes
 from eas.pipeline.records import ComparisonRecord
-from eas.pipeline.run import CONFIG_FILE, Run, changes
+from eas.pipeline.run import CONFIG_FILE, Run, changes, computed
 from eas.pipeline.savings import counted_size, fold_mode, warning
+from eas.pipeline.tuned import load_tuned
 from eas.progress import Bar, duration
 from eas.records import raised_as, read_record
 from eas.reports.card import write_card
@@ -208,7 +208,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
             raise
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
     start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
-    model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
+    model = run.load_base() if job.evaluate_only else load_tuned(run)
     sizes = counted_size(model, sizes)
     name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", fold_mode(run))
 
@@ -346,7 +346,7 @@ def _at_a_time(config: CompareConfig, cores: int, most: int) -> int:
 def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
     for job in jobs:
         path = job.folder / CONFIG_FILE
-        if not any(job.folder.glob("*.json")):
+        if not computed(job.folder):
             continue
         if not path.is_file():
             raise ConfigError(f"entry {job.entry!r}: {job.folder} holds results but no {CONFIG_FILE}; remove it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.attachment.attach import attach
+from eas.attachment.load import read_adapter_record
 from eas.config import SkipConfig
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
+from eas.pipeline.tuned import require_set
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
 from eas.training.grouping import grouped_lengths
@@ -81,12 +84,18 @@ def announce(run: Run, trainer: EASTrainer, planned: Plan) -> None:
     console.print("; ".join(filter(None, (str(planned), grouped, estimate(run, trainer, planned)))), highlight=False)
 
 
-def train(trainer: EASTrainer) -> float:
-    """Trains from the last checkpoint on; the seconds it took."""
+def train(run: Run, trainer: EASTrainer) -> float:
+    """Trains from the last checkpoint on; the seconds it took.
+
+    Raises:
+        ConfigError: the checkpoint of a tune phase is for another skip set than search.json says.
+    """
     start = time.perf_counter()
     searching = trainer.search_phase is not None
     checkpoint = from_main(last_checkpoint(trainer.args.output_dir, searching) if is_main() else None)
     if checkpoint is not None:
+        if not searching:
+            require_set(run, read_adapter_record(Path(checkpoint))["skip_set"], Path(checkpoint))
         console.print(f"going on from {checkpoint}")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -29,6 +29,7 @@ from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
+from eas.searching.phase import STATE_FILE
 from eas.tasks.task import Task, task_of
 
 CONFIG_FILE = "run.yaml"
@@ -68,16 +69,15 @@ class Run:
         """Starts a run, or continues the one in the folder.
 
         Raises:
-            ConfigError: the folder holds a run with other settings; the message names them.
+            ConfigError: the folder holds a run with other settings, which the message names; or with none.
         """
         join()
         run, path = cls(config), Path(config.output_dir) / CONFIG_FILE
         if not is_main():
             return run
-        computed = [
-            p for pattern in ("*.json", "search/checkpoint-*", "search/*.json") for p in path.parent.glob(pattern)
-        ]
-        if path.exists() and computed and (changed := changes(RunConfig.from_file(path), config)):
+        if (found := checkpoints(path.parent)) and not path.exists():
+            raise ConfigError(f"{found[0]} is of a run, but there is no {path}; use another output folder")
+        if computed(path.parent) and path.exists() and (changed := changes(RunConfig.from_file(path), config)):
             raise ConfigError(f"{path.parent} holds another run: {', '.join(changed)}; use another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         config.to_file(path)
@@ -209,6 +209,17 @@ def working(folder: str | Path) -> Iterator[None]:
     join()
     with claimed(Path(folder), "eas command") if is_main() else nullcontext():
         yield
+
+
+def computed(folder: Path) -> list[Path]:
+    """What a run has left in its folder: records, and checkpoints that it goes on from."""
+    return [*folder.glob("*.json"), *checkpoints(folder)]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What ``search`` and ``tune`` go on from."""
+    patterns = ("search/checkpoint-*", f"search/{STATE_FILE}", "tune/checkpoint-*")
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def changes(old: RunConfig, new: RunConfig, *but: str) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from eas.attachment.attach import fold, prune, select
-from eas.attachment.load import load, load_into
+from eas.attachment.load import load_into
 from eas.attachment.save import library_versions, save
 from eas.attachment.standalone import save_standalone
 from eas.attachment.state import candidates, skip_set
@@ -34,6 +34,7 @@ from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.samples import samples
 from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
+from eas.pipeline.tuned import load_tuned, require_set
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.findings import final, not_above_blind
@@ -77,7 +78,7 @@ def search(run: Run) -> None:
     trainer = make_trainer(run, model, "search", planned.steps)
     announce(run, trainer, planned)
     if planned.rounds is None:
-        train(trainer)
+        train(run, trainer)
     else:
         assert trainer.search_phase is not None
         trainer.search_phase.run(planned.steps, run.folder / "search", "scoring skip sets")
@@ -113,13 +114,14 @@ def tune(run: Run) -> None:
     except ValueError as error:
         raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
-        load_into(model, run.folder / "search" / "adapter")
+        load_into(model, run.folder / "search" / "adapter")  # with the set that it was saved under
+        require_set(run, skip_set(model), run.folder / "search" / "adapter")
     if isinstance(run.config.method, SkipConfig):
         prune(model)
     planned = plan(run, "tune")
     trainer = make_trainer(run, model, "tune", planned.steps)
     announce(run, trainer, planned)
-    seconds = train(trainer)
+    seconds = train(run, trainer)
     save(model, run.folder / "adapter")
     record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
     run.finish("tune", {**record, "made": _made()})
@@ -129,7 +131,7 @@ def tune(run: Run) -> None:
 def fold_step(run: Run) -> None:
     """Writes the standalone model, where the method has one; checks that folding changes nothing."""
     run.require("tune")
-    model = load(run.load_base(), run.folder / "adapter")
+    model = load_tuned(run)
     mode = fold_mode(run)
     if run.config.bits is not None:
         console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
@@ -187,7 +189,7 @@ def evaluate_step(run: Run) -> None:
 
     run.kept.base = run.load_base()
     score("zero_shot", run.kept.base, config.eval_batch_size)
-    run.kept.folded = model = load(run.load_base(), run.folder / "adapter")
+    run.kept.folded = model = load_tuned(run)
     score("tuned", model, config.eval_batch_size)
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
@@ -214,7 +216,7 @@ def measure(run: Run) -> None:
     run.kept.base = run.kept.folded = None
     mode = fold_mode(run)
     if tuned is None:
-        tuned = load(run.load_base(), run.folder / "adapter")
+        tuned = load_tuned(run)
         if mode is not None:
             fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
