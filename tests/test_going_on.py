@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import eas
-from eas.pipeline import STEPS, Run, RunConfig
+from eas.data import load_data
+from eas.data.digest import digest
+from eas.paper.compare import compare_runs
+from eas.paper.compare_config import CompareConfig
+from eas.pipeline import STEPS, Run, RunConfig, run_steps
+from eas.pipeline.same_data import ChangedDataError
 
 FEW: dict[str, Any] = {
     "data": "scenes:colour",
@@ -66,3 +73,78 @@ def test_a_searched_skip_set_edited_by_hand_is_refused(tmp_path):
     with pytest.raises(eas.ConfigError, match="search/adapter is for") as refused:
         STEPS["tune"](Run.open(tmp_path))
     assert f"-o skip_set={other}".replace(" ", "") in str(refused.value).replace(" ", "")
+
+
+def rows(folder: Path, split: str, count: int, word: str = "red", side: int = 8) -> None:
+    """Data of the user's own: pictures, and questions to them."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (side, side), (i * 20, 0, 0)).save(folder / f"{split}{i}.png")
+    asked = [{"role": "user", "content": "<image>what color ?"}, {"role": "assistant", "content": word}]
+    lines = [json.dumps({"id": i, "image": f"{split}{i}.png", "messages": asked}) for i in range(count)]
+    (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+def own(folder: Path) -> str:
+    for split in ("train", "validation", "test"):
+        rows(folder, split, 4)
+    return str(folder)
+
+
+def test_the_digest_of_a_split_tells_texts_and_pictures_but_not_folders(tmp_path):
+    own(tmp_path / "a")
+    first = digest(load_data(str(tmp_path / "a"), "test"))
+    assert first["rows"] == 4
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert digest(load_data(str(tmp_path / "b"), "test")) == first
+    for change in ({"count": 3}, {"count": 4, "word": "blue"}, {"count": 4, "side": 64}):
+        rows(tmp_path / "b", "test", **change)
+        assert digest(load_data(str(tmp_path / "b"), "test")) != first
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Run, "data", None)  # nothing is drawn of data that its name tells
+        assert started(tmp_path / "run").digests("train", "test") == {}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_refuses_data_that_is_not_that_of_its_steps(tmp_path):
+    data, folder = tmp_path / "own", tmp_path / "run"
+    run = do(started(folder, data=own(data)), "search")
+    rows(data, "train", 4, "blue")
+    with pytest.raises(ChangedDataError, match=r"search\.json: the split 'train' of .* \(4 other rows\)"):
+        STEPS["tune"](Run.open(folder))
+    rows(data, "train", 4)
+    do(Run.open(folder), "tune")
+    rows(data, "train", 3)
+    with pytest.raises(ChangedDataError, match=r"3 rows now, 4 then\); use another output_dir, or do .*rm -r"):
+        run_steps(Run.open(folder))
+    assert run.record("eval") is None
+    (folder / "search.json").write_text(json.dumps({"skip_set": run.require("search")["skip_set"], "searched": False}))
+    (folder / "tune.json").unlink()
+    with pytest.raises(ChangedDataError, match=r"tune/data\.json: the split 'train'"):  # the checkpoints saw others
+        STEPS["tune"](Run.open(folder))
+    rows(data, "train", 4)
+    run_steps(Run.open(folder))
+    rows(data, "test", 2)
+    with pytest.raises(ChangedDataError, match=r"eval\.json: the split 'test' .*rm -r .*run/eval\.json$"):
+        run_steps(Run.open(folder))
+    (folder / "eval.json").unlink()
+    run_steps(Run.open(folder))
+    assert run.require("eval")["examples"] == run.require("eval")["data"]["test"]["rows"] == 2
+
+
+def test_a_comparison_refuses_other_data_than_that_of_its_rows(tmp_path):
+    data = tmp_path / "own"
+    shared = {key: value for key, value in FEW.items() if key != "method"} | {"data": own(data)}
+    settings = {"seeds": [0], "jobs": 1, "benchmark": {"repeats": 0}, "output_dir": str(tmp_path / "compare")}
+    entry = {"label": "LoRA", "run": {"method": {"name": "lora", "rank": 2}}}
+    compare_runs(CompareConfig.from_dict(settings | {"run": shared, "entries": [entry]}))
+    later = settings | {"run": shared, "entries": [entry, {"label": "base", "evaluate_only": True}]}
+    for split, record in (("train", "tune"), ("validation", "result"), ("test", "result")):
+        rows(data, split, 3)
+        with pytest.raises(ChangedDataError, match=rf"{record}\.json: the split '{split}' .*or remove {tmp_path}/comp"):
+            compare_runs(CompareConfig.from_dict(later))
+        rows(data, split, 4)
+    result = tmp_path / "compare" / "runs" / "LoRA-k0-s0" / "result.json"
+    old = {key: value for key, value in json.loads(result.read_text()).items() if key != "data"}
+    result.write_text(json.dumps(old))  # as records were before they said it
+    assert compare_runs(CompareConfig.from_dict(later))["failed"] == 0

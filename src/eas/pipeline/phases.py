@@ -20,6 +20,7 @@ from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
 from eas.pipeline.progress import ProgressBar
 from eas.pipeline.run import Run
+from eas.pipeline.same_data import pin_data
 from eas.pipeline.tuned import require_set
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
@@ -36,7 +37,12 @@ def attached_base(run: Run) -> Any:
 
 
 def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
-    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder."""
+    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder.
+
+    Raises:
+        ChangedDataError: there are checkpoints already, and they saw other examples.
+    """
+    pin_data(run, phase)
     settings, cuda = run.config.train, torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(run.folder / phase),

@@ -18,6 +18,7 @@ from eas.attachment.load import load_base
 from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
 from eas.data import load_data
+from eas.data.digest import GENERATED, Digest, digest
 from eas.distributed import is_main, join
 from eas.example import Example
 from eas.files import claimed, write_text
@@ -160,6 +161,22 @@ class Run:
             accept = self.task.trial(self) if options.get("skip_bad") else None
             self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
         return self._kept[split]
+
+    def digests(self, *splits: str) -> dict[str, Digest]:
+        """What these splits are told by, for a record; without those that the name of the data tells."""
+        return {split: found for split in splits if (found := self.digest(split)) is not None}
+
+    def digest(self, split: str) -> Digest | None:
+        """The same of one split; None where the name tells it."""
+        if self.config.data.partition(":")[0] in GENERATED:
+            return None
+        if split not in self._digests:
+            self._digests[split] = digest(self.data(split))
+        return self._digests[split]
+
+    @cached_property
+    def _digests(self) -> dict[str, Digest]:
+        return {}
 
     @cached_property
     def _kept(self) -> dict[str, Sequence[Example]]:

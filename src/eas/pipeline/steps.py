@@ -32,6 +32,7 @@ from eas.pipeline.fit import check, check_room
 from eas.pipeline.phases import announce, attached_base, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
+from eas.pipeline.same_data import READS, require_data_of, require_same_data
 from eas.pipeline.samples import samples
 from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
 from eas.pipeline.tuned import load_tuned, require_set
@@ -72,7 +73,8 @@ def search(run: Run) -> None:
     model = attached_base(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.kept.attached = model
-        run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
+        record = {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False}
+        run.finish("search", record | ({"data": run.digests("train")} if config.search.rule == "similarity" else {}))
         return
     planned = plan(run, "search")
     trainer = make_trainer(run, model, "search", planned.steps)
@@ -86,6 +88,7 @@ def search(run: Run) -> None:
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
     record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
+    record["data"] = run.digests(*READS["search"])
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
     if config.train.continue_pias and not dist.is_initialized():  # several processes have wrapped or sharded it
@@ -108,6 +111,7 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
+    require_same_data(run, "search", *READS["tune"])
     model, run.kept.attached = run.kept.attached or attached_base(run), None
     try:
         select(model, found["skip_set"])
@@ -124,7 +128,7 @@ def tune(run: Run) -> None:
     seconds = train(run, trainer)
     save(model, run.folder / "adapter")
     record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
-    run.finish("tune", {**record, "made": _made()})
+    run.finish("tune", {**record, "data": run.digests(*READS["tune"]), "made": _made()})
 
 
 @alone
@@ -169,7 +173,7 @@ def evaluate_step(run: Run) -> None:
     run.require("tune")
     config, examples, start = run.config, run.data("test"), time.perf_counter()
     record: dict[str, Any] = {"examples": len(examples), "metric": config.metric_name, "score": {}, "answers": {}}
-    record["report"] = {}
+    record |= {"report": {}, "data": run.digests("test")}
 
     record["blind"] = asdict(blind(config.metric_name, examples, config.data_options))
     record["scores"] = {}
@@ -349,6 +353,7 @@ def run_steps(run: Run) -> None:
 def _run_steps(run: Run) -> None:
     check_room(run)
     try:
+        require_data_of(run, STEPS)
         for name, step in STEPS.items():
             missing = run.record(name) is None
             if from_main(missing) if name in ("search", "tune") else missing:  # the first waits for the step before
