@@ -148,3 +148,28 @@ def test_a_comparison_refuses_other_data_than_that_of_its_rows(tmp_path):
     old = {key: value for key, value in json.loads(result.read_text()).items() if key != "data"}
     result.write_text(json.dumps(old))  # as records were before they said it
     assert compare_runs(CompareConfig.from_dict(later))["failed"] == 0
+
+
+def test_the_seconds_of_a_tune_phase_are_those_of_all_its_sessions(tmp_path):
+    run = do(started(tmp_path, skip_set=[1, 2, 3]), "search", "tune")
+
+    def stopped(**last: float) -> dict[str, Any]:
+        """As after a kill behind the second step, whose checkpoint's log ends in such an entry."""
+        shutil.rmtree(tmp_path / "tune" / "checkpoint-4")
+        (tmp_path / "tune.json").unlink()
+        path = tmp_path / "tune" / "checkpoint-2" / "trainer_state.json"
+        log = json.loads(path.read_text())["log_history"]
+        assert 0 < log[-1].pop("seconds", 1) < 1000
+        edited(path, log_history=[*log[:-1], log[-1] | last])
+        return do(Run.open(tmp_path), "tune").require("tune")
+
+    assert 0 < run.require("tune")["seconds"] < 1000
+    assert 1000 < stopped(seconds=1000.0)["seconds"] < 2000
+    written = (tmp_path / "tune.json").stat().st_mtime_ns
+    do(Run.open(tmp_path), "tune")
+    assert (tmp_path / "tune.json").stat().st_mtime_ns == written
+    (tmp_path / "tune.json").unlink()  # killed between the last checkpoint and the record
+    again = do(Run.open(tmp_path), "tune").require("tune")
+    assert 1000 < again["seconds"] < 2000
+    edited(tmp_path / "tune" / "checkpoint-2" / "trainer_state.json", log_history=[{"step": 2, "loss": 1.0}])
+    assert "seconds" not in stopped()  # an older version's checkpoint

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from eas.config import SkipConfig
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
-from eas.pipeline.progress import ProgressBar
+from eas.pipeline.progress import Clock, ProgressBar
 from eas.pipeline.run import Run
 from eas.pipeline.same_data import pin_data
 from eas.pipeline.tuned import require_set
@@ -90,13 +89,27 @@ def announce(run: Run, trainer: EASTrainer, planned: Plan) -> None:
     console.print("; ".join(filter(None, (str(planned), grouped, estimate(run, trainer, planned)))), highlight=False)
 
 
-def train(run: Run, trainer: EASTrainer) -> float:
-    """Trains from the last checkpoint on; the seconds it took.
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` did.
+
+    Args:
+        steps: of this call.
+        seconds: of all calls that led to this one; None where a checkpoint of an older version does not say.
+    """
+
+    steps: int
+    seconds: float | None
+
+
+def train(run: Run, trainer: EASTrainer) -> Trained:
+    """Trains from the last checkpoint on.
 
     Raises:
         ConfigError: the checkpoint of a tune phase is for another skip set than search.json says.
     """
-    start = time.perf_counter()
+    clock = Clock()
+    trainer.add_callback(clock)
     searching = trainer.search_phase is not None
     checkpoint = from_main(last_checkpoint(trainer.args.output_dir, searching) if is_main() else None)
     if checkpoint is not None:
@@ -109,7 +122,7 @@ def train(run: Run, trainer: EASTrainer) -> float:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressBar):
                 callback.close()
-    return time.perf_counter() - start
+    return Trained(trainer.state.global_step - clock.first_step, clock.seconds(trainer.state))
 
 
 def logged_losses(trainer: EASTrainer) -> list[dict[str, float]]:

@@ -125,9 +125,12 @@ def tune(run: Run) -> None:
     planned = plan(run, "tune")
     trainer = make_trainer(run, model, "tune", planned.steps)
     announce(run, trainer, planned)
-    seconds = train(run, trainer)
+    trained = train(run, trainer)
     save(model, run.folder / "adapter")
-    record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
+    if trained.steps == 0 and run.record("tune") is not None:  # it says more of the training than this call knows
+        return
+    record: dict[str, Any] = {"log": logged_losses(trainer), "plan": asdict(planned)}
+    record |= {} if trained.seconds is None else {"seconds": trained.seconds}
     run.finish("tune", {**record, "data": run.digests(*READS["tune"]), "made": _made()})
 
 
