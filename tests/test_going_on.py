@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import eas
+from eas import cli
 from eas.data import load_data
 from eas.data.digest import digest
 from eas.paper.compare import compare_runs
@@ -148,6 +150,8 @@ def test_a_comparison_refuses_other_data_than_that_of_its_rows(tmp_path):
     old = {key: value for key, value in json.loads(result.read_text()).items() if key != "data"}
     result.write_text(json.dumps(old))  # as records were before they said it
     assert compare_runs(CompareConfig.from_dict(later))["failed"] == 0
+    evaluated = CliRunner().invoke(cli.app, ["eval", str(result.parent)])
+    assert evaluated.output.strip().endswith("eval.json is written")  # a report on one run is refused
 
 
 def test_the_seconds_of_a_tune_phase_are_those_of_all_its_sessions(tmp_path):
@@ -173,3 +177,41 @@ def test_the_seconds_of_a_tune_phase_are_those_of_all_its_sessions(tmp_path):
     assert 1000 < again["seconds"] < 2000
     edited(tmp_path / "tune" / "checkpoint-2" / "trainer_state.json", log_history=[{"step": 2, "loss": 1.0}])
     assert "seconds" not in stopped()  # an older version's checkpoint
+
+
+def reported(folder: Path, *more: str) -> tuple[str, dict[str, Any], str]:
+    """The page, its last line and the result, of a report that leaves something out."""
+    shown = CliRunner().invoke(cli.app, ["report", str(folder), *more])
+    assert shown.exit_code == 1, shown.output
+    last = json.loads(shown.output.splitlines()[-1])
+    return Path(last["page"]).read_text(), json.loads((folder / "result.json").read_text()), "".join(last["left_out"])
+
+
+def test_a_page_is_written_where_data_and_base_are_gone(tmp_path, monkeypatch):
+    data, folder = tmp_path / "own", tmp_path / "run"
+    run_steps(started(folder, data=own(data), skip_set=[1, 2, 3]))
+    whole = json.loads((folder / "result.json").read_text())
+    assert len(whole["samples"]) == 4
+
+    rows(data, "test", 4, "blue")
+    page, result, left_out = reported(folder)
+    assert "the split 'test'" in left_out
+    assert result == whole  # the old questions to the old answers
+    data.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(Run, "load_config", lambda run: (_ for _ in ()).throw(OSError("no such base")))
+    page, result, left_out = reported(folder)
+    assert "no such base" in left_out
+    assert result == whole
+    assert page.count("what color ?") >= 4
+    monkeypatch.undo()
+    page, _, left_out = reported(folder, "--output", str(tmp_path / "page.html"))
+    assert "unknown data" in left_out
+    assert page.count("data:image/png") >= 4
+    run_steps(Run.open(folder))  # as nothing is left to do
+    assert json.loads((folder / "result.json").read_text()) == whole
+
+    edited(folder / "eval.json", score=1)
+    page, result, left_out = reported(folder)
+    assert "eval.json: score = 1 must be" in left_out
+    assert (result["accuracy"], result["samples"]) == (None, [])
+    assert result["counts"] == whole["counts"]

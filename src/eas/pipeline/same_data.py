@@ -51,7 +51,7 @@ def require_same_data(
 def require_data_of(run: Run, steps: Iterable[str]) -> None:
     """Refuses to go on with other data than that of the steps that are done.
 
-    Where all are done, the data may be gone.
+    Where all are done, data and base may be gone.
 
     Raises:
         ChangedDataError: a split has changed.
@@ -62,7 +62,7 @@ def require_data_of(run: Run, steps: Iterable[str]) -> None:
             require_same_data(run, step)
     except ChangedDataError:
         raise
-    except DataError:
+    except (ValueError, OSError):  # of the data, or of a base whose configuration says how it is read
         if any(run.record(step) is None for step in steps):
             raise
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,25 +19,24 @@ from eas.attachment.state import candidates, skip_set
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.distributed import from_main, is_main
-from eas.files import write_text, writing
+from eas.files import writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
+from eas.pipeline.gathering import gather_into
 from eas.pipeline.phases import announce, attached_base, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.same_data import READS, require_data_of, require_same_data
-from eas.pipeline.samples import samples
 from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
 from eas.pipeline.tuned import load_tuned, require_set
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.findings import final, not_above_blind
-from eas.reports.page import write_report
-from eas.reports.sources import is_of_comparison
+from eas.reports.page import write_page
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.base import shuffled
 from eas.searching.similarity import cosines
@@ -261,75 +257,12 @@ def _made() -> dict[str, Any]:
 
 
 @alone
-def gather(run: Run) -> None:
-    """Gathers all records into result.json, see ``gather_into``."""
-    gather_into(run, run.folder)
-
-
-def gather_into(run: Run, folder: Path) -> None:
-    """Gathers a run's records, and the pictures of its samples, into the result.json of a folder.
-
-    Raises:
-        ConfigError: the folder is that of a comparison's run, whose result.json is another.
-    """
-    if is_of_comparison(run.folder):
-        raise ConfigError(f"{run.folder} is one run of a comparison; name the comparison's folder")
-    config, records = run.config, {step: run.record(step) or {} for step in ("search", "tune", "eval", "measure")}
-    found, score = records["search"], records["eval"].get("score")
-    zero_shot = records["eval"].get("zero_shot") or {}
-    model_config = run.load_config()
-    made = records["measure"].get("made") or records["tune"].get("made") or {}  # not where it is gathered
-    result = {
-        "versions": made.get("versions"),
-        "git_revision": made.get("git_revision"),
-        "command": shlex.join(["eas", "run", "--output-dir", config.output_dir]),
-        "hardware": made.get("hardware"),
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "model": {
-            "id": config.model,
-            "class": model_config.architectures[0],
-            "layers": run.task.layers(model_config),
-            "candidates": run.task.num_candidates(model_config, run.config.method),
-            "candidate_layers": run.task.candidate_layers(model_config, run.config.method),
-            "skip_set": found.get("skip_set"),
-            "k": config.num_skip,
-            "method": config.method.name,
-        },
-        "task": {
-            "data": config.data,
-            "split": "test",
-            "examples": records["eval"].get("examples"),
-            "metric": config.metric_name,
-            "images_left_out": records["measure"].get("images_left_out", False),
-            **(records["eval"].get("blind") or {}),
-            "zero_shot": {key: value for key, value in zero_shot.items() if key != "meant"},
-        },
-        "accuracy": score,
-        "categories": {**(records["eval"].get("report") or {}), "examples": records["eval"].get("examples_of")},
-        "counts": records["measure"].get("counts"),
-        "layers": records["measure"].get("layers"),
-        "latency": records["measure"].get("latency"),
-        "search": found if found.get("searched") else None,
-        "training": {
-            "search": found.get("log", []),
-            "tune": records["tune"].get("log", []),
-            "seconds": {
-                "search": found.get("seconds"),
-                "tune": records["tune"].get("seconds"),
-                "evaluate": records["eval"].get("seconds"),
-            },
-        },
-        "samples": samples(run, records["eval"], folder),
-    }
-    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
-
-
-@alone
 def report(run: Run) -> None:
     """Gathers all records into result.json, and writes figures and page."""
-    gather(run)
-    write_report(run.folder)
+    left_out = gather_into(run, run.folder)
+    for message in left_out:
+        console.print(f"left out: {message}", highlight=False, soft_wrap=True)
+    write_page([run.folder], run.folder, left_out)
     write_card(run.folder)
 
 
