@@ -64,8 +64,8 @@ def report(
 def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
     """Writes the page and prints a single run's table; what was left out. Runs are gathered aside if that is given."""
     from eas.pipeline import Run
+    from eas.pipeline.gathering import gather_into
     from eas.pipeline.run import CONFIG_FILE
-    from eas.pipeline.steps import gather_into
     from eas.reports.page import write_page
     from eas.reports.sources import FRONTIER_FILE, RESULT_FILE, read_json
     from eas.reports.terminal import summary_view
@@ -81,7 +81,7 @@ def _write(folders: list[Path], out: Path, aside: Path | None) -> list[str]:
                     gathered.mkdir(parents=True)
                     if (folder / FRONTIER_FILE).is_file():
                         shutil.copyfile(folder / FRONTIER_FILE, gathered / FRONTIER_FILE)
-                gather_into(run, gathered)
+                left_out += [f"{folder}: {as_typed(message, 'report')}" for message in gather_into(run, gathered)]
             readable.append(gathered)
         except (ValueError, KeyError, TypeError, OSError) as error:  # this folder's files; the others are fine
             left_out.append(f"{folder}: {as_typed(str(error), 'report')}")

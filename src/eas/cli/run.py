@@ -245,13 +245,14 @@ def _step(folder: Path, name: str) -> None:
     from eas.distributed import is_main
     from eas.pipeline import STEPS, Run
     from eas.pipeline.run import working
+    from eas.reports.sources import is_of_comparison
 
     opened = Run.open(folder)
     with working(folder):
         STEPS[name](opened)
     if is_main():
-        page = f"eas report {shlex.quote(str(folder))}"
-        console().print(f"{folder / f'{name}.json'} is written; `{page}` shows it", highlight=False, soft_wrap=True)
+        shown = "" if is_of_comparison(folder) else f"; `eas report {shlex.quote(str(folder))}` shows it"
+        console().print(f"{folder / f'{name}.json'} is written{shown}", highlight=False, soft_wrap=True)
 
 
 def _show(folder: Path) -> None:

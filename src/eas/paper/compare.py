@@ -24,7 +24,6 @@ from transformers.utils import logging
 
 from eas import progress
 from eas.attachment.attach import fold
-from eas.attachment.load import load
 from eas.attachment.save import library_versions
 from eas.config import ConfigError
 from eas.files import claimed, write_text
@@ -32,14 +31,19 @@ from eas.keys import as_typed
 from eas.measure.count import count
 from eas.measure.latency import git_revision, hardware
 from eas.paper.compare_config import CompareConfig, Job
+from eas.paper.compare_refusals import refuse_changes, refuse_misfits, refuse_other_data
 from eas.paper.compare_rows import result_of, rows_of, summary_of
 from eas.paper.compare_timing import time_rows
 from eas.pipeline import phases, steps
-from eas.pipeline.config import RunConfig
-from eas.pipeline.fit import BYTES_TRAINED, KEPT_CHECKPOINTS, check_method, check_tracker, require_room, training_bytes
+from eas.pipeline.fit import (
+    BYTES_TRAINED,
+    KEPT_CHECKPOINTS,
+    require_room,
+)
 from eas.pipeline.records import ComparisonRecord
-from eas.pipeline.run import CONFIG_FILE, Run, changes
-from eas.pipeline.savings import counted_size, fold_mode, warning
+from eas.pipeline.run import Run
+from eas.pipeline.savings import counted_size, fold_mode
+from eas.pipeline.tuned import load_tuned
 from eas.progress import Bar, duration
 from eas.records import raised_as, read_record
 from eas.reports.card import write_card
@@ -67,7 +71,7 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
 
     Raises:
         ConfigError: a method does not fit the model; or the folder holds runs with other settings, or damaged files.
-        DataError: the data cannot be loaded.
+        DataError: the data cannot be loaded, or is not that of the results which are there.
         WriteError: another process compares in the folder.
     """
     folder = Path(config.output_dir)
@@ -78,13 +82,12 @@ def compare_runs(config: CompareConfig, command: str = "") -> dict[str, Any]:
 def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
     trials, path = config.trials(), Path(config.output_dir) / COMPARISON_FILE
     tried, jobs = [job for group in trials.values() for job in group], _all_jobs(config, {})
-    _refuse_changes(tried)
-    _refuse_changes(jobs, "train.learning_rate")  # which the trials may have yet to tell
-    needs = _refuse_misfits(config.jobs_of_seed(config.seeds[0], {}))
+    refuse_changes(tried)
+    refuse_changes(jobs, "train.learning_rate")  # which the trials may have yet to tell
+    needs = refuse_misfits(config.jobs_of_seed(config.seeds[0], {}))
     _refuse_full_disk(config, [*tried, *jobs], needs)
     old = _read(path)
-    for split in ("train", "validation", "test"):
-        Run(jobs[0].config).data(split)  # bad data is refused before anything is computed
+    refuse_other_data([*tried, *jobs], config.output_dir)
     with _pool(config, max(len(tried), len(jobs))) as pool:
         _do(tried, pool)
         rates = {entry.label: choose_rate(config, entry.label) for entry in config.entries}
@@ -92,7 +95,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
         waiting = {e.label for e in config.entries if (source := config.rate_source(e)) and source not in chosen}
         jobs = _all_jobs(config, chosen)
         ready = [job for job in jobs if job.entry not in waiting]
-        _refuse_changes(ready)
+        refuse_changes(ready)
 
         def gathered(jobs: Sequence[Job]) -> dict[str, Any]:
             rows = rows_of(jobs)
@@ -208,7 +211,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
             raise
         return {**record, "diverged": str(error), "score": {"validation": None}}  # a rate too high is a result too
     start, sizes = time.perf_counter(), run.task.first(run, "test")[1]
-    model = run.load_base() if job.evaluate_only else load(run.load_base(), run.folder / "adapter")
+    model = run.load_base() if job.evaluate_only else load_tuned(run)
     sizes = counted_size(model, sizes)
     name, mode = ("zero_shot", None) if job.evaluate_only else ("tuned", fold_mode(run))
 
@@ -233,6 +236,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
     return record | {
         "score": scores,
         "examples": {split: len(run.data(split)) for split in scores},
+        "data": run.digests(*scores),
         "skip_set": searched.get("skip_set", []),
         "fold_mode": mode,
         "fold_keeps_answers": validation.answers == unfolded if mode is not None and unfolded else None,
@@ -341,43 +345,6 @@ def _at_a_time(config: CompareConfig, cores: int, most: int) -> int:
     if config.run.get("model", "tiny") == "tiny":
         default = max(1, min(cores, int(psutil.virtual_memory().available / WORKER_BYTES)))
     return min(config.jobs or default, most)
-
-
-def _refuse_changes(jobs: Sequence[Job], *but: str) -> None:
-    for job in jobs:
-        path = job.folder / CONFIG_FILE
-        if not any(job.folder.glob("*.json")):
-            continue
-        if not path.is_file():
-            raise ConfigError(f"entry {job.entry!r}: {job.folder} holds results but no {CONFIG_FILE}; remove it")
-        changed = changes(RunConfig.from_file(path), job.config, "output_dir", *but)
-        if changed:
-            raise ConfigError(
-                f"entry {job.entry!r}: {job.folder} holds another run: {', '.join(changed)}; remove that folder or use "
-                "another output_dir"
-            )
-
-
-def _refuse_misfits(jobs: Sequence[Job]) -> dict[str, int]:
-    """Attaches every row's method to the base, without storage, so that nothing is computed before it is refused.
-
-    Returns:
-        By row, the bytes of what it trains.
-    """
-    needs = dict[str, int]()
-    for job in jobs:
-        run = Run(job.config)
-        try:
-            run.task.check(run)
-            if job.evaluate_only:
-                continue
-            check_tracker(job.config.train.report_to)
-            needs[job.row] = training_bytes(check_method(run))
-            if told := warning(run):
-                console.print(f"{job.row}: {told}", highlight=False, soft_wrap=True)
-        except ValueError as error:
-            raise ConfigError(f"entry {job.entry!r}: {error}") from error
-    return needs
 
 
 def _refuse_full_disk(config: CompareConfig, jobs: Sequence[Job], needs: Mapping[str, int]) -> None:

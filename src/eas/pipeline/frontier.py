@@ -19,6 +19,7 @@ from eas.files import write_text
 from eas.measure.count import Counts, count
 from eas.measure.latency import git_revision, hardware
 from eas.pipeline.run import Run
+from eas.pipeline.same_data import require_same_data
 from eas.pipeline.savings import counted_size, fold_mode
 from eas.progress import track
 from eas.reports.frontier import write_frontier
@@ -85,10 +86,12 @@ def frontier(
 
     Raises:
         ConfigError: the run has no search with rounds, or a k is impossible.
+        ChangedDataError: the validation split is not that of the search.
     """
     began, record, own = time.perf_counter(), run.require("search"), run.config.num_skip
     if not record["searched"] or not record.get("rounds"):
         raise ConfigError(f"{run.folder} holds no rounds to learn from; its skip set was not searched by losses")
+    require_same_data(run, "search", "validation")
     base = run.load_base()
     prompt = counted_size(base, run.task.first(run, "validation")[1])
     base_counts = count(base, *prompt)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +12,15 @@ from accelerate.utils import parse_flag_from_env
 from transformers import PrinterCallback, TrainingArguments
 
 from eas.attachment.attach import attach
+from eas.attachment.load import read_adapter_record
 from eas.config import SkipConfig
 from eas.distributed import from_main, is_main
 from eas.hf.trainer import checkpoint_activations
 from eas.pipeline.plan import Plan, estimate
-from eas.pipeline.progress import ProgressBar
+from eas.pipeline.progress import Clock, ProgressBar
 from eas.pipeline.run import Run
+from eas.pipeline.same_data import pin_data
+from eas.pipeline.tuned import require_set
 from eas.terminal import console as make_console
 from eas.training import EASTrainer, Phase, last_checkpoint
 from eas.training.grouping import grouped_lengths
@@ -33,7 +36,12 @@ def attached_base(run: Run) -> Any:
 
 
 def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
-    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder."""
+    """The trainer of a phase: it trains for so many steps in all and leaves its checkpoints in the phase's folder.
+
+    Raises:
+        ChangedDataError: there are checkpoints already, and they saw other examples.
+    """
+    pin_data(run, phase)
     settings, cuda = run.config.train, torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(run.folder / phase),
@@ -81,12 +89,32 @@ def announce(run: Run, trainer: EASTrainer, planned: Plan) -> None:
     console.print("; ".join(filter(None, (str(planned), grouped, estimate(run, trainer, planned)))), highlight=False)
 
 
-def train(trainer: EASTrainer) -> float:
-    """Trains from the last checkpoint on; the seconds it took."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` did.
+
+    Args:
+        steps: of this call.
+        seconds: of all calls that led to this one; None where a checkpoint of an older version does not say.
+    """
+
+    steps: int
+    seconds: float | None
+
+
+def train(run: Run, trainer: EASTrainer) -> Trained:
+    """Trains from the last checkpoint on.
+
+    Raises:
+        ConfigError: the checkpoint of a tune phase is for another skip set than search.json says.
+    """
+    clock = Clock()
+    trainer.add_callback(clock)
     searching = trainer.search_phase is not None
     checkpoint = from_main(last_checkpoint(trainer.args.output_dir, searching) if is_main() else None)
     if checkpoint is not None:
+        if not searching:
+            require_set(run, read_adapter_record(Path(checkpoint))["skip_set"], Path(checkpoint))
         console.print(f"going on from {checkpoint}")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -94,7 +122,7 @@ def train(trainer: EASTrainer) -> float:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressBar):
                 callback.close()
-    return time.perf_counter() - start
+    return Trained(trainer.state.global_step - clock.first_step, clock.seconds(trainer.state))
 
 
 def logged_losses(trainer: EASTrainer) -> list[dict[str, float]]:

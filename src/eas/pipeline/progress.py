@@ -1,7 +1,8 @@
-"""The progress of a training phase, with the loss beside it."""
+"""The progress of a training phase, with the loss beside it, and the time it took."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from transformers import TrainerCallback
@@ -35,3 +36,26 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         if self.bar is not None:
             self.bar.__exit__()
             self.bar = None
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """The time of a phase over all its sessions: each entry of the log holds it, and so does each checkpoint."""
+
+    def __init__(self) -> None:
+        self.start, self.first_step = time.perf_counter(), 0
+        self.earlier: float | None = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.first_step = state.global_step
+        if state.log_history:
+            self.earlier = state.log_history[-1].get("seconds")
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (seconds := self.seconds(state)) is not None:
+            state.log_history[-1]["seconds"] = seconds
+
+    def seconds(self, state: Any) -> float | None:
+        """So far; None after a checkpoint of an older version, which does not say."""
+        if self.earlier is None or state.global_step == self.first_step:  # or nothing is trained now
+            return self.earlier
+        return self.earlier + time.perf_counter() - self.start

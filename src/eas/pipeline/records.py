@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from eas.data.digest import Digest
 from eas.searching.records import RoundRecord
 
 
@@ -24,6 +25,7 @@ class SearchRecord(TypedDict):
     rounds: NotRequired[list[RoundRecord]]
     log: NotRequired[list[LossRecord]]
     seconds: NotRequired[float]
+    data: NotRequired[dict[str, Digest]]
 
 
 class TuneRecord(TypedDict):
@@ -31,6 +33,7 @@ class TuneRecord(TypedDict):
 
     log: list[LossRecord]
     seconds: NotRequired[float]
+    data: NotRequired[dict[str, Digest]]
     made: NotRequired[dict[str, Any]]
 
 
@@ -52,6 +55,7 @@ class EvalRecord(TypedDict):
     scores: NotRequired[dict[str, dict[str, float]]]
     zero_shot: NotRequired[dict[str, Any]]
     seconds: NotRequired[float]
+    data: NotRequired[dict[str, Digest]]
 
 
 class MeasureRecord(TypedDict):
@@ -79,6 +83,7 @@ class TrialRun(TypedDict):
 
     seed: int
     score: dict[str, float | None]
+    data: NotRequired[dict[str, Digest]]
 
 
 class ComparedRun(TypedDict):
@@ -92,6 +97,7 @@ class ComparedRun(TypedDict):
     learning_rate: float | None
     counts: dict[str, float]
     seconds: dict[str, float]
+    data: NotRequired[dict[str, Digest]]
 
 
 class TimingRecord(TypedDict):

@@ -18,6 +18,7 @@ from eas.attachment.load import load_base
 from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
 from eas.data import load_data
+from eas.data.digest import GENERATED, Digest, digest
 from eas.distributed import is_main, join
 from eas.example import Example
 from eas.files import claimed, write_text
@@ -29,6 +30,7 @@ from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
+from eas.searching.phase import STATE_FILE
 from eas.tasks.task import Task, task_of
 
 CONFIG_FILE = "run.yaml"
@@ -68,16 +70,15 @@ class Run:
         """Starts a run, or continues the one in the folder.
 
         Raises:
-            ConfigError: the folder holds a run with other settings; the message names them.
+            ConfigError: the folder holds a run with other settings, which the message names; or with none.
         """
         join()
         run, path = cls(config), Path(config.output_dir) / CONFIG_FILE
         if not is_main():
             return run
-        computed = [
-            p for pattern in ("*.json", "search/checkpoint-*", "search/*.json") for p in path.parent.glob(pattern)
-        ]
-        if path.exists() and computed and (changed := changes(RunConfig.from_file(path), config)):
+        if (found := checkpoints(path.parent)) and not path.exists():
+            raise ConfigError(f"{found[0]} is of a run, but there is no {path}; use another output folder")
+        if computed(path.parent) and path.exists() and (changed := changes(RunConfig.from_file(path), config)):
             raise ConfigError(f"{path.parent} holds another run: {', '.join(changed)}; use another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         config.to_file(path)
@@ -161,6 +162,22 @@ class Run:
             self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
         return self._kept[split]
 
+    def digests(self, *splits: str) -> dict[str, Digest]:
+        """What these splits are told by, for a record; without those that the name of the data tells."""
+        return {split: found for split in splits if (found := self.digest(split)) is not None}
+
+    def digest(self, split: str) -> Digest | None:
+        """The same of one split; None where the name tells it."""
+        if self.config.data.partition(":")[0] in GENERATED:
+            return None
+        if split not in self._digests:
+            self._digests[split] = digest(self.data(split))
+        return self._digests[split]
+
+    @cached_property
+    def _digests(self) -> dict[str, Digest]:
+        return {}
+
     @cached_property
     def _kept(self) -> dict[str, Sequence[Example]]:
         """The examples by split: under ``skip_bad`` each was opened, and tried with the processor."""
@@ -209,6 +226,17 @@ def working(folder: str | Path) -> Iterator[None]:
     join()
     with claimed(Path(folder), "eas command") if is_main() else nullcontext():
         yield
+
+
+def computed(folder: Path) -> list[Path]:
+    """What a run has left in its folder: records, and checkpoints that it goes on from."""
+    return [*folder.glob("*.json"), *checkpoints(folder)]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What ``search`` and ``tune`` go on from."""
+    patterns = ("search/checkpoint-*", f"search/{STATE_FILE}", "tune/checkpoint-*")
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def changes(old: RunConfig, new: RunConfig, *but: str) -> list[str]:

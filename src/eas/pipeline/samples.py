@@ -29,18 +29,18 @@ def samples(run: Run, record: Mapping[str, Any], into: Path) -> list[dict[str, A
         record: of the evaluation.
         into: the folder whose ``samples`` the pictures are written to.
     """
-    answers, scores = record.get("answers") or {}, record.get("scores") or {}
-    if not answers.get("zero_shot"):
+    answers, tuned, final = chosen_answers(record)
+    if not answers:
         return []
+    scores = record.get("scores") or {}
     examples, made = run.data("test"), list[dict[str, Any]]()
     (into / "samples").mkdir(exist_ok=True)
     read_as = (record.get("zero_shot") or {}).get("meant") or {}
-    final = "folded" if answers.get("folded") else "tuned"
     for number, index in enumerate(spread_evenly(len(examples), MOST)):
         example, paths = examples[index], []
         for j, image in enumerate(example.load_images()):
             paths.append(_written(into, image, f"{number}-{j}"))
-        base = answers["zero_shot"].get(example.id)
+        base = answers.get(example.id)
         made.append(
             {
                 "id": example.id,
@@ -49,7 +49,7 @@ def samples(run: Run, record: Mapping[str, Any], into: Path) -> list[dict[str, A
                 "target": example.target,
                 "base": base,
                 "base_read_as": read if (read := read_as.get(example.id)) != base else None,
-                "tuned": answers[final].get(example.id),
+                "tuned": tuned.get(example.id),
                 "base_score": (scores.get("zero_shot") or {}).get(example.id),
                 "tuned_score": (scores.get(final) or {}).get(example.id),
                 "categories": {key: str(example.metadata[key]) for key in CATEGORIES if example.metadata.get(key)},
@@ -57,6 +57,13 @@ def samples(run: Run, record: Mapping[str, Any], into: Path) -> list[dict[str, A
             }
         )
     return made
+
+
+def chosen_answers(record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str], str]:
+    """The answers that samples show, by id: of the base, and of the tuned model, whose name in the record is third."""
+    answers = record.get("answers") or {}
+    final = "folded" if answers.get("folded") else "tuned"
+    return answers.get("zero_shot") or {}, answers.get(final) or {}, final
 
 
 def spread_evenly(total: int, most: int) -> Sequence[int]:

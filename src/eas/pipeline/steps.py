@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import functools
-import json
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from eas.attachment.attach import fold, prune, select
-from eas.attachment.load import load, load_into
+from eas.attachment.load import load_into
 from eas.attachment.save import library_versions, save
 from eas.attachment.standalone import save_standalone
 from eas.attachment.state import candidates, skip_set
 from eas.config import ConfigError, SkipConfig
 from eas.demo.larger import larger_pair
 from eas.distributed import from_main, is_main
-from eas.files import write_text, writing
+from eas.files import writing
 from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
+from eas.pipeline.gathering import gather_into
 from eas.pipeline.phases import announce, attached_base, console, logged_losses, make_trainer, train
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
-from eas.pipeline.samples import samples
+from eas.pipeline.same_data import READS, require_data_of, require_same_data
 from eas.pipeline.savings import bounds, counted_size, fold_mode, warning
+from eas.pipeline.tuned import load_tuned, require_set
 from eas.reports.card import write_card
 from eas.reports.certainty import share
 from eas.reports.findings import final, not_above_blind
-from eas.reports.page import write_report
-from eas.reports.sources import is_of_comparison
+from eas.reports.page import write_page
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.base import shuffled
 from eas.searching.similarity import cosines
@@ -71,13 +69,14 @@ def search(run: Run) -> None:
     model = attached_base(run)
     if (ranking := _ranking_without_search(run, model)) is not None:
         run.kept.attached = model
-        run.finish("search", {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False})
+        record = {"skip_set": sorted(ranking[: config.num_skip]), "ranking": ranking, "searched": False}
+        run.finish("search", record | ({"data": run.digests("train")} if config.search.rule == "similarity" else {}))
         return
     planned = plan(run, "search")
     trainer = make_trainer(run, model, "search", planned.steps)
     announce(run, trainer, planned)
     if planned.rounds is None:
-        train(trainer)
+        train(run, trainer)
     else:
         assert trainer.search_phase is not None
         trainer.search_phase.run(planned.steps, run.folder / "search", "scoring skip sets")
@@ -85,6 +84,7 @@ def search(run: Run) -> None:
     select(model, found.skip_set)
     save(model, run.folder / "search" / "adapter")
     record = {**found.to_dict(), "searched": True, "plan": asdict(planned), "log": logged_losses(trainer)}
+    record["data"] = run.digests(*READS["search"])
     share = f"{100 * found.round_seconds / found.seconds:.0f} % of {found.seconds:.0f} s in rounds"
     console.print(f"skip set {list(found.skip_set)}, most redundant first {found.ranking[: config.num_skip]}; {share}")
     if config.train.continue_pias and not dist.is_initialized():  # several processes have wrapped or sharded it
@@ -107,29 +107,34 @@ def _ranking_without_search(run: Run, model: Any) -> list[int] | None:
 def tune(run: Run) -> None:
     """Trains the PIAs under the found skip set and saves the pruned adapter."""
     found = run.require("search")
+    require_same_data(run, "search", *READS["tune"])
     model, run.kept.attached = run.kept.attached or attached_base(run), None
     try:
         select(model, found["skip_set"])
     except ValueError as error:
         raise ConfigError(f"{run.folder / 'search.json'}: {error}; run `eas search {run.folder}` again") from error
     if run.config.train.continue_pias and found["searched"]:
-        load_into(model, run.folder / "search" / "adapter")
+        load_into(model, run.folder / "search" / "adapter")  # with the set that it was saved under
+        require_set(run, skip_set(model), run.folder / "search" / "adapter")
     if isinstance(run.config.method, SkipConfig):
         prune(model)
     planned = plan(run, "tune")
     trainer = make_trainer(run, model, "tune", planned.steps)
     announce(run, trainer, planned)
-    seconds = train(trainer)
+    trained = train(run, trainer)
     save(model, run.folder / "adapter")
-    record = {"log": logged_losses(trainer), "seconds": seconds, "plan": asdict(planned)}
-    run.finish("tune", {**record, "made": _made()})
+    if trained.steps == 0 and run.record("tune") is not None:  # it says more of the training than this call knows
+        return
+    record: dict[str, Any] = {"log": logged_losses(trainer), "plan": asdict(planned)}
+    record |= {} if trained.seconds is None else {"seconds": trained.seconds}
+    run.finish("tune", {**record, "data": run.digests(*READS["tune"]), "made": _made()})
 
 
 @alone
 def fold_step(run: Run) -> None:
     """Writes the standalone model, where the method has one; checks that folding changes nothing."""
     run.require("tune")
-    model = load(run.load_base(), run.folder / "adapter")
+    model = load_tuned(run)
     mode = fold_mode(run)
     if run.config.bits is not None:
         console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
@@ -167,7 +172,7 @@ def evaluate_step(run: Run) -> None:
     run.require("tune")
     config, examples, start = run.config, run.data("test"), time.perf_counter()
     record: dict[str, Any] = {"examples": len(examples), "metric": config.metric_name, "score": {}, "answers": {}}
-    record["report"] = {}
+    record |= {"report": {}, "data": run.digests("test")}
 
     record["blind"] = asdict(blind(config.metric_name, examples, config.data_options))
     record["scores"] = {}
@@ -187,7 +192,7 @@ def evaluate_step(run: Run) -> None:
 
     run.kept.base = run.load_base()
     score("zero_shot", run.kept.base, config.eval_batch_size)
-    run.kept.folded = model = load(run.load_base(), run.folder / "adapter")
+    run.kept.folded = model = load_tuned(run)
     score("tuned", model, config.eval_batch_size)
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
@@ -214,7 +219,7 @@ def measure(run: Run) -> None:
     run.kept.base = run.kept.folded = None
     mode = fold_mode(run)
     if tuned is None:
-        tuned = load(run.load_base(), run.folder / "adapter")
+        tuned = load_tuned(run)
         if mode is not None:
             fold(tuned, mode)
     models = {"base": base, "tuned": tuned}
@@ -252,75 +257,12 @@ def _made() -> dict[str, Any]:
 
 
 @alone
-def gather(run: Run) -> None:
-    """Gathers all records into result.json, see ``gather_into``."""
-    gather_into(run, run.folder)
-
-
-def gather_into(run: Run, folder: Path) -> None:
-    """Gathers a run's records, and the pictures of its samples, into the result.json of a folder.
-
-    Raises:
-        ConfigError: the folder is that of a comparison's run, whose result.json is another.
-    """
-    if is_of_comparison(run.folder):
-        raise ConfigError(f"{run.folder} is one run of a comparison; name the comparison's folder")
-    config, records = run.config, {step: run.record(step) or {} for step in ("search", "tune", "eval", "measure")}
-    found, score = records["search"], records["eval"].get("score")
-    zero_shot = records["eval"].get("zero_shot") or {}
-    model_config = run.load_config()
-    made = records["measure"].get("made") or records["tune"].get("made") or {}  # not where it is gathered
-    result = {
-        "versions": made.get("versions"),
-        "git_revision": made.get("git_revision"),
-        "command": shlex.join(["eas", "run", "--output-dir", config.output_dir]),
-        "hardware": made.get("hardware"),
-        "config": config.to_dict(),
-        "seed": config.seed,
-        "model": {
-            "id": config.model,
-            "class": model_config.architectures[0],
-            "layers": run.task.layers(model_config),
-            "candidates": run.task.num_candidates(model_config, run.config.method),
-            "candidate_layers": run.task.candidate_layers(model_config, run.config.method),
-            "skip_set": found.get("skip_set"),
-            "k": config.num_skip,
-            "method": config.method.name,
-        },
-        "task": {
-            "data": config.data,
-            "split": "test",
-            "examples": records["eval"].get("examples"),
-            "metric": config.metric_name,
-            "images_left_out": records["measure"].get("images_left_out", False),
-            **(records["eval"].get("blind") or {}),
-            "zero_shot": {key: value for key, value in zero_shot.items() if key != "meant"},
-        },
-        "accuracy": score,
-        "categories": {**(records["eval"].get("report") or {}), "examples": records["eval"].get("examples_of")},
-        "counts": records["measure"].get("counts"),
-        "layers": records["measure"].get("layers"),
-        "latency": records["measure"].get("latency"),
-        "search": found if found.get("searched") else None,
-        "training": {
-            "search": found.get("log", []),
-            "tune": records["tune"].get("log", []),
-            "seconds": {
-                "search": found.get("seconds"),
-                "tune": records["tune"].get("seconds"),
-                "evaluate": records["eval"].get("seconds"),
-            },
-        },
-        "samples": samples(run, records["eval"], folder),
-    }
-    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
-
-
-@alone
 def report(run: Run) -> None:
     """Gathers all records into result.json, and writes figures and page."""
-    gather(run)
-    write_report(run.folder)
+    left_out = gather_into(run, run.folder)
+    for message in left_out:
+        console.print(f"left out: {message}", highlight=False, soft_wrap=True)
+    write_page([run.folder], run.folder, left_out)
     write_card(run.folder)
 
 
@@ -347,6 +289,7 @@ def run_steps(run: Run) -> None:
 def _run_steps(run: Run) -> None:
     check_room(run)
     try:
+        require_data_of(run, STEPS)
         for name, step in STEPS.items():
             missing = run.record(name) is None
             if from_main(missing) if name in ("search", "tune") else missing:  # the first waits for the step before
