@@ -33,6 +33,7 @@ from eas.attachment.state import candidates
 from eas.data import load_data
 from eas.measure.latency import git_revision, hardware
 from eas.models.bases import base_folder
+from eas.pipeline.dtype import chosen_dtype
 from eas.searching import similarity_ranking
 from eas.searching.fixed import FIXED
 from eas.searching.scoring import score_sets
@@ -57,7 +58,7 @@ class Table:
         few = list(islice(short, QUESTIONS))
         self.batch = collate(few)
         del self.batch["prompt_mask"]
-        self.model = eas.attach(load_base(model), eas.EASConfig(num_skip=K)).eval()
+        self.model = eas.attach(load_base(model, dtype=chosen_dtype("auto")), eas.EASConfig(num_skip=K)).eval()
 
     def measure(self, sets: list[SkipSet]) -> list[float]:
         new = [s for s in dict.fromkeys(sets) if s not in self.losses]

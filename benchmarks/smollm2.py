@@ -28,6 +28,7 @@ from eas.data import load_data
 from eas.example import Example
 from eas.measure.latency import git_revision, hardware
 from eas.models.bases import base_folder
+from eas.pipeline.dtype import chosen_dtype
 from eas.tasks.collate import Collator
 from eas.tasks.evaluation import evaluate
 
@@ -127,7 +128,8 @@ def run(name: str, seed: int, steps: int, data: str, out: Path) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     values, skip_set, rate = RUNS[name]
     torch.manual_seed(seed)
-    model, tokenizer = load_base(MODEL), AutoTokenizer.from_pretrained(base_folder(MODEL))
+    model, tokenizer = load_base(MODEL, dtype=chosen_dtype("auto")), AutoTokenizer.from_pretrained(base_folder(MODEL))
+    dtype = model.dtype
     model = eas.attach(model.to(DEVICE), eas.method_config(values))
     if skip_set:
         eas.select(model, skip_set)
@@ -174,6 +176,7 @@ def run(name: str, seed: int, steps: int, data: str, out: Path) -> dict[str, Any
         "learning_rate": rate,
         "method": model.eas.config.to_dict(),
         "skip_set": list(eas.skip_set(model)),
+        "dtype": str(dtype).removeprefix("torch."),
         "trained": eas.parameter_counts(model)[0],
         "curve": points,
         "test": {"accuracy": tested.score, "loss": tested.report.numbers["loss"], "examples": len(test)},

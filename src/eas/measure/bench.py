@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 
+import eas.attachment.standalone  # noqa: F401  # transformers knows its folders then
 from eas.attachment.fast_decode import fast_decode
 from eas.attachment.state import skip_set
 from eas.config import Config, ConfigError, option
@@ -168,7 +169,12 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
     name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
-    auto = auto_class(model_config(name).model_type)
+    model_type = model_config(name).model_type
+    if model_type.startswith("eas_"):
+        raise ConfigError(
+            f"{name} is a standalone model, which lacks attentions already; name its base, and its --skip-set"
+        )
+    auto = auto_class(model_type)
     model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(device).eval()
     return model
 

@@ -149,8 +149,7 @@ def _config(name: str) -> Any:
     try:
         return model_config(name)
     except OSError as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"{name} has no config.json, in a folder or on the Hub: {why}") from error
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def _from_config(config: Any, dtype: torch.dtype) -> PreTrainedModel:

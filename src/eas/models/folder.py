@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
@@ -47,6 +48,8 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
     try:
         path = local if local.parent.is_dir() else Path(cached_file(id_or_folder, "config.json", revision=revision))
     except OSError as error:
+        if isinstance(error.__cause__, HFValidationError):
+            raise OSError(f"{id_or_folder}: there is no such folder; a Hub id has the form owner/name") from error
         raise OSError(f"{id_or_folder}: {' '.join(str(error).split())}") from error
     record = read_record(path, ModelRecord, REMEDY)
     if (generation := path.with_name("generation_config.json")).is_file():  # transformers passes over a damaged one

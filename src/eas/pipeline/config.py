@@ -73,7 +73,11 @@ class RunConfig(Config):
         "'tiny', which comes with eas",
     )
     revision: str | None = option(None, "commit, branch or tag of a Hub model")
-    dtype: str = option("auto", "dtype of the base's weights: 'auto' (as saved), 'float32', 'bfloat16', 'float16'")
+    dtype: str = option(
+        "auto",
+        "dtype of the base's weights: 'float32', 'bfloat16', 'float16', or 'auto': as saved, but float32 on a CPU that "
+        "computes 16 bits in software",
+    )
     bits: int | None = option(None, "4 or 8: bits of the quantised blocks of the language model; null: not quantised")
     visual_tokens: int | None = option(
         None, "tokens of an image that the language model reads (LLaVA), in training, scoring and serving; null: all"

@@ -67,7 +67,7 @@ def check_method(run: Run) -> Any:
     """The run's model with its method and skip set, without storage.
 
     Raises:
-        ConfigError: they do not fit, or what the method trains is larger than this machine's memory.
+        ConfigError: they do not fit, or the weights or what the method trains are larger than this machine's memory.
     """
     base = run.load_config()
     with torch.device("meta"), no_init_weights():
@@ -81,6 +81,12 @@ def check_method(run: Run) -> Any:
     there = psutil.virtual_memory().total
     if torch.cuda.is_available():
         there = max(there, torch.cuda.mem_get_info()[1])
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if run.dtype != run.config.dtype and weights > there:
+        raise ConfigError(
+            f"dtype: the weights need {weights / 2**30:,.0f} GiB in float32, and this machine has {there / 2**30:,.0f} "
+            "GiB; -o dtype=bfloat16 needs half, but this CPU computes 16 bits in software, which is slow"
+        )
     if need > there and not dist.is_initialized():  # several processes may share it
         raise ConfigError(
             f"method: what {run.config.method.name} trains needs {need / 2**30:,.0f} GiB, and this machine has "

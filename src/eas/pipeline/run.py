@@ -28,6 +28,7 @@ from eas.models.folder import model_config
 from eas.models.quantisation import quantisation
 from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
+from eas.pipeline.dtype import chosen_dtype
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
 from eas.searching.phase import STATE_FILE
@@ -107,11 +108,16 @@ class Run:
         """Where the base is loaded from."""
         return base_folder(self.config.model)
 
+    @property
+    def dtype(self) -> str:
+        """Of the base's weights here; "auto" is as saved."""
+        return chosen_dtype(self.config.dtype)
+
     def load_base(self, on_host: bool = False) -> Any:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""
-        given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.config.dtype}
+        given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.dtype}
         if self.config.bits is not None:
-            compute = COMPUTE.get(self.config.dtype, torch.bfloat16)
+            compute = COMPUTE.get(self.dtype, torch.bfloat16)
             given["quantization_config"] = quantisation(self.load_config(), self.config.bits, compute)
         model = load_base(self.base_id, **given)
         if self.config.visual_tokens is not None:

@@ -55,7 +55,7 @@ def warning(run: Run) -> str:
     config, size = run.load_config(), run.task.first(run, "test")[1]
     last = run.task.num_candidates(config, method)
     skip_set = run.config.skip_set or range(last - method.num_skip, last)
-    dtype = _dtype(run.config.dtype, config)
+    dtype = _dtype(run.dtype, config)
     with torch.device("meta"), no_init_weights():
         base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
     size = size[0], counted(base, *size[1:]), size[2]  # the measurement says what is left out
@@ -82,6 +82,15 @@ def warning(run: Run) -> str:
             macs, read = (100 * (1 / found[key] - 1) for key in ("prefill_ms", "decode_ms"))
             return f"{about}; it saves with {keys} ({macs:+.1f} % MACs, {read:+.1f} % bytes read)"
     return f"{about}; no ranks save at this k: raise method.num_skip"
+
+
+def slow_dtype(run: Run) -> str:
+    """What to say of weights that are not loaded in the dtype that they are saved in; else empty."""
+    config = run.load_config()
+    if (saved := _dtype(run.config.dtype, config)) == _dtype(run.dtype, config):
+        return ""
+    name = str(saved).removeprefix("torch.")
+    return f"weights are in float32, as this CPU computes {name} in software; -o dtype={name} halves their memory"
 
 
 def _dtype(name: str, config: Any) -> torch.dtype:
