@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.config import ConfigError
+from eas.demo.tiny import load_tiny
 from eas.hf.one_token import NAME, attend_one, narrow, wide
 from eas.measure import bench as bench_module
 from eas.measure import rates, shapes
@@ -236,6 +237,15 @@ def test_the_command_ends_with_json(tmp_path: Path) -> None:
 def test_refusals_say_what_to_do(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench(BenchConfig(**values))
+
+
+def test_bench_refuses_a_standalone_model(tmp_path: Path) -> None:
+    model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2))
+    eas.select(model, [2, 5])
+    eas.prune(model)
+    eas.save_standalone(model, tmp_path)
+    with pytest.raises(ConfigError, match=r"is a standalone model.*name its base"):
+        bench(BenchConfig(model=str(tmp_path)))
 
 
 def test_skip_sets() -> None:
