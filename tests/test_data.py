@@ -1,13 +1,7 @@
-"""Loading: both row forms, NLVR v1, splits, metrics, and every way the data can be wrong."""
+"""Own data: both row forms, splits, options, datasets, and every way that rows can be wrong."""
 
 import io
 import json
-import os
-import pickle
-import shutil
-import tarfile
-from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +12,6 @@ from eas.config import ConfigError
 from eas.data import load_data
 from eas.data.hub import HubRows
 from eas.data.jsonl import load_jsonl
-from eas.data.nlvr import load_nlvr
 from eas.example import DataError, Example
 from eas.metrics import METRICS
 from eas.pipeline import RunConfig
@@ -252,129 +245,6 @@ def test_unknown_data_and_splits(write, tmp_path, spec, split, words):
         load_data(spec, split)
 
 
-# ------------------------------------------------------------------------------------------------ NLVR v1
-
-
-@pytest.fixture
-def nlvr(tmp_path):
-    """Two directories of one sentence and two permutations each, the images in a tar."""
-    rows = [{"sentence": f"s{d}", "label": "true", "identifier": f"{d}-0", "directory": str(d)} for d in range(2)]
-    (tmp_path / "dev.json").write_text("\n".join(map(json.dumps, rows)))
-    for d in range(2):
-        folder = tmp_path / "dev" / "images" / str(d)
-        folder.mkdir(parents=True)
-        for k in (0, 3):
-            Image.new("RGBA", (8, 2), (d, k, 0, 255)).save(folder / f"dev-{d}-0-{k}.png")
-    with tarfile.open(tmp_path / "images.tar", "w") as tar:
-        tar.add(tmp_path / "dev", "dev")
-    return tmp_path
-
-
-def test_nlvr_reads_tar_and_folder_alike(nlvr):
-    extracted = load_nlvr(nlvr, "dev")
-    pixels = [example.load_images()[0].tobytes() for example in extracted]
-    shutil.rmtree(nlvr / "dev")
-    packed = pickle.loads(pickle.dumps(load_nlvr(nlvr, "test")))
-    assert [e.id for e in packed] == ["dev-0-0-0", "dev-0-0-3", "dev-1-0-0", "dev-1-0-3"]
-    for one, other in zip(extracted, packed, strict=True):
-        assert (one.id, one.messages, one.target, one.metadata) == (
-            other.id,
-            other.messages,
-            other.target,
-            other.metadata,
-        )
-    assert [example.load_images()[0].tobytes() for example in packed] == pixels
-    example = packed[3]
-    assert example.question == "s1\nIs this true of the image? Answer true or false."
-    assert (example.choices, example.metadata["directory"]) == (("true", "false"), "1")
-    assert example.load_images()[0].getpixel((0, 0)) == (1, 3, 0)
-
-
-def test_nlvr_errors(nlvr):
-    with pytest.raises(DataError, match=r"neither .*train.json nor .*train.json exists"):
-        load_nlvr(nlvr, "train")
-    (nlvr / "dev" / "images" / "1" / "dev-1-0-0.png").unlink()
-    assert len(load_nlvr(nlvr, "dev")) == 3
-    (nlvr / "dev" / "images" / "1" / "dev-1-0-3.png").unlink()
-    with pytest.raises(DataError, match=r"dev.json:2: no image dev/images/1/dev-1-0-0.png"):
-        load_nlvr(nlvr, "dev")
-    shutil.rmtree(nlvr / "dev")
-    tar = nlvr / "images.tar"
-    whole = tar.read_bytes()
-    image = load_nlvr(nlvr, "dev")[0]
-    tar.write_bytes(whole.replace(b"\x89PNG", b"\x00PNG"))
-    with pytest.raises(
-        DataError, match=r"example dev-0-0-0: .*images.tar:dev/images/0/dev-0-0-0.png is not a readable"
-    ):
-        image.load_images()
-    tar.write_bytes(whole[:2100])
-    with pytest.raises(DataError, match=r"images.tar is not a whole uncompressed tar"):
-        load_nlvr(nlvr, "dev")
-    tar.unlink()
-    with pytest.raises(DataError, match=r"neither .*images nor .*images.tar exists"):
-        load_nlvr(nlvr, "dev")
-    (nlvr / "dev.json").write_text('{"sentence": "s"}')
-    tar.write_bytes(whole)
-    with pytest.raises(DataError, match=r"dev.json:1: no key 'label'"):
-        load_nlvr(nlvr, "dev")
-
-
-@pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of real data")
-def test_nlvr_as_published(monkeypatch):
-    folder = Path(os.environ["EAS_REAL_DATA"]) / "nlvr"
-    with monkeypatch.context() as patched:
-        patched.setattr(Image, "open", lambda *_: pytest.fail("an image was opened at load"))
-        dev, train, held = (load_data(f"nlvr:{folder}", split) for split in ("dev", "train", "validation"))
-    assert Counter(e.target for e in dev) == {"true": 547, "false": 442}
-    assert len({e.metadata["identifier"] for e in dev}) == 989
-    both = [*train, *held]
-    assert len({e.id for e in both}) == len(both) == 2000
-    assert Counter(e.target for e in both) == {"true": 2 * 587, "false": 2 * 413}
-    assert set(Counter(e.metadata["identifier"] for e in both).values()) == {2}
-    assert {e.metadata["directory"] for e in train}.isdisjoint(e.metadata["directory"] for e in held)
-    assert 0.05 < len(held) / len(both) < 0.15
-    for example in (dev[0], dev[-1], train[0], held[-1]):
-        (image,) = example.load_images()
-        assert (image.size, image.mode) == ((400, 100), "RGB")
-
-
-# ------------------------------------------------------------------------------------------------ metrics
-
-
-@pytest.mark.parametrize(
-    ("metric", "prediction", "target", "score"),
-    [
-        ("exact", " A  red\nRing. ", "a red ring", 1.0),
-        ("exact", "red", "a red ring", 0.0),
-        ("contains", "It is red, I think", "Red.", 1.0),
-        ("contains", "normal", "no", 0.0),
-        ("choice", "Red square, of course", "red square", 1.0),
-        ("choice", "red squares", "red square", 0.0),
-        ("choice", "red square", "red", 0.0),
-        ("choice", "it is red", "red", 0.0),
-    ],
-)
-def test_metrics(metric, prediction, target, score):
-    choices = () if metric != "choice" else ("red", "red square")
-    assert METRICS[metric](prediction, Example.ask("x", "q", target, choices=choices)) == score
-
-
-@pytest.mark.parametrize("choices", [("no", "No"), ("US", "us"), ("a.", "a"), ("b c", "b  c")])
-def test_choices_that_differ_in_their_form_only_are_told_apart(choices):
-    for metric in ("choice", "ranking"):
-        for said, target in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            example = Example.ask("x", "q", choices[target], choices=choices)
-            assert METRICS[metric](choices[said], example) == (said == target), (metric, said, target)
-
-
-def test_choice_needs_choices():
-    with pytest.raises(DataError, match="example x has no choices; use"):
-        METRICS["choice"]("red", Example.ask("x", "q", "red"))
-
-
-# ------------------------------------------------------------------------------------------------ own data, at length
-
-
 def test_ten_thousand_rows_touch_no_image(write, tmp_path, monkeypatch):
     row = json.dumps({"image": "a.png", "conversations": said("<image>\nq", "a")})
     write(*[row] * 10_000, name="train.jsonl")
@@ -556,28 +426,6 @@ def test_a_run_knows_the_options_of_its_data():
     ):
         with pytest.raises(ConfigError, match=words):
             RunConfig(**values)
-
-
-def test_answers_and_losses_are_scored():
-    from transformers import AutoProcessor
-
-    from eas.attachment.load import load_base
-    from eas.models.folder import TINY_DIR
-    from eas.tasks.evaluation import evaluate
-
-    model, processor = load_base(str(TINY_DIR)), AutoProcessor.from_pretrained(TINY_DIR)
-    examples = load_data("scenes:textures", "test", limit=6)
-    ask = {"batch_size": 4, "max_new_tokens": 4}
-    answered = evaluate(model, processor, examples, metric="exact", **ask)
-    assert answered.report.numbers == {"exact": round(100 * answered.score, 2)}
-    assert answered.answers.keys() == answered.report.scores.keys() == {example.id for example in examples}
-    losses = evaluate(model, processor, examples, metric="none", **ask)
-    singly = evaluate(model, processor, examples, metric="none", batch_size=1, max_new_tokens=1)
-    assert losses.answers == {}
-    assert 0 < losses.score < 1
-    assert losses.report.scores == pytest.approx(singly.report.scores, rel=1e-4)
-    with pytest.raises(DataError, match=r"metric 'bleu' is unknown; use one of exact, .*scienceqa"):
-        evaluate(model, processor, examples, metric="bleu", **ask)
 
 
 def test_a_class_label_of_minus_one_is_no_label():
