@@ -147,7 +147,12 @@ def test_a_comparison_refuses_other_data_than_that_of_its_rows(tmp_path):
             compare_runs(CompareConfig.from_dict(later))
         rows(data, split, 4)
     result = tmp_path / "compare" / "runs" / "LoRA-k0-s0" / "result.json"
-    old = {key: value for key, value in json.loads(result.read_text()).items() if key != "data"}
+    found = json.loads(result.read_text())
+    assert found["dtype"] == "float32"
+    result.write_text(json.dumps(found | {"dtype": "bfloat16"}))  # of a machine on which "auto" was another
+    with pytest.raises(eas.ConfigError, match=r"holds another run: dtype = bfloat16 \(now float32\)"):
+        compare_runs(CompareConfig.from_dict(later))
+    old = {key: value for key, value in found.items() if key not in ("data", "dtype")}
     result.write_text(json.dumps(old))  # as records were before they said it
     assert compare_runs(CompareConfig.from_dict(later))["failed"] == 0
     evaluated = CliRunner().invoke(cli.app, ["eval", str(result.parent)])
@@ -191,6 +196,7 @@ def test_a_page_is_written_where_data_and_base_are_gone(tmp_path, monkeypatch):
     data, folder = tmp_path / "own", tmp_path / "run"
     run_steps(started(folder, data=own(data), skip_set=[1, 2, 3]))
     whole = json.loads((folder / "result.json").read_text())
+    assert whole["model"]["dtype"] == "float32"
     assert len(whole["samples"]) == 4
 
     rows(data, "test", 4, "blue")

@@ -104,6 +104,7 @@ def _compare(config: CompareConfig, command: str) -> dict[str, Any]:
                 "config": config.to_dict(),
                 "git_revision": git_revision(),
                 "versions": library_versions(),
+                "dtype": Run(jobs[0].config).weights_dtype,
                 "task": _task(Run(jobs[0].config)),
                 "trials": {label: [summary_of(job) for job in group] for label, group in trials.items()},
                 "rows": rows,
@@ -200,6 +201,7 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         "git_revision": git_revision(),
         "versions": library_versions(),
         "hardware": hardware(),
+        "dtype": run.weights_dtype,
     }
     try:
         if run.record("search") is None and not job.evaluate_only:

@@ -25,6 +25,10 @@ def refuse_changes(jobs: Sequence[Job], *but: str) -> None:
         if not path.is_file():
             raise ConfigError(f"entry {job.entry!r}: {job.folder} holds results but no {CONFIG_FILE}; remove it")
         changed = changes(RunConfig.from_file(path), job.config, "output_dir", *but)
+        run = Run(job.config)
+        was, now = (run.record("result") or {}).get("dtype"), run.weights_dtype
+        if was not in (None, now):  # "auto" is another on another machine
+            changed.append(f"dtype = {was} (now {now})")
         if changed:
             raise ConfigError(
                 f"entry {job.entry!r}: {job.folder} holds another run: {', '.join(changed)}; remove that folder or use "

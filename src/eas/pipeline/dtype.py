@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 IN_SOFTWARE = ("DEFAULT", "NO AVX", "AVX2")
@@ -19,3 +21,10 @@ def chosen_dtype(dtype: str) -> str:
     """
     slow = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in IN_SOFTWARE
     return "float32" if dtype == "auto" and slow else dtype
+
+
+def loaded_dtype(dtype: str, config: Any) -> torch.dtype:
+    """What a base with this configuration is loaded in under ``dtype``."""
+    named = config.dtype if dtype == "auto" else dtype
+    loaded: torch.dtype = getattr(torch, str(named or "float32").removeprefix("torch."))
+    return loaded

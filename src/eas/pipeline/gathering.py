@@ -47,7 +47,7 @@ def gather_into(run: Run, folder: Path) -> list[str]:
         "hardware": made.get("hardware"),
         "config": config.to_dict(),
         "seed": config.seed,
-        "model": {"id": config.model, **_base(run, before, left_out), **skipping},
+        "model": {"id": config.model, **_base(run, before, left_out), **skipping, "dtype": made.get("dtype")},
         "task": {
             "data": config.data,
             "split": "test",

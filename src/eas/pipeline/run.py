@@ -28,7 +28,7 @@ from eas.models.folder import model_config
 from eas.models.quantisation import quantisation
 from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
-from eas.pipeline.dtype import chosen_dtype
+from eas.pipeline.dtype import chosen_dtype, loaded_dtype
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
 from eas.searching.phase import STATE_FILE
@@ -112,6 +112,11 @@ class Run:
     def dtype(self) -> str:
         """Of the base's weights here; "auto" is as saved."""
         return chosen_dtype(self.config.dtype)
+
+    @property
+    def weights_dtype(self) -> str:
+        """The name of what the base's weights are in here."""
+        return str(loaded_dtype(self.dtype, self.load_config())).removeprefix("torch.")
 
     def load_base(self, on_host: bool = False) -> Any:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""

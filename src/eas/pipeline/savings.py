@@ -15,6 +15,7 @@ from eas.measure.vision import counted
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
 from eas.pipeline.config import INTO_WEIGHTS
+from eas.pipeline.dtype import loaded_dtype
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
 from eas.tasks.task import Size
@@ -55,7 +56,7 @@ def warning(run: Run) -> str:
     config, size = run.load_config(), run.task.first(run, "test")[1]
     last = run.task.num_candidates(config, method)
     skip_set = run.config.skip_set or range(last - method.num_skip, last)
-    dtype = _dtype(run.dtype, config)
+    dtype = loaded_dtype(run.dtype, config)
     with torch.device("meta"), no_init_weights():
         base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
     size = size[0], counted(base, *size[1:]), size[2]  # the measurement says what is left out
@@ -86,15 +87,7 @@ def warning(run: Run) -> str:
 
 def slow_dtype(run: Run) -> str:
     """What to say of weights that are not loaded in the dtype that they are saved in; else empty."""
-    config = run.load_config()
-    if (saved := _dtype(run.config.dtype, config)) == _dtype(run.dtype, config):
+    saved = loaded_dtype(run.config.dtype, run.load_config())
+    if (name := str(saved).removeprefix("torch.")) == run.weights_dtype:
         return ""
-    name = str(saved).removeprefix("torch.")
     return f"weights are in float32, as this CPU computes {name} in software; -o dtype={name} halves their memory"
-
-
-def _dtype(name: str, config: Any) -> torch.dtype:
-    """Of the weights as they will be loaded."""
-    named = config.dtype if name == "auto" else name
-    dtype: torch.dtype = getattr(torch, str(named or "float32").removeprefix("torch."))
-    return dtype

@@ -128,7 +128,7 @@ def tune(run: Run) -> None:
         return
     record: dict[str, Any] = {"log": logged_losses(trainer), "plan": asdict(planned)}
     record |= {} if trained.seconds is None else {"seconds": trained.seconds}
-    run.finish("tune", {**record, "data": run.digests(*READS["tune"]), "made": _made()})
+    run.finish("tune", {**record, "data": run.digests(*READS["tune"]), "made": _made(run)})
 
 
 @alone
@@ -248,13 +248,18 @@ def measure(run: Run) -> None:
             "width": base.config.get_text_config().hidden_size,
         }
     totals = {name: asdict(c) for name, c in counts.items()}
-    record = {"counts": totals, "layers": blocks, "latency": latency, "made": _made(), "images_left_out": left_out}
+    record = {"counts": totals, "layers": blocks, "latency": latency, "made": _made(run), "images_left_out": left_out}
     run.finish("measure", record)
 
 
-def _made() -> dict[str, Any]:
+def _made(run: Run) -> dict[str, Any]:
     """By what, and on what machine, a step was done."""
-    return {"versions": library_versions(), "git_revision": git_revision(), "hardware": hardware()}
+    return {
+        "versions": library_versions(),
+        "git_revision": git_revision(),
+        "hardware": hardware(),
+        "dtype": run.weights_dtype,
+    }
 
 
 @alone
