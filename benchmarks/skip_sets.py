@@ -33,7 +33,7 @@ from eas.attachment.state import candidates
 from eas.data import load_data
 from eas.measure.latency import git_revision, hardware
 from eas.models.bases import base_folder
-from eas.pipeline.dtype import chosen_dtype
+from eas.models.dtype import chosen_dtype
 from eas.searching import similarity_ranking
 from eas.searching.fixed import FIXED
 from eas.searching.scoring import score_sets

@@ -28,7 +28,7 @@ from eas.data import load_data
 from eas.example import Example
 from eas.measure.latency import git_revision, hardware
 from eas.models.bases import base_folder
-from eas.pipeline.dtype import chosen_dtype
+from eas.models.dtype import chosen_dtype
 from eas.tasks.collate import Collator
 from eas.tasks.evaluation import evaluate
 

@@ -160,7 +160,7 @@ def _twins() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from eas.pipeline.dtype import IN_SOFTWARE
+    from eas.models.dtype import IN_SOFTWARE
 
     with _silence():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

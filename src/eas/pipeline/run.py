@@ -24,11 +24,11 @@ from eas.example import Example
 from eas.files import claimed, write_text
 from eas.models.anatomy import reads_images
 from eas.models.bases import base_folder
+from eas.models.dtype import chosen_dtype, loaded_dtype
 from eas.models.folder import model_config
 from eas.models.quantisation import quantisation
 from eas.models.visual_tokens import fit_processor, keep_visual_tokens
 from eas.pipeline.config import RunConfig
-from eas.pipeline.dtype import chosen_dtype, loaded_dtype
 from eas.pipeline.records import STEP_RECORDS
 from eas.records import raised_as, read_record
 from eas.searching.phase import STATE_FILE

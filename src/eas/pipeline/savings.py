@@ -14,8 +14,8 @@ from eas.measure.count import Counts, count, on_meta
 from eas.measure.vision import counted
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
+from eas.models.dtype import loaded_dtype
 from eas.pipeline.config import INTO_WEIGHTS
-from eas.pipeline.dtype import loaded_dtype
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
 from eas.tasks.task import Size

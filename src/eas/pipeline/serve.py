@@ -22,8 +22,8 @@ from eas.attachment.state import attached, attachment
 from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
+from eas.models.dtype import chosen_dtype
 from eas.models.visual_tokens import fit_processor
-from eas.pipeline.dtype import chosen_dtype
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
