@@ -131,6 +131,7 @@ def test_a_run_of_every_task(models, tmp_path, task):
         "skip_set": None,
         "k": 2,
         "method": "eas",
+        "dtype": "float32",
     }
     assert len(result["model"]["skip_set"]) == 2
     assert result["task"]["metric"] == {"vqa": "vqa2", "nlvr2": "nlvr2", "retrieval": "flickr30k"}[task]

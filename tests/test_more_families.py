@@ -27,7 +27,7 @@ from eas.searching.scoring import score_sets
 
 torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
-CLOSE = {"rtol": 1e-5, "atol": 3e-5}  # logits of order one
+CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # logits of order one; CPUs round in another order
 SETS = [(0, 2), (1,)]
 OTHERWISE = ("PaliGemma 2", "Gemma4Unified")
 """What transformers itself decodes otherwise with a static cache than without."""

@@ -118,6 +118,11 @@ class Run:
         """The name of what the base's weights are in here."""
         return str(loaded_dtype(self.dtype, self.load_config())).removeprefix("torch.")
 
+    @property
+    def saved_dtype(self) -> str:
+        """What ``weights_dtype`` is where 16 bits are not computed in software."""
+        return str(loaded_dtype(self.config.dtype, self.load_config())).removeprefix("torch.")
+
     def load_base(self, on_host: bool = False) -> Any:
         """The base model, freshly loaded, on the accelerator if there is one and it is not to stay on the host."""
         given: dict[str, Any] = {"revision": self.config.revision, "dtype": self.dtype}

@@ -87,7 +87,6 @@ def warning(run: Run) -> str:
 
 def slow_dtype(run: Run) -> str:
     """What to say of weights that are not loaded in the dtype that they are saved in; else empty."""
-    saved = loaded_dtype(run.config.dtype, run.load_config())
-    if (name := str(saved).removeprefix("torch.")) == run.weights_dtype:
+    if (name := run.saved_dtype) == run.weights_dtype:
         return ""
     return f"weights are in float32, as this CPU computes {name} in software; -o dtype={name} halves their memory"
