@@ -24,6 +24,8 @@ RESULTS = {
     "adapt": "adapt.json",
     "smol": "smol.json",
     "codes": "smol_codes.json",
+    "smolmore": "smol_more.json",
+    "smolmethods": "smol_methods.json",
 }
 DROPPED = ("k", "notes")
 

@@ -44,7 +44,10 @@ STEPS = ["0", "50", "100", "200"]
 
 
 def tuned(names: list[str]) -> Rows:
-    """Loss on validation questions by step, and the test split: the mean over seeds, and every seed's value."""
+    """Loss on validation questions by step, and the test split: the mean over seeds, and every seed's value.
+
+    Runs say their dtype if it is not that of the first ones, bfloat16.
+    """
     runs = measured("smollm2")
     rows = [["method", "rate", *(f"step {step}" for step in STEPS), "test loss", "test accuracy", "trained"]]
     for name in names:
@@ -56,9 +59,11 @@ def tuned(names: list[str]) -> Rows:
             each = ", ".join(f"{value:.{digits}f}" for value in values)
             return each if len(values) == 1 else f"{sum(values) / len(values):.{digits}f} ({each})"
 
+        wide = [run["seed"] for run in own if run.get("dtype") == "float32"]
+        seeds = "" if len(wide) == len(own) else ", seed " + ", ".join(map(str, wide))
         rows.append(
             [
-                name,
+                f"{name} (float32{seeds})" if wide else name,
                 f"{own[0]['learning_rate']:g}",
                 *(f"{sum(run['curve'][step] for run in own) / len(own):.2f}" for step in STEPS),
                 cell([run["test"]["loss"] for run in own]),
