@@ -32,7 +32,7 @@ def run(base: Path, cpu: str, monkeypatch: pytest.MonkeyPatch, **values: object)
     ("cpu", "given", "loaded"),
     [
         ("AVX2", "auto", torch.float32),
-        ("DEFAULT", "auto", torch.float32),
+        ("DEFAULT", "auto", torch.bfloat16),
         ("AVX512", "auto", torch.bfloat16),
         ("AVX2", "bfloat16", torch.bfloat16),
         ("AVX512", "float32", torch.float32),
@@ -55,7 +55,10 @@ def test_a_base_in_float32_is_told_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_float32_that_does_not_fit_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 2**20}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 5 * 2**20}))
     with pytest.raises(ConfigError, match=r"dtype: the weights need .* in float32.*-o dtype=bfloat16 needs half"):
         fit.check_method(run(saved, "AVX2", monkeypatch, method={"name": "lora", "rank": 1}))
-    fit.check_method(run(saved, "AVX2", monkeypatch, dtype="bfloat16", method={"name": "lora", "rank": 1}))
+    for fits in ({"dtype": "bfloat16"}, {"bits": 4}):  # quantised blocks are not in float32
+        made = run(saved, "AVX2", monkeypatch, **fits, method={"name": "lora", "rank": 1, "train_projector": False})
+        fit.check_method(made)
+        assert slow_dtype(made) == ""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-IN_SOFTWARE = ("DEFAULT", "NO AVX", "AVX2")
-"""What torch calls CPUs without instructions for products of 16 bits."""
+IN_SOFTWARE = ("NO AVX", "AVX2")
+"""What torch calls x86 CPUs without instructions for products of 16 bits; others, such as ARM's, were not measured."""
 
 
 def chosen_dtype(dtype: str) -> str:

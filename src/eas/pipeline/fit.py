@@ -82,7 +82,7 @@ def check_method(run: Run) -> Any:
     if torch.cuda.is_available():
         there = max(there, torch.cuda.mem_get_info()[1])
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if run.weights_dtype != run.saved_dtype and weights > there:
+    if run.config.bits is None and run.weights_dtype != run.saved_dtype and weights > there:
         raise ConfigError(
             f"dtype: the weights need {weights / 2**30:,.0f} GiB in float32, and this machine has {there / 2**30:,.0f} "
             f"GiB; -o dtype={run.saved_dtype} needs half, but this CPU computes 16 bits in software, which is slow"

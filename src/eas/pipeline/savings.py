@@ -86,7 +86,7 @@ def warning(run: Run) -> str:
 
 
 def slow_dtype(run: Run) -> str:
-    """What to say of weights that are not loaded in the dtype that they are saved in; else empty."""
-    if (name := run.saved_dtype) == run.weights_dtype:
+    """What to say of plain weights that are not loaded in the dtype that they are saved in; else empty."""
+    if (name := run.saved_dtype) == run.weights_dtype or run.config.bits is not None:
         return ""
     return f"weights are in float32, as this CPU computes {name} in software; -o dtype={name} halves their memory"
