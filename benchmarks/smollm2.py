@@ -38,6 +38,7 @@ ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
 # by benchmarks/skip_sets.py, rule spread, seed 0, before training, 60 evaluations; the first to skip first
 RANKED = [3, 26, 25, 7, 22, 21, 8, 10, 29, 4, 27, 14, 9, 11, 12, 6, 28, 5, 19, 15]
 SEARCHED = sorted(RANKED[:10])
+SIMILARITY = [6, 7, 9, 13, 17, 22, 25, 26, 28, 29]  # LLM-Drop's ranking, by the same program
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
 SMALL = {**EAS, "form": "residual", "adapt": "lora", "adapt_rank": 8, "hidden_scale": 0.25}
@@ -80,6 +81,8 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
         SEARCHED,
         2e-3,
     ),
+    "EAS residual, LoRA, similarity set, small scale": (SMALL, SIMILARITY, 2e-3),
+    "drop + LoRA, similarity set": ({"name": "drop", "num_skip": 10, "rank": 8}, SIMILARITY, 2e-3),
     "EAS residual, LoRA, small scale": (SMALL, ALTERNATING, 2e-3),
     "EAS residual, LoRA, small scale, FFNs": ({**SMALL, "candidates": "ffn"}, ALTERNATING, 2e-3),
     "drop + LoRA, 15 skipped": ({"name": "drop", "num_skip": 15, "rank": 8}, sorted(RANKED[:15]), 2e-3),
