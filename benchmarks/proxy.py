@@ -1,6 +1,7 @@
 """Does the loss under shared weights, what a search sees, rank skip sets as tuning them does? On the embedded model.
 
 python benchmarks/proxy.py TASK SEED > FOLDER/TASK-SEED.json      (a quarter of an hour on one core)
+python benchmarks/proxy.py TASK SEED table > FOLDER/TASK-SEED.json      (only "table" and "cosines": minutes)
 python benchmarks/proxy_gather.py FOLDER > benchmarks/proxy.json
 
 Weights are shared by training under sampled sets, of six ("k"), of one to ten ("range"), or in turn of none, of eleven
@@ -8,7 +9,7 @@ and of a range ("sandwich"). After so many steps the loss on held-out answers is
 wrong. Random sets, and those that a search over the last weights of "k" chose, are then tuned on from these weights, as
 `eas run` does, all with the same batches, and scored on answers seen nowhere else; "tuned" is the held-out loss early
 in that tuning. "table" holds the proxy of every set of four on each held-out
-batch, for benchmarks/regret.py.
+batch, and "cosines" the similarity of every attention's input and output before training, for benchmarks/regret.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from eas.measure.latency import git_revision, hardware
 from eas.methods.eas import EASConfig
 from eas.searching import make_rule, random_skip_set
 from eas.searching.scoring import score_sets
+from eas.searching.similarity import cosines
 from eas.tasks.collate import Collator
 
 LAYERS, BATCH, HELD_OUT, UNSEEN, RATE = 12, 16, 192, 384, 0.003
@@ -118,7 +120,7 @@ class Trial:
         return tuple(sorted(rule.ranking()[:k]))
 
 
-def run(task: str, seed: int) -> dict[str, Any]:
+def run(task: str, seed: int, only_table: bool = False) -> dict[str, Any]:
     """Everything about one task and seed."""
     start, trial = time.perf_counter(), Trial(task, seed)
     rng = np.random.default_rng([seed, 8])
@@ -133,6 +135,8 @@ def run(task: str, seed: int) -> dict[str, Any]:
     steps = range(max(SNAPSHOTS))
     for kind in ("k", "range", *(("sandwich",) if seed == 0 else ())):
         model = trial.model()
+        if kind == "k":
+            record["cosines"] = cosines(model.eval(), trial.held_out[:1])
         drawn = [sampled(kind, seed, step) for step in steps]
         at = SNAPSHOTS if kind == "k" else SNAPSHOTS[-1:]
         if 0 in at:
@@ -149,6 +153,8 @@ def run(task: str, seed: int) -> dict[str, Any]:
             losses = trial.by_batch(model, every)
             record["table"] = [[s, row.round(5).tolist()] for s, row in zip(every, losses, strict=True)]
             best = every[int(losses.mean(1).argmin())]
+            if only_table:
+                return {**record, "git_revision": git_revision(), "hardware": hardware()}
     record["searched"] = [{"k": k, "rule": r, "set": s} for k, by in found.items() for r, s in by.items()]
     record["searched"].append({"k": 4, "rule": "best of all", "set": best})
     chosen = [tuple(row["set"]) for row in record["searched"]]
@@ -169,4 +175,4 @@ def run(task: str, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(run(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(run(sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["table"])))

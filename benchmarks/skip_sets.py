@@ -36,12 +36,13 @@ from eas.models.bases import base_folder
 from eas.models.dtype import chosen_dtype
 from eas.searching import similarity_ranking
 from eas.searching.fixed import FIXED
+from eas.searching.linear import GuidedRule
 from eas.searching.scoring import score_sets
 from eas.searching.similarity import cosines
 from eas.tasks.collate import Collator
 
 LAYERS, K, RANDOM, QUESTIONS, LONGEST = 30, 10, 300, 16, 120
-RULES, SEEDS, ROUNDS, SAMPLES = ("spread", "bandit", "das"), 3, 20, 3
+RULES, SEEDS, ROUNDS, SAMPLES = ("guided", "spread", "bandit", "das"), 3, 20, 3
 SkipSet = tuple[int, ...]
 
 
@@ -132,11 +133,12 @@ def main(model: str, data: str, path: Path) -> None:
     singles = [(i,) for i in range(LAYERS)]
     base = table.measure([()])[0]
     alone = np.array(table.measure(singles)) - base
+    similar = cosines(table.model, [table.batch])
     named: dict[str, SkipSet] = {
         "alternating": tuple(range(4, 24, 2)),
         "best ten singles": tuple(sorted(np.argsort(alone)[:K].tolist())),
         **{name: tuple(sorted(FIXED[name](LAYERS, K, 0)[:K])) for name in FIXED if name != "random"},
-        "similarity": tuple(sorted(similarity_ranking(cosines(table.model, [table.batch]))[:K])),
+        "similarity": tuple(sorted(similarity_ranking(similar)[:K])),
         "coupling of q and k": tuple(sorted(np.argsort(coupling(table.model))[:K].tolist())),
         f"greedy, {sum(range(LAYERS - K + 1, LAYERS + 1))} evaluations": greedy(table),
     }
@@ -150,6 +152,8 @@ def main(model: str, data: str, path: Path) -> None:
     for name in RULES:
         for seed in range(SEEDS):
             rule = eas.make_rule(name, LAYERS, K, seed)
+            if isinstance(rule, GuidedRule):
+                rule.guide(similar)
             for _ in range(ROUNDS):
                 sets = rule.propose(SAMPLES)
                 rule.observe(sets, table.measure(sets))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eas
+from eas.attachment.state import candidates
 from eas.config import ConfigError
 from eas.pipeline import RunConfig
 from eas.searching import SearchConfig, SearchPhase, make_rule, random_skip_set
@@ -112,7 +113,7 @@ def test_rounds_read_the_held_out_examples_in_a_random_order_of_the_seed():
 
         model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(2, skip_rank=4, adapt_rank=2))
         config = SearchConfig(warmup_steps=0, interval=1, batch_size=4, seed=seed)
-        SearchPhase(model, config, range(12), score).run(4)
+        SearchPhase(model, config, range(12), score, lambda batch: [0.5] * 2).run(4)
         return seen
 
     first = batches(0)
@@ -125,3 +126,30 @@ def test_a_run_s_seed_is_its_search_s_unless_that_has_one():
     for seed in (0, 1, 2):
         assert RunConfig.from_dict({"seed": seed}).search_seed == seed
     assert RunConfig.from_dict({"seed": 1, "search": {"seed": 0}}).search_seed == 0
+
+
+def test_a_guided_search_asks_for_the_similarities_once_and_keeps_them(tmp_path):
+    model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(2, skip_rank=4, adapt_rank=2))
+    n, asked = len(candidates(model)), []
+
+    def cosines(batch):
+        asked.append(batch)
+        return [0.9 + 0.01 * i for i in range(n)]
+
+    def phase():
+        config = SearchConfig(rule="guided", warmup_steps=0, interval=1, batch_size=4)
+        return SearchPhase(model, config, range(12), lambda sets, _: [float(sum(s)) for s in sets], cosines)
+
+    whole, stopped, resumed = phase(), phase(), phase()
+    whole.run(4)
+    assert asked == [whole.batch(0)]
+    stopped.run(2, tmp_path)
+    resumed.run(4, tmp_path)
+    assert len(asked) == 2
+    assert resumed.rounds == whole.rounds
+    assert resumed.rule.cosines == [0.9 + 0.01 * i for i in range(n)]
+    damaged = json.loads((tmp_path / "search_state.json").read_text())
+    damaged["rule"]["cosines"] = [0.5]
+    (tmp_path / "search_state.json").write_text(json.dumps(damaged))
+    with pytest.raises(ConfigError, match="cosines"):
+        phase().load(tmp_path)

@@ -103,7 +103,7 @@ def test_a_round_of_regression_skips_every_candidate_about_equally_often():
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [("bandit", 0.93, 1), ("bandit_literal", 0, 0.05), ("released", 0.8, 1), ("das", 0.93, 1)]
-    + [(name, 0.99, 1) for name in ("regression", "thompson", "spread")],
+    + [(name, 0.99, 1) for name in ("regression", "thompson", "spread", "guided")],
 )
 def test_planted_redundancy_is_found(name, least, most):
     assert least <= np.mean([planted(name, seed, 100) for seed in range(8)]) <= most
@@ -125,7 +125,7 @@ def test_spread_finds_the_best_set_where_redundant_candidates_need_each_other():
     assert regret["regression"] > 2 * regret["spread"]
 
 
-@pytest.mark.parametrize("name", ["regression", "thompson", "spread"])
+@pytest.mark.parametrize("name", ["regression", "thompson", "spread", "guided"])
 def test_standard_errors_are_those_of_the_importances(name):
     scores, cost = [], np.linspace(0, 0.1, 16)
     for seed in range(20):
@@ -134,6 +134,59 @@ def test_standard_errors_are_those_of_the_importances(name):
         play(rule, lambda s: cost[list(s)].sum(), 40, np.random.default_rng([seed, 1]))
         scores += [*((np.asarray(rule.importances()) - (cost - cost.mean())) / rule.standard_errors())]
     assert 0.8 < np.sqrt(np.mean(np.square(scores))) < 1.2
+
+
+def test_a_guided_rule_is_ridge_regression_with_one_more_regressor():
+    rule, rng, rows, values = make_rule("guided", 6, 2, 0), np.random.default_rng(1), [], []
+    cosines = rng.uniform(0.5, 0.999, 6)
+    rule.guide(cosines)
+    x = np.log(1 - cosines)
+    x = (x - x.mean()) / x.std()
+    for _ in range(5):
+        sets, y = rule.propose(3), rng.uniform(size=3)
+        rule.observe(sets, y)
+        skipped = np.array([[float(i in s) for i in range(6)] for s in sets])
+        rows.append(skipped - skipped.mean(0))
+        values.append(y - y.mean())
+    seen = np.concatenate(rows)
+    seen = np.column_stack([seen, seen @ x])  # a term of each candidate's own, and the slope, whose ridge is 1 / 3**2
+    augmented = np.concatenate([seen, np.diag([*[1.0] * 6, 1 / 3])]), np.concatenate([*values, np.zeros(7)])
+    found = np.linalg.lstsq(*augmented, rcond=None)[0]
+    assert np.allclose(rule.importances(), found[:6] + found[6] * x)
+    assert np.std(rule.importances() - found[:6]) > 0.01
+
+
+def test_a_guided_rule_finds_early_what_the_similarity_tells_and_loses_nothing_where_it_tells_nothing():
+    rng = np.random.default_rng(0)
+    cost = rng.exponential(size=30)
+    told = {"true": 1 - cost / 100, "reversed": 1 - 0.01 / cost, "random": rng.uniform(0.5, 0.999, 30)}
+    best = np.sort(cost)[:10].sum()
+
+    def regret(cosines, rounds):
+        found = []
+        for seed in range(12):
+            rule = make_rule("guided", 30, 10, seed)
+            if cosines is not None:
+                rule.guide(cosines)
+            chosen = play(rule, lambda s: cost[list(s)].sum(), rounds, np.random.default_rng([seed, 1]), noise=0.3)
+            found.append(cost[[*chosen]].sum() - best)
+        return np.mean(found)
+
+    untold = {rounds: regret(None, rounds) for rounds in (4, 20)}
+    assert regret(told["true"], 4) < 0.3 * untold[4]
+    assert regret(told["reversed"], 4) < 0.3 * untold[4]  # the slope may have any sign
+    assert regret(told["random"], 20) < 1.2 * untold[20]
+
+
+def test_a_guided_rule_takes_cosines_of_one_and_equal_ones_and_refuses_too_few():
+    plain, rule = make_rule("spread", 4, 2, 0), make_rule("guided", 4, 2, 0)
+    rule.guide([0.7] * 4)
+    assert rule.propose(3) == plain.propose(3)  # equal ones say nothing
+    rule.guide([1.0, 1.0000001, 0.5, 0.9])
+    assert np.isfinite(rule.prior).all()
+    for wrong in ([0.5] * 3, [0.5, float("nan"), 0.5, 0.5]):
+        with pytest.raises(ValueError, match="cosines"):
+            rule.guide(wrong)
 
 
 def test_regression_is_ridge_regression_on_centred_rounds():

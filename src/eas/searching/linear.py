@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from eas.records import RecordError
 from eas.searching.base import Array, RuleBase, SkipSet
-from eas.searching.records import RegressionState
+from eas.searching.fixed import similarity_ranking
+from eas.searching.records import GuidedState, RegressionState
 
 
 class RegressionRule(RuleBase):
@@ -24,10 +26,11 @@ class RegressionRule(RuleBase):
         seed: of the draws.
     """
 
-    STATE = RegressionState
+    STATE: type = RegressionState
 
     def __init__(self, num_candidates: int, num_skip: int, seed: int) -> None:
         super().__init__(num_candidates, num_skip, seed)
+        self.prior: Array = np.eye(num_candidates)  # its precision, in units of the noise's
         self.gram: Array = np.zeros((num_candidates, num_candidates))
         self.moment: Array = np.zeros(num_candidates)
         self.square, self.degrees = 0.0, 0
@@ -86,7 +89,7 @@ class RegressionRule(RuleBase):
         return np.bincount([i for s in taken for i in s], minlength=self.num_candidates).astype(float)
 
     def _precision(self) -> Array:
-        return self.gram + np.eye(self.num_candidates)
+        return self.gram + self.prior
 
     def _variance(self) -> float:
         """Of the noise: the residual's, over the degrees of freedom that the fit leaves (1 where it has none)."""
@@ -120,3 +123,50 @@ class ThompsonRule(RegressionRule):
         covariance = self._covariance()
         sample = self.importance + np.linalg.cholesky(covariance) @ self.rng.standard_normal(self.num_candidates)
         return sample + self.spread * self._counts(taken) * np.sqrt(np.diag(covariance))
+
+
+class GuidedRule(ThompsonRule):
+    """`ThompsonRule`, told beforehand how much each candidate changes what passes through it.
+
+    An importance is a term of the candidate's own plus a slope times its dissimilarity, ``log(1 - cosine)``,
+    standardised. The slope is one unknown for all candidates, so the first rounds tell it: where the
+    similarity predicts the losses the search starts near the similarity's own set, and where not it is as before.
+
+    Args:
+        num_candidates: n.
+        num_skip: k, at least 1 and below n.
+        seed: of the draws.
+        spread: as in `ThompsonRule`.
+        slope: the prior's standard deviation of the slope, where that of a candidate's own term is 1.
+    """
+
+    STATE = GuidedState
+
+    def __init__(self, num_candidates: int, num_skip: int, seed: int, spread: float = 1.0, slope: float = 3.0) -> None:
+        super().__init__(num_candidates, num_skip, seed, spread)
+        self.slope = slope
+        self.cosines: list[float] | None = None
+
+    def guide(self, cosines: Sequence[float]) -> None:
+        """Takes the cosines of ``eas.searching.similarity.cosines``; equal ones say nothing.
+
+        Raises:
+            ValueError: a cosine is not finite, or there is not one for each candidate.
+        """
+        if len(similarity_ranking(cosines)) != self.num_candidates:
+            raise ValueError(f"{len(cosines)} cosines for {self.num_candidates} candidates")
+        self.cosines = [float(value) for value in cosines]
+        x = np.log(np.maximum(1 - np.asarray(self.cosines), 1e-7))  # float32 has no cosine between 1 - 1e-7 and 1
+        x = (x - x.mean()) / (x.std() or 1.0)
+        self.prior = np.linalg.inv(np.eye(self.num_candidates) + self.slope**2 * np.outer(x, x))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "cosines": self.cosines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        try:
+            if state["cosines"] is not None:
+                self.guide(state["cosines"])
+        except ValueError as error:
+            raise RecordError(f"rule.cosines: {error}") from error

@@ -1,5 +1,6 @@
 """The search phase: it trains PIAs under sampled skip sets, scores sets on held-out batches, and informs a rule.
 
+0. Rule `guided` takes the similarity of each module's input and output, nothing skipped (``guide``).
 1. Warm-up: every training step skips a uniformly random set (``on_step_begin``).
 2. Afterwards every training step skips one set of the rule's policy, Eq. 14 (``on_step_begin``).
 3. Every T steps is a round (``round``): the rule proposes m sets (Eq. 14), all m are scored by their loss on one
@@ -27,6 +28,7 @@ from eas.progress import track
 from eas.records import RecordError, raised_as, read_record
 from eas.searching.base import shuffled
 from eas.searching.fixed import FIXED
+from eas.searching.linear import GuidedRule
 from eas.searching.records import SearchState
 from eas.searching.rules import RULES, SkipSet, make_rule, random_skip_set
 
@@ -141,6 +143,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         config: the search's own settings.
         held_out: examples outside the training; round i scores its sets on their i-th batch, cyclically.
         score: gives the losses of skip sets, each the mean over the same list of held-out examples.
+        cosines: gives every candidate's similarity of input and output over held-out examples, nothing skipped.
 
     Raises:
         ConfigError: the model skips nothing or cannot skip as many, or there are no held-out examples.
@@ -152,6 +155,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         config: SearchConfig,
         held_out: Sequence[Any],
         score: Callable[[list[SkipSet], list[Any]], list[float]],
+        cosines: Callable[[list[Any]], list[float]],
     ) -> None:
         method = attachment(model).config
         if not isinstance(method, SkipConfig) or (num_skip := method.num_skip) == 0:
@@ -159,7 +163,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
             raise ConfigError(f"{kind}.num_skip = 0: there is nothing to search; set it to at least 1")
         if len(held_out) == 0:
             raise ConfigError("the search needs held-out examples; give it the validation split")
-        self.model, self.config, self.held_out, self.score = model, config, held_out, score
+        self.model, self.config, self.held_out = model, config, held_out
+        self.score, self.cosines = score, cosines
         self.num_candidates, self.num_skip = len(candidates(model)), num_skip
         self.sizes: tuple[int, int] | None = None
         if config.num_skip_range is not None:
@@ -179,6 +184,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         if self.config.train is False:
             raise ConfigError("search.train = False: call search_phase.run(steps) instead of train()")
         self.start = time.perf_counter()
+        self.guide()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         warm = state.global_step < self.config.warmup_steps
@@ -201,17 +207,26 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
         self.start = time.perf_counter()
+        self.guide()
         for step in track(self.config.rounds_in(steps)[len(self.rounds) :], title):
             self.round(step)
             if folder is not None and is_main():
                 self.save(folder)
 
+    def guide(self) -> None:
+        """Tells the rule, where it asks, the similarities on the first round's batch, before anything is trained."""
+        if isinstance(self.rule, GuidedRule) and self.rule.cosines is None:
+            self.rule.guide(from_main(self.cosines(self.batch(0))))
+
+    def batch(self, i: int) -> list[Any]:
+        """The held-out examples of the i-th round."""
+        size, count = self.config.batch_size, len(self.held_out)
+        return [self.held_out[self.order[at % count]] for at in range(i * size, i * size + min(size, count))]
+
     def round(self, step: int) -> None:
         """One round: m skip sets (Eq. 14), their losses on one held-out batch (Eq. 15), new importances (Eq. 16)."""
         start = time.perf_counter()
-        size, at = self.config.batch_size, len(self.rounds) * self.config.batch_size
-        count = len(self.held_out)
-        batch = [self.held_out[self.order[i % count]] for i in range(at, at + min(size, count))]
+        batch = self.batch(len(self.rounds))
         skip_sets = from_main(self.rule.propose(self.config.samples, self.sizes))
         losses = self.score(skip_sets, batch)
         self.rule.observe(skip_sets, losses)

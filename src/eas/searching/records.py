@@ -39,3 +39,9 @@ class RegressionState(RuleState):
     moment: list[float]
     square: float
     degrees: int
+
+
+class GuidedState(RegressionState):
+    """The additional state of the rule that knows the similarity of every candidate."""
+
+    cosines: list[float] | None

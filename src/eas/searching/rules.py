@@ -10,7 +10,7 @@ import numpy as np
 
 from eas.searching.base import Array, RuleBase, SkipSet
 from eas.searching.fixed import FIXED
-from eas.searching.linear import RegressionRule, ThompsonRule
+from eas.searching.linear import GuidedRule, RegressionRule, ThompsonRule
 
 __all__ = ["RULES", "BanditRule", "Rule", "SkipSet", "make_rule", "random_skip_set"]
 
@@ -121,6 +121,7 @@ RULES: dict[str, Callable[[int, int, int], Rule]] = {
     "regression": RegressionRule,
     "thompson": ThompsonRule,
     "spread": partial(ThompsonRule, spread=1.0),  # everywhere as good as the better of the two rules above
+    "guided": GuidedRule,  # the same, told the similarity of each module's input and output
 }
 
 

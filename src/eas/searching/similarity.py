@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from eas.attachment.attach import select
 from eas.attachment.state import candidates
+from eas.hf.labelled import heads_all, labelled_only
 from eas.models.anatomy import Anatomy
 
 
@@ -22,7 +23,8 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
 
     Args:
         model: an attached model of a method that skips; is left with nothing skipped.
-        batches: what the model is called with, ``attention_mask`` included; padding does not count.
+        batches: what the model is called with, ``attention_mask`` included; padding does not count. Where there are
+            ``labels`` the head runs on their positions only.
 
     Returns:
         One cosine per candidate; near 1 is redundant.
@@ -72,7 +74,8 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     try:
         for batch in batches:
             mask = batch["attention_mask"].bool().flatten(0, -2)  # an image may meet several texts
-            model(**batch)
+            headless = model.can_generate() and batch.get("labels") is not None  # a large vocabulary's logits are large
+            model(**(labelled_only({**batch, "use_cache": False}, heads_all(model)) if headless else batch))
     finally:
         for hook in hooks:
             hook.remove()

@@ -24,6 +24,7 @@ from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import loss_weight, score_sets
+from eas.searching.similarity import cosines
 from eas.training import sharded
 from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
@@ -113,7 +114,7 @@ class EASTrainer(OpenTrainer):
         if phase == "search":
             if self.score_dtype is not None and args.fp16:
                 raise ValueError("fp16 training scores in fp16; leave search.score_dtype = null")
-            self.search_phase = SearchPhase(model, search or SearchConfig(), held_out, self.score)
+            self.search_phase = SearchPhase(model, search or SearchConfig(), held_out, self.score, self.cosines)
             self.add_callback(self.search_phase)
 
     def search_result(self) -> SearchResult:
@@ -189,6 +190,18 @@ class EASTrainer(OpenTrainer):
         scored = [one for each in from_all(scored) for one in each]
         total = sum(weight for weight, _ in scored)
         return [sum(weight * losses[i] for weight, losses in scored) / total for i in range(len(skip_sets))]
+
+    def cosines(self, examples: list[Any]) -> list[float]:
+        """Of every candidate, the similarity of its input and output over these examples, nothing skipped.
+
+        Of several processes all must call it; each takes all of the examples.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            found = cosines(self.model, self.parts(examples))
+        self.model.train(was_training)
+        return found
 
     def parts(self, examples: list[Any]) -> list[Any]:
         """The inputs of these examples: one batch, or batches of about one length where one would be a third padding.
