@@ -8,6 +8,7 @@ PAGE = ROOT / "docs" / "smollm2.md"
 
 
 BEST = "EAS residual, LoRA, searched set, small scale"
+GUIDED = "EAS residual, LoRA, guided set, small scale"
 # table -> the runs of benchmarks/smollm2.py in it; those that have not been made yet are left out
 TUNED = {
     "forms": ["EAS paper", "EAS residual", "EAS paper, rate 0.001", "EAS residual, rate 0.001"],
@@ -17,13 +18,17 @@ TUNED = {
         "Adapter",
         "DAS",
         "drop + LoRA, searched set",
+        "drop + LoRA, guided set",
         "EAS residual, searched set",
         "EAS residual, searched set, rate 0.001",
         "EAS residual, LoRA, searched set",
         BEST,
+        GUIDED,
     ],
     "sets": [
+        GUIDED,
         BEST,
+        "EAS residual, LoRA, similarity set, small scale",
         "EAS residual, LoRA, small scale",
         *(f"EAS residual, LoRA, random set {i}, small scale" for i in range(3)),
         "EAS residual, searched set, rate 0.001",
@@ -32,8 +37,8 @@ TUNED = {
         "EAS residual, LoRA",
     ],
     "numbers": [
-        *(f"{BEST}, 5 skipped", BEST, f"{BEST}, 15 skipped", f"{BEST}, 20 skipped"),
-        *("drop + LoRA, searched set", "drop + LoRA, 15 skipped"),
+        *(f"{GUIDED}, 5 skipped", GUIDED, f"{GUIDED}, 15 skipped", f"{GUIDED}, 20 skipped"),
+        *("drop + LoRA, guided set", "drop + LoRA, guided set, 15 skipped"),
     ],
     "parts": [
         *(BEST, f"{BEST}, constant, causal", f"{BEST}, plain weights"),

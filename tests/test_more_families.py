@@ -18,12 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import eas
 from eas import DropConfig, EASConfig
+from eas.attachment.state import candidates
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf.labelled import heads_all, labelled_only
 from eas.measure.count import count
 from eas.measure.vision import VISION_TOWERS
 from eas.models import anatomy
 from eas.searching.scoring import score_sets
+from eas.searching.similarity import cosines
 
 torch.set_num_threads(1)
 RANKS = {"skip_rank": 4, "adapt_rank": 2}
@@ -68,6 +70,27 @@ def test_untrained_it_is_the_base_and_a_skip_is_the_attention_left_out(label: st
         left_out = logits(dropped, inputs)
         assert torch.equal(logits(model, inputs), left_out)
         assert not torch.allclose(left_out, expected, atol=1e-2)
+
+
+@every_label
+def test_similarities_are_those_of_each_attentions_input_and_output(label: str) -> None:
+    model, batch = eas.attach(build(label), DropConfig(1)).eval(), answered(label)
+    found, seen = cosines(model, [batch]), {}
+
+    def keep(block: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen[block.index] = args[0], kwargs
+
+    hooks = [block.register_forward_hook(keep, with_kwargs=True) for block, _ in candidates(model)]
+    with torch.no_grad():
+        model(**batch, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        for (block, _), cosine in zip(candidates(model), found, strict=True):
+            (x, kwargs), mha = seen[block.index], block.built.mha
+            after = block.attend(x, block.normed(mha, x), getattr(block, mha.body), kwargs)
+            each = torch.cosine_similarity(x, after, dim=-1)[batch["attention_mask"].bool()]
+            assert cosine == pytest.approx(float(each.mean()), abs=1e-5)
+            assert cosine < 1 - 1e-5
 
 
 @every_label

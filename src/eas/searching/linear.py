@@ -128,9 +128,9 @@ class ThompsonRule(RegressionRule):
 class GuidedRule(ThompsonRule):
     """`ThompsonRule`, told beforehand how much each candidate changes what passes through it.
 
-    An importance is a term of the candidate's own plus a slope times its dissimilarity, ``log(1 - cosine)``,
-    standardised. The slope is one unknown for all candidates, so the first rounds tell it: where the
-    similarity predicts the losses the search starts near the similarity's own set, and where not it is as before.
+    An importance is a term of the candidate's own plus a slope times the cosine of its input and output, standardised.
+    The slope is one unknown for all candidates, so few rounds tell it. Above all it tells the few modules that change
+    much, and that no set should skip. Where the cosines tell nothing, the slope stays near zero.
 
     Args:
         num_candidates: n.
@@ -156,8 +156,8 @@ class GuidedRule(ThompsonRule):
         if len(similarity_ranking(cosines)) != self.num_candidates:
             raise ValueError(f"{len(cosines)} cosines for {self.num_candidates} candidates")
         self.cosines = [float(value) for value in cosines]
-        x = np.log(np.maximum(1 - np.asarray(self.cosines), 1e-7))  # float32 has no cosine between 1 - 1e-7 and 1
-        x = (x - x.mean()) / (x.std() or 1.0)
+        x = np.asarray(self.cosines) - np.mean(self.cosines)
+        x /= x.std() or 1.0
         self.prior = np.linalg.inv(np.eye(self.num_candidates) + self.slope**2 * np.outer(x, x))
 
     def state_dict(self) -> dict[str, Any]:

@@ -39,9 +39,11 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
         stream: dict[int, Tensor] = {}
         spans = []  # of candidates of this layer: where in its stream they begin and end
         for c, (block, parts) in enumerate(known):
-            own = [b.part in parts if block is layer else getattr(layer, b.body) is block for b in branches]
+            own = [b.part in parts if block is layer else layer._modules.get(b.body) is block for b in branches]
             if any(own):
                 spans.append((c, own.index(True), len(own) - own[::-1].index(True)))
+        if not spans:  # a layer of a hybrid, without an attention
+            return []
 
         def keep(at: int) -> Any:
             return lambda module, args, output=None: stream.update(
