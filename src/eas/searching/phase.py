@@ -47,7 +47,7 @@ class SearchConfig(Config):
     """
 
     rule: str = option(
-        "spread",
+        "guided",
         f"rule that turns losses into importances: {', '.join(RULES)}; without losses: {', '.join(WITHOUT_LOSSES)}",
     )
     warmup_steps: int = option(100, "training steps under uniformly random skip sets before the first round")
