@@ -7,7 +7,8 @@ FOLDER is ScienceQA's. In the residual form an untrained skip is the attention l
 something. Every set is scored once on the same 16 validation questions (loss per token of the answer) and kept in
 the file, from which a stopped run goes on. Measured are 300 random sets of ten, every single attention, sets by
 position, by the free rankings (LLM-Drop's similarity, and the coupling of queries and keys as in Gate-Norm,
-arXiv 2512.20636), by greedy elimination, and the sets that each search rule draws and chooses in 20 rounds of three.
+arXiv 2512.20636), by greedy elimination, and the sets that each search rule draws and chooses in 20 rounds of three
+(``after``: the loss of what it would choose after so many evaluations).
 
 At the end the table is split, 200 sets to fit and 100 to test: how well does a sum of terms per attention predict the
 loss, and does a term per pair of neighbours help? ``spearman`` is over the 100 sets.
@@ -42,7 +43,7 @@ from eas.searching.similarity import cosines
 from eas.tasks.collate import Collator
 
 LAYERS, K, RANDOM, QUESTIONS, LONGEST = 30, 10, 300, 16, 120
-RULES, SEEDS, ROUNDS, SAMPLES = ("guided", "spread", "bandit", "das"), 3, 20, 3
+RULES, SEEDS, ROUNDS, SAMPLES = ("guided", "spread", "bandit", "das"), 3, (5, 10, 20), 3
 SkipSet = tuple[int, ...]
 
 
@@ -154,11 +155,14 @@ def main(model: str, data: str, path: Path) -> None:
             rule = eas.make_rule(name, LAYERS, K, seed)
             if isinstance(rule, GuidedRule):
                 rule.guide(similar)
-            for _ in range(ROUNDS):
+            after = {}
+            for t in range(1, max(ROUNDS) + 1):
                 sets = rule.propose(SAMPLES)
                 rule.observe(sets, table.measure(sets))
-            chosen = tuple(sorted(rule.ranking()[:K]))
-            searched[f"{name}, {seed}"] = {"skip_set": chosen, "loss": round(table.measure([chosen])[0], 4)}
+                if t in ROUNDS:
+                    chosen = tuple(sorted(rule.ranking()[:K]))
+                    after[SAMPLES * t] = round(table.measure([chosen])[0], 4)
+            searched[f"{name}, {seed}"] = {"skip_set": chosen, "loss": after[SAMPLES * max(ROUNDS)], "after": after}
     table.write(
         {
             "model": model,
@@ -169,7 +173,7 @@ def main(model: str, data: str, path: Path) -> None:
             "random": {f"{q} %": round(float(np.percentile(losses, q)), 4) for q in (0, 5, 25, 50, 75, 95, 100)},
             "spearman": prediction,
             "searched": searched,
-            "evaluations": ROUNDS * SAMPLES,
+            "evaluations": SAMPLES * max(ROUNDS),
             "git_revision": git_revision(),
             "hardware": hardware(),
         }

@@ -89,6 +89,19 @@ def sets(file: str) -> Rows:
     return rows
 
 
+def searches(file: str) -> Rows:
+    """The loss of what each rule would choose after so many evaluations: the mean over seeds, and every seed's."""
+    found = measured(file)["searched"]
+    numbers = [*next(iter(found.values()))["after"]]
+    rows = [["rule", *(f"{number} evaluations" for number in numbers)]]
+    for rule in dict.fromkeys(name.split(", ")[0] for name in found):
+        after = [one["after"] for name, one in found.items() if name.startswith(f"{rule}, ")]
+        each = [[one[number] for one in after] for number in numbers]
+        cells = [f"{sum(v) / len(v):.2f} ({', '.join(f'{loss:.2f}' for loss in v)})" for v in each]
+        rows.append([f"`{rule}`", *cells])
+    return rows
+
+
 def predicted(file: str) -> Rows:
     """How well losses of sets are predicted."""
     words = {
@@ -103,8 +116,10 @@ def predicted(file: str) -> Rows:
 TABLES = {
     **{f"tuned_{table}": partial(tuned, names) for table, names in TUNED.items()},
     "sets": partial(sets, "smollm2_sets"),
+    "searches": partial(searches, "smollm2_sets"),
     "predicted": partial(predicted, "smollm2_sets"),
     "smol_sets": partial(sets, "smol_sets"),
+    "smol_searches": partial(searches, "smol_sets"),
     "smol_predicted": partial(predicted, "smol_sets"),
 }
 

@@ -66,6 +66,18 @@ def test_sets_of_one_size_tell_differences_and_sets_of_several_the_level():
     assert error < 0.1
 
 
+def test_after_a_guided_search_the_fit_knows_what_no_round_skipped():
+    """Two of twelve candidates cost 5 and change much; a guided search never skips them, so losses do not tell."""
+    rng, costs, cosines = np.random.default_rng(0), np.linspace(0, 0.5, 12), np.linspace(0.99, 0.98, 12)
+    costs[10:], cosines[10:] = 5.0, (0.6, 0.7)
+    sets = [[rng.choice(10, 4, replace=False).tolist() for _ in range(3)] for _ in range(30)]
+    history = [{"skip_sets": some, "losses": [float(costs[s].sum()) for s in some]} for some in sets]
+    assert sorted(fit_rounds(history, 12, 4)[0].ranking()[-2:]) != [10, 11]
+    assert sorted(fit_rounds(history, 12, 4, cosines.tolist())[0].ranking()[-2:]) == [10, 11]
+    with pytest.raises(ConfigError, match="11 cosines for 12 candidates"):
+        fit_rounds(history, 12, 4, cosines.tolist()[1:])
+
+
 def row(k, predicted, measured=None, **shares):
     return {"k": k, "predicted": predicted, "measured": measured, **shares}
 

@@ -113,7 +113,7 @@ def test_rounds_read_the_held_out_examples_in_a_random_order_of_the_seed():
 
         model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(2, skip_rank=4, adapt_rank=2))
         config = SearchConfig(warmup_steps=0, interval=1, batch_size=4, seed=seed)
-        SearchPhase(model, config, range(12), score, lambda batch: [0.5] * 2).run(4)
+        SearchPhase(model, config, range(12), score, lambda batch: [0.5] * 4).run(4)
         return seen
 
     first = batches(0)

@@ -24,7 +24,7 @@ from eas.pipeline.savings import counted_size, fold_mode
 from eas.progress import track
 from eas.reports.frontier import write_frontier
 from eas.searching.base import Array, SkipSet, shuffled
-from eas.searching.linear import RegressionRule
+from eas.searching.linear import GuidedRule, RegressionRule
 from eas.searching.scoring import loss_weight, score_sets
 from eas.tasks.task import Size
 
@@ -73,10 +73,10 @@ def frontier(
 ) -> dict[str, Any]:
     """Writes ``frontier.json`` and its figure beside the search's record.
 
-    The linear model of ``RegressionRule`` is fitted to the search's losses, of every rule: its ranking gives the set of
-    every k, its importances the differences between sets. The losses at k = 0 and at the run's own k are measured, and
-    the prediction passes through both. If the search drew sets of several sizes, the fit also gives the level, and
-    only k = 0 is an anchor.
+    The linear model of ``RegressionRule``, or of ``GuidedRule`` after a guided search, is fitted to the search's
+    losses, of every rule: its ranking gives the set of every k, its importances the differences between sets. The
+    losses at k = 0 and at the run's own k are measured, and the prediction passes through both. If the search drew sets
+    of several sizes, the fit also gives the level, and only k = 0 is an anchor.
 
     Args:
         run: a run whose search has finished.
@@ -101,7 +101,7 @@ def frontier(
     most = len({block.index for block, _ in candidates(model)}) - 1  # at least one attention is kept
     if wrong := [k for k in measure or () if not 1 <= k <= most]:
         raise ConfigError(f"--measure {wrong}: k is 1 to {most} here")
-    fit, varied = fit_rounds(record["rounds"], len(candidates(model)), own)
+    fit, varied = fit_rounds(record["rounds"], len(candidates(model)), own, record.get("cosines"))
     sets: list[SkipSet] = [tuple(sorted(fit.ranking()[:k])) for k in range(most + 1)]
     spread = [round(k) for k in np.linspace(1, most, min(POINTS, most))]
     measured = sorted({0, own, *(spread if measure is None else measure)})
@@ -150,13 +150,23 @@ def frontier(
     return result
 
 
-def fit_rounds(rounds: Sequence[dict[str, Any]], num_candidates: int, num_skip: int) -> tuple[RegressionRule, bool]:
+def fit_rounds(
+    rounds: Sequence[dict[str, Any]], num_candidates: int, num_skip: int, cosines: Sequence[float] | None = None
+) -> tuple[RegressionRule, bool]:
     """The linear model of a search's losses, and whether sets of unequal size were compared within some round.
 
+    With the cosines that guided a search the model has its prior: such a search hardly skips what changes much, so that
+    its losses alone say little about that.
+
     Raises:
-        ConfigError: the rounds are not of so many candidates.
+        ConfigError: the rounds, or the cosines, are not of so many candidates.
     """
-    fit = RegressionRule(num_candidates, num_skip, seed=0)
+    fit = GuidedRule(num_candidates, num_skip, seed=0)  # told nothing, a ridge regression
+    if cosines is not None:
+        try:
+            fit.guide(cosines)
+        except ValueError as error:
+            raise ConfigError(f"search.json: {error}") from error
     if strange := [s for r in rounds for s in r["skip_sets"] if not set(s) <= set(range(num_candidates))]:
         raise ConfigError(
             f"search.json: rounds hold the skip set {strange[0]}; the candidates are 0 to {num_candidates - 1}"

@@ -23,6 +23,7 @@ class SearchRecord(TypedDict):
     ranking: NotRequired[list[int]]
     importances: NotRequired[list[float]]
     rounds: NotRequired[list[RoundRecord]]
+    cosines: NotRequired[list[float] | None]
     log: NotRequired[list[LossRecord]]
     seconds: NotRequired[float]
     data: NotRequired[dict[str, Digest]]

@@ -121,6 +121,7 @@ class SearchResult:
         rounds: the history.
         round_seconds: time of the rounds.
         seconds: time of the whole search, with the runs before a resumption.
+        cosines: by attention, what rule "guided" was told; None for other rules.
     """
 
     skip_set: SkipSet
@@ -129,6 +130,7 @@ class SearchResult:
     rounds: list[Round]
     round_seconds: float
     seconds: float
+    cosines: list[float] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -238,7 +240,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         ranking = self.rule.ranking()
         skip_set = tuple(sorted(ranking[: self.num_skip]))
         importances = self.rule.importances()
-        return SearchResult(skip_set, ranking, importances, self.rounds, self.round_seconds, self.seconds())
+        told = self.rule.cosines if isinstance(self.rule, GuidedRule) else None
+        return SearchResult(skip_set, ranking, importances, self.rounds, self.round_seconds, self.seconds(), told)
 
     def seconds(self) -> float:
         """Wall time of the search so far, over all its runs."""
