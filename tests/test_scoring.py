@@ -14,6 +14,7 @@ from eas.methods import method_config
 from eas.models.anatomy import Anatomy
 from eas.searching import SearchConfig
 from eas.searching.scoring import block_evaluations, score_sets
+from eas.searching.similarity import cosines
 from eas.training import EASTrainer
 
 torch.set_num_threads(1)
@@ -86,6 +87,18 @@ def test_shared_parts_run_once(family):
     assert ran == {"projector": 1, "embeddings": 1, "rotary": 1, **trie}
     assert block_evaluations(model, sets) == sum(trie.values())
     assert rows == [5] * 6  # an answer of five tokens: the head reads no other column
+
+
+def test_similarities_without_a_mask_or_labels_are_those_of_all_tokens():
+    _, batch, _ = prepared()
+    model = eas.attach(build("LlamaForCausalLM"), method_config({"name": "drop", **METHODS["drop"]})).eval()
+    whole = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+    expected = cosines(model, [whole])
+    assert cosines(model, [{"input_ids": batch["input_ids"]}]) == expected
+    assert cosines(model, [{key: t[i : i + 1] for key, t in whole.items()} for i in range(2)]) == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert cosines(model, [batch]) != expected  # a row has padding
 
 
 def test_every_block_gets_its_own_mask():

@@ -23,7 +23,7 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
 
     Args:
         model: an attached model of a method that skips; is left with nothing skipped.
-        batches: what the model is called with, ``attention_mask`` included; padding does not count. Where there are
+        batches: what the model is called with; padding, as ``attention_mask`` tells, does not count. Where there are
             ``labels`` the head runs on their positions only.
 
     Returns:
@@ -75,7 +75,8 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     hooks = [hook for i, layer in enumerate(layers) for hook in hooks_of(layer, i < of_text)]
     try:
         for batch in batches:
-            mask = batch["attention_mask"].bool().flatten(0, -2)  # an image may meet several texts
+            real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            mask = real.bool().flatten(0, -2)  # an image may meet several texts
             headless = model.can_generate() and batch.get("labels") is not None  # a large vocabulary's logits are large
             model(**(labelled_only({**batch, "use_cache": False}, heads_all(model)) if headless else batch))
     finally:

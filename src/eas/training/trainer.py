@@ -192,16 +192,19 @@ class EASTrainer(OpenTrainer):
         return [sum(weight * losses[i] for weight, losses in scored) / total for i in range(len(skip_sets))]
 
     def cosines(self, examples: list[Any]) -> list[float]:
-        """Of every candidate, the similarity of its input and output over these examples, nothing skipped.
+        """Every candidate's similarity of input and output over these examples, which the processes share.
 
-        Of several processes all must call it; each takes all of the examples.
+        Of several processes all must call it.
         """
         was_training = self.model.training
         self.model.eval()
+        share = examples[self.args.process_index :: self.args.world_size]
         with self.accelerator.autocast():
-            found = cosines(self.model, self.parts(examples))
+            own = cosines(self.model, self.parts(share or examples[:1]))
         self.model.train(was_training)
-        return found
+        found = from_all((len(share), own))
+        total = sum(weight for weight, _ in found)
+        return [sum(weight * values[i] for weight, values in found) / total for i in range(len(own))]
 
     def parts(self, examples: list[Any]) -> list[Any]:
         """The inputs of these examples: one batch, or batches of about one length where one would be a third padding.
