@@ -136,20 +136,26 @@ def test_standard_errors_are_those_of_the_importances(name):
     assert 0.8 < np.sqrt(np.mean(np.square(scores))) < 1.2
 
 
-def test_a_guided_rule_is_ridge_regression_with_one_more_regressor():
-    rule, rng, rows, values = make_rule("guided", 6, 2, 0), np.random.default_rng(1), [], []
-    cosines = rng.uniform(0.5, 0.999, 6)
-    rule.guide(cosines)
-    x = (cosines - cosines.mean()) / cosines.std()
+def centred_rounds(rule, rng):
+    """Five rounds of random losses: which of six candidates each set skipped, and its loss, both centred by round."""
+    rows, values = [], []
     for _ in range(5):
         sets, y = rule.propose(3), rng.uniform(size=3)
         rule.observe(sets, y)
-        skipped = np.array([[float(i in s) for i in range(6)] for s in sets])
-        rows.append(skipped - skipped.mean(0))
+        x = np.array([[float(i in s) for i in range(6)] for s in sets])
+        rows.append(x - x.mean(0))
         values.append(y - y.mean())
-    seen = np.concatenate(rows)
+    return np.concatenate(rows), np.concatenate(values)
+
+
+def test_a_guided_rule_is_ridge_regression_with_one_more_regressor():
+    rule, rng = make_rule("guided", 6, 2, 0), np.random.default_rng(1)
+    cosines = rng.uniform(0.5, 0.999, 6)
+    rule.guide(cosines)
+    x = (cosines - cosines.mean()) / cosines.std()
+    seen, y = centred_rounds(rule, rng)
     seen = np.column_stack([seen, seen @ x])  # a term of each candidate's own, and the slope, whose ridge is 1 / 3**2
-    augmented = np.concatenate([seen, np.diag([*[1.0] * 6, 1 / 3])]), np.concatenate([*values, np.zeros(7)])
+    augmented = np.concatenate([seen, np.diag([*[1.0] * 6, 1 / 3])]), np.concatenate([y, np.zeros(7)])
     found = np.linalg.lstsq(*augmented, rcond=None)[0]
     assert np.allclose(rule.importances(), found[:6] + found[6] * x)
     assert np.std(rule.importances() - found[:6]) > 0.01
@@ -189,14 +195,9 @@ def test_a_guided_rule_takes_cosines_of_one_and_equal_ones_and_refuses_too_few()
 
 
 def test_regression_is_ridge_regression_on_centred_rounds():
-    rule, rng, rows, values = make_rule("regression", 6, 2, 0), np.random.default_rng(1), [], []
-    for _ in range(5):
-        sets, y = rule.propose(3), rng.uniform(size=3)
-        rule.observe(sets, y)
-        x = np.array([[float(i in s) for i in range(6)] for s in sets])
-        rows.append(x - x.mean(0))
-        values.append(y - y.mean())
-    augmented = np.concatenate([*rows, np.eye(6)]), np.concatenate([*values, np.zeros(6)])
+    rule = make_rule("regression", 6, 2, 0)
+    seen, y = centred_rounds(rule, np.random.default_rng(1))
+    augmented = np.concatenate([seen, np.eye(6)]), np.concatenate([y, np.zeros(6)])
     assert np.allclose(rule.importances(), np.linalg.lstsq(*augmented, rcond=None)[0])
 
 

@@ -39,7 +39,7 @@ def check(run: Run) -> None:
         run.data(split)
     model, method, search = check_method(run), run.config.method, run.config.search
     if isinstance(method, SkipConfig) and run.config.skip_set is None and search.rule in RULES:
-        SearchPhase(model, search, run.data("validation"), lambda *_: [], lambda _: [])  # checks its settings
+        SearchPhase(model, search, run.data("validation"), lambda *_: [], lambda _: [])  # it checks its settings
     for split in SPLITS:
         run.task.first(run, split)  # the processor takes the data's form
     if (metric := METRICS.get(run.config.metric or "")) is not None:

@@ -129,8 +129,8 @@ class GuidedRule(ThompsonRule):
     """`ThompsonRule`, told beforehand how much each candidate changes what passes through it.
 
     An importance is a term of the candidate's own plus a slope times the cosine of its input and output, standardised.
-    The slope is one unknown for all candidates, so few rounds tell it. Above all it tells the few modules that change
-    much, and that no set should skip. Where the cosines tell nothing, the slope stays near zero.
+    The slope is one unknown for all candidates, so few rounds tell it. Above all it finds the few modules that change
+    much, which no set should skip. Where the cosines tell nothing, the slope stays near zero.
 
     Args:
         num_candidates: n.

@@ -216,7 +216,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
                 self.save(folder)
 
     def guide(self) -> None:
-        """Tells the rule, where it asks, the similarities on the first round's batch, before anything is trained."""
+        """Gives rule `guided` the similarities on the first round's batch, before anything is trained."""
         if isinstance(self.rule, GuidedRule) and self.rule.cosines is None:
             self.rule.guide(from_main(self.cosines(self.batch(0))))
 
