@@ -26,15 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoProcessor
 
 import eas
-from eas.attachment.load import load_base
 from eas.attachment.state import candidates
 from eas.data import load_data
+from eas.exporting.opening import opened
 from eas.measure.latency import git_revision, hardware
-from eas.models.bases import base_folder
-from eas.models.dtype import chosen_dtype
 from eas.searching import similarity_ranking
 from eas.searching.fixed import FIXED
 from eas.searching.linear import GuidedRule
@@ -54,13 +51,14 @@ class Table:
         self.path = path
         known = json.loads(path.read_text())["losses"] if path.is_file() else {}
         self.losses: dict[SkipSet, float] = {tuple(json.loads(key)): loss for key, loss in known.items()}
-        collate = Collator(AutoProcessor.from_pretrained(base_folder(model)), training=True)
+        base, processor = opened(model, dtype="auto")
+        collate = Collator(processor, training=True)
         examples = load_data(data, "validation")
         short = (e for e in examples if collate([e])["input_ids"].shape[1] <= LONGEST)
         few = list(islice(short, QUESTIONS))
         self.batch = collate(few)
         del self.batch["prompt_mask"]
-        self.model = eas.attach(load_base(model, dtype=chosen_dtype("auto")), eas.EASConfig(num_skip=K)).eval()
+        self.model = eas.attach(base, eas.EASConfig(num_skip=K)).eval()
 
     def measure(self, sets: list[SkipSet]) -> list[float]:
         new = [s for s in dict.fromkeys(sets) if s not in self.losses]

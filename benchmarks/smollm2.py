@@ -20,15 +20,13 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 import eas
-from eas.attachment.load import load_base
 from eas.data import load_data
 from eas.example import Example
+from eas.exporting.opening import opened
 from eas.measure.latency import git_revision, hardware
-from eas.models.bases import base_folder
-from eas.models.dtype import chosen_dtype
 from eas.tasks.collate import Collator
 from eas.tasks.evaluation import evaluate
 
@@ -38,6 +36,7 @@ ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
 # by benchmarks/skip_sets.py before training, 60 evaluations, seed 0: rules spread and guided (the first to skip first)
 SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]
 GUIDED = [5, 25, 29, 7, 13, 11, 21, 27, 6, 26, 3, 10, 8, 14, 12, 22, 17, 4, 9, 15]
+GREEDY = [4, 6, 8, 9, 10, 13, 17, 22, 25, 27]  # greedy elimination, 255 evaluations, by the same program
 SIMILARITY = [6, 7, 9, 13, 17, 22, 25, 26, 28, 29]  # LLM-Drop's ranking, by the same program
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
@@ -66,7 +65,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     ),
     **{
         f"EAS residual, LoRA, random set {i}, small scale": (SMALL, sorted(Random(i).sample(range(30), 10)), 2e-3)
-        for i in range(3)
+        for i in range(5)
     },
     "EAS residual, LoRA, guided set, small scale": (SMALL, sorted(GUIDED[:10]), 2e-3),
     "drop + LoRA, guided set": ({"name": "drop", "num_skip": 10, "rank": 8}, sorted(GUIDED[:10]), 2e-3),
@@ -84,6 +83,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
         2e-3,
     ),
     "EAS residual, LoRA, similarity set, small scale": (SMALL, SIMILARITY, 2e-3),
+    "EAS residual, LoRA, greedy set, small scale": (SMALL, GREEDY, 2e-3),
     "drop + LoRA, similarity set": ({"name": "drop", "num_skip": 10, "rank": 8}, SIMILARITY, 2e-3),
     "EAS residual, LoRA, small scale": (SMALL, ALTERNATING, 2e-3),
     "EAS residual, LoRA, small scale, FFNs": ({**SMALL, "candidates": "ffn"}, ALTERNATING, 2e-3),
@@ -133,7 +133,7 @@ def run(name: str, seed: int, steps: int, data: str, out: Path) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     values, skip_set, rate = RUNS[name]
     torch.manual_seed(seed)
-    model, tokenizer = load_base(MODEL, dtype=chosen_dtype("auto")), AutoTokenizer.from_pretrained(base_folder(MODEL))
+    model, tokenizer = opened(MODEL, dtype="auto")
     dtype = model.dtype
     model = eas.attach(model.to(DEVICE), eas.method_config(values))
     if skip_set:

@@ -9,6 +9,7 @@ import torch
 
 from eas.config import ConfigError
 from eas.demo.tiny import load_tiny
+from eas.exporting.opening import opened
 from eas.pipeline import Run, RunConfig, fit
 from eas.pipeline.savings import slow_dtype
 
@@ -22,9 +23,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(base: Path, cpu: str, monkeypatch: pytest.MonkeyPatch, **values: object) -> Run:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+CPUS = {
+    "AVX2": {"architecture": "x86_64", "avx2": True},
+    "AVX-512": {"architecture": "x86_64", "avx2": True, "avx512_f": True},  # Xeons of 2017 to 2021 have no bfloat16
+    "Zen 4": {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "avx512_fp16": False},
+    "Sapphire Rapids": {"architecture": "x86_64", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True},
+    "ARM": {"architecture": "aarch64", "neon": True},
+}
+
+
+def on(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CPUS[cpu])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def run(base: Path, cpu: str, monkeypatch: pytest.MonkeyPatch, **values: object) -> Run:
+    on(cpu, monkeypatch)
     return Run(RunConfig.from_dict({"model": str(base), "output_dir": str(base / "run"), **values}))
 
 
@@ -32,10 +46,11 @@ def run(base: Path, cpu: str, monkeypatch: pytest.MonkeyPatch, **values: object)
     ("cpu", "given", "loaded"),
     [
         ("AVX2", "auto", torch.float32),
-        ("DEFAULT", "auto", torch.bfloat16),
-        ("AVX512", "auto", torch.bfloat16),
+        ("AVX-512", "auto", torch.float32),
+        ("Zen 4", "auto", torch.bfloat16),
+        ("ARM", "auto", torch.bfloat16),
         ("AVX2", "bfloat16", torch.bfloat16),
-        ("AVX512", "float32", torch.float32),
+        ("Zen 4", "float32", torch.float32),
     ],
 )
 def test_the_dtype_of_a_run(
@@ -48,9 +63,21 @@ def test_the_dtype_of_a_run(
     assert not told or told.endswith("-o dtype=bfloat16 halves their memory")
 
 
+@pytest.mark.parametrize(
+    ("cpu", "loaded"), [("Zen 4", torch.float32), ("Sapphire Rapids", torch.float16), ("ARM", torch.float16)]
+)
+def test_a_base_in_float16(cpu: str, loaded: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A CPU may compute bfloat16 itself and float16 in software."""
+    model, _ = load_tiny()
+    model.to(torch.float16).save_pretrained(tmp_path)
+    assert run(tmp_path, cpu, monkeypatch).load_base().dtype == loaded
+    assert opened(tmp_path, dtype="auto")[0].dtype == loaded
+    assert opened(tmp_path, dtype="float16")[0].dtype == torch.float16
+
+
 def test_a_base_in_float32_is_told_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny = Run(RunConfig(output_dir=str(tmp_path)))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    on("AVX2", monkeypatch)
     assert slow_dtype(tiny) == ""
 
 

@@ -160,7 +160,7 @@ def _twins() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from eas.models.dtype import IN_SOFTWARE
+    from eas.models.dtype import HARDWARE, in_software
 
     with _silence():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -168,8 +168,9 @@ def _torch() -> Iterator[Finding]:
     threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
     yield Finding("torch's build", f"{f'CUDA {cuda}' if cuda else 'CPU'}, {threads}")
     capability = torch.backends.cpu.get_cpu_capability()
-    slow = "16 bits in software, so eas loads weights in float32 where there is no GPU"
-    yield Finding("CPU", f"{capability}, {slow}" if capability in IN_SOFTWARE else capability)
+    slow = " and ".join(filter(in_software, HARDWARE))
+    said = f", {slow} in software, so eas loads weights saved so in float32 where there is no GPU" if slow else ""
+    yield Finding("CPU", f"{capability}{said}")
     if gpus:
         yield Finding("GPU", ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus))
     elif driver and not cuda:

@@ -12,6 +12,7 @@ from eas.attachment.load import load, load_base, read_adapter_record
 from eas.attachment.save import WEIGHTS_FILE, CheckpointError
 from eas.models.anatomy import reads_images
 from eas.models.bases import base_folder
+from eas.models.dtype import chosen_dtype
 from eas.models.folder import model_config
 from eas.models.visual_tokens import fit_processor
 from eas.records import raised_as
@@ -28,7 +29,7 @@ def opened(
     Args:
         folder: of a run, an adapter, a standalone model, or a base (or its Hub id).
         base: folder or Hub id of an adapter's base; by default what the adapter names.
-        dtype: of the base's weights; "auto" is their own.
+        dtype: of the base's weights; "auto" is their own, or float32 where this CPU computes that in software.
 
     Raises:
         CheckpointError: the folder is damaged, or its base is not found.
@@ -37,7 +38,7 @@ def opened(
     adapter = inner if (inner / WEIGHTS_FILE).is_file() else Path(folder)
     if not (adapter / WEIGHTS_FILE).is_file():
         home = base_folder(str(folder))
-        model = load_base(home, dtype=dtype)
+        model = load_base(home, dtype=_dtype(dtype, home))
         return model.eval(), _fitted(processor_of(home), model)
     with raised_as(CheckpointError):
         own = read_adapter_record(adapter)["base"]
@@ -46,10 +47,14 @@ def opened(
         raise CheckpointError(f"{adapter} does not name its base; give --base")
     home = base_folder(named)
     try:
-        model = load(load_base(home, revision=revision, dtype=dtype), adapter)
+        model = load(load_base(home, revision=revision, dtype=_dtype(dtype, home, revision)), adapter)
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
     return model.eval(), _fitted(processor_of(home), model)
+
+
+def _dtype(dtype: torch.dtype | str, home: str, revision: str | None = None) -> torch.dtype | str:
+    return chosen_dtype(dtype, model_config(home, revision)) if dtype == "auto" else dtype
 
 
 def _fitted(processor: Any, model: PreTrainedModel) -> Any:

@@ -6,25 +6,38 @@ from typing import Any
 
 import torch
 
-IN_SOFTWARE = ("NO AVX", "AVX2")
-"""What torch calls x86 CPUs without instructions for products of 16 bits; others, such as ARM's, were not measured."""
+HARDWARE = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+"""What torch calls an x86 CPU's instructions for products of 16 bits. Other CPUs, such as ARM's, were not measured."""
 
 
-def chosen_dtype(dtype: str) -> str:
-    """A dtype's name; "auto" (as saved) becomes float32 where the CPU would compute 16 bits in software.
+def in_software(dtype: str) -> bool:
+    """Whether an x86 CPU has to compute products of this dtype in software.
 
-    In bfloat16 a map of 576 to 1,536 took eight times as long there as in float32 (AMD EPYC with AVX2, 800 tokens).
+    A map of 576 to 1,536 for 800 tokens took eight times as long in bfloat16 as in float32 on an AMD EPYC with AVX2.
+    On an Intel Xeon with AVX-512 alone it took four times as long in bfloat16, and twelve times in float16.
+    """
+    found = torch.cpu.get_capabilities()
+    return dtype in HARDWARE and found["architecture"] == "x86_64" and not any(map(found.get, HARDWARE[dtype]))
+
+
+def chosen_dtype(dtype: str, config: Any) -> str:
+    """A dtype's name; "auto" (as saved) becomes float32 where there is no GPU and the CPU would compute in software.
 
     Example:
-        >>> chosen_dtype("bfloat16")
+        >>> from transformers import LlamaConfig
+        >>> chosen_dtype("bfloat16", LlamaConfig())
         'bfloat16'
     """
-    slow = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in IN_SOFTWARE
+    slow = not torch.cuda.is_available() and in_software(_name(loaded_dtype("auto", config)))
     return "float32" if dtype == "auto" and slow else dtype
 
 
 def loaded_dtype(dtype: str, config: Any) -> torch.dtype:
     """What a base with this configuration is loaded in under ``dtype``."""
     named = config.dtype if dtype == "auto" else dtype
-    loaded: torch.dtype = getattr(torch, str(named or "float32").removeprefix("torch."))
+    loaded: torch.dtype = getattr(torch, _name(named or "float32"))
     return loaded
+
+
+def _name(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -111,7 +111,7 @@ class Run:
     @property
     def dtype(self) -> str:
         """Of the base's weights here; "auto" is as saved."""
-        return chosen_dtype(self.config.dtype)
+        return chosen_dtype(self.config.dtype, self.load_config())
 
     @property
     def weights_dtype(self) -> str:

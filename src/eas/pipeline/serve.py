@@ -22,7 +22,6 @@ from eas.attachment.state import attached, attachment
 from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
-from eas.models.dtype import chosen_dtype
 from eas.models.visual_tokens import fit_processor
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
@@ -88,7 +87,7 @@ def served(
         own = run.processor if processor is None else None
         found, mode = load(run.load_base(), run.folder / "adapter"), fold_mode(run)
     else:
-        found, own = opened(model, base, chosen_dtype(dtype or "auto"))
+        found, own = opened(model, base, dtype or "auto")
         found = found.to("cuda" if torch.cuda.is_available() else "cpu")
         mode = "auto" if attached(found) and attachment(found).method.fold is not None else None
     if not found.can_generate():
