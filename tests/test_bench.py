@@ -254,6 +254,13 @@ def test_skip_sets() -> None:
     assert BenchConfig(skip_set=[5, 1]).skipped(24) == (5, 1)
 
 
+@pytest.mark.parametrize(("software", "dtype"), [(False, "bfloat16"), (True, "float32")])
+def test_the_default_dtype(software: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "in_software", lambda _: software)
+    assert BenchConfig().to_dict()["dtype"] == dtype
+    assert BenchConfig(dtype="float16").dtype == "float16"
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_attention_of_one_token_is_torch_s(groups: int) -> None:
     query, key, value = torch.randn(2, 2 * groups, 1, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)

@@ -18,7 +18,10 @@ def bench(
         str, typer.Argument(help="Folder, Hub id, 'tiny', or a shape: llava-0.5b, llava-7b, ...")
     ] = "llava-0.5b",
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16, float32 or float16; by default bfloat16, or float32 where the CPU has only that."),
+    ] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 700,
     new_tokens: Annotated[int, typer.Option(help="Tokens that one request decodes.")] = 64,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, for example 1,8,32.")] = "1",

@@ -32,6 +32,7 @@ from eas.measure.variants import VARIANTS, build_variant, fold_variant, quantise
 from eas.methods.eas_block import EASBlock
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.bases import base_folder
+from eas.models.dtype import in_software
 from eas.models.folder import model_config
 from eas.progress import Bar
 
@@ -51,7 +52,11 @@ class BenchConfig(Config):
         f"folder, GGUF file, Hub id, 'smollm2-135m', 'tiny', or a shape with random weights: {', '.join(SHAPES)}",
     )
     device: str = option("cpu", "'cpu' or 'cuda'")
-    dtype: str = option("bfloat16", f"dtype of weights and activations: {', '.join(DTYPES)}")
+    dtype: str = option(
+        None,
+        f"dtype of weights and activations: {', '.join(DTYPES)}; by default bfloat16, or float32 where the CPU "
+        "computes bfloat16 in software",
+    )
     prompt_tokens: int = option(700, "tokens of the prompts, which are text only")
     new_tokens: int = option(64, "tokens that one request decodes")
     batch_sizes: list[int] = option(None, "list of batch sizes; [1] by default")
@@ -65,6 +70,8 @@ class BenchConfig(Config):
     def __post_init__(self) -> None:
         self.batch_sizes = [1] if self.batch_sizes is None else self.batch_sizes
         self.variants = list(VARIANTS) if self.variants is None else self.variants
+        if self.dtype is None:
+            self.dtype = "float32" if self.device == "cpu" and in_software("bfloat16") else "bfloat16"
         given = self.num_skip is not None, self.skip_set is not None
         self.num_skip = 0 if self.num_skip is None else self.num_skip
         self.skip_set = [] if self.skip_set is None else self.skip_set
