@@ -1,12 +1,14 @@
 """LaVIN: the paper's counts and skip set at full size, its processor, ScienceQA from end to end, 4 and 8 bits."""
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
 import torch
 from families import build, logits, prompts, quick
 from lavin_original import letters
+from pages import ROOT, blocks
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, TrainingArguments
 
@@ -292,6 +294,24 @@ def test_a_quantised_language_model(folder, tmp_path, bits, kind, error):
     torch.testing.assert_close(logits(again, inputs), tuned, rtol=1e-3, atol=2e-3 if bits == 4 else 3e-2)
     with pytest.raises(ValueError, match="bits = 2"):
         quantisation(folder, 2)
+
+
+@needs_bitsandbytes
+def test_the_snippets_of_the_page_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tuned = eas.attach(load_base(str(folder)), METHODS["eas"].config(num_skip=2, skip_rank=4, adapt_rank=2))
+    eas.select(tuned, (0, 2))
+    eas.prune(tuned)
+    shutil.copytree(folder, "models/lavin-7b")
+    for adapter in ("models/lavin-7b/adapter", "runs/eas12-4bit/adapter"):
+        eas.save(tuned, adapter)
+    given = {"image": Image.new("RGB", (20, 10), "red")}
+    snippets = blocks(ROOT / "docs" / "lavin.md", "python")
+    for _, snippet in snippets:
+        exec(compile(snippet, "lavin.md", "exec"), given)
+    assert len(snippets) == 3
+    assert capsys.readouterr().out
+    assert eas.skip_set(load_base("models/lavin-7b-eas12")) == (0, 2)
 
 
 @needs_bitsandbytes
