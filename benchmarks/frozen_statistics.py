@@ -50,7 +50,7 @@ def main(folders):
             batch = collate(part)
             for refreshed in (False, True):
                 stop = collate.tokenizer.eos_token_id
-                tokens = answers(model, batch, run.config.max_new_tokens, stop, refreshed)
+                tokens = answers(model, batch, run.task.answer_limit(run), stop, refreshed)
                 texts = [
                     t.strip() for t in collate.tokenizer.batch_decode(_cut(tokens, stop), skip_special_tokens=True)
                 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,7 +16,7 @@ from accelerate.utils import DistributedType
 from families import build
 from safetensors.torch import load_file
 from test_kill import SETTINGS
-from trainers import CONFIG, arguments, rows
+from trainers import CONFIG, arguments, forkserver, rows
 
 import eas
 from eas import METHODS, cli
@@ -26,6 +25,7 @@ from eas.searching import SearchConfig, SearchResult
 from eas.training import EASTrainer
 
 FSDP2 = {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}
+FIRST = {name: STEPS[name] for name in ("search", "tune")}  # steps keep their order
 RUN = [
     *SETTINGS,
     "search.train=true",
@@ -80,6 +80,7 @@ def process(rank: int, folder: Path) -> None:
     """One of the two."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    steps.STEPS = FIRST
     phases.console.quiet = rank > 0  # decided on import, which lies before the fork
     with (folder / f"printed by {rank}").open("w") as file, redirect_stdout(file):
         run(folder / "run", 2)
@@ -96,10 +97,10 @@ def process(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "STEPS", {name: STEPS[name] for name in ("search", "tune")})  # steps keep their order
+    monkeypatch.setattr(steps, "STEPS", FIRST)
     run(tmp_path / "run alone", 4)
     alone = train(tmp_path / "alone")
-    context = multiprocessing.get_context("fork")  # imports would take longer than the rest
+    context = forkserver(__name__)
     both = [context.Process(target=process, args=(rank, tmp_path)) for rank in range(2)]
     for one in both:
         one.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from eas.config import ConfigError
 from eas.demo.tiny import load_tiny
 from eas.exporting.opening import opened
 from eas.pipeline import Run, RunConfig, fit
-from eas.pipeline.savings import slow_dtype
+from eas.pipeline.savings import slow_dtype, slow_precision
+from eas.pipeline.serve import served
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,28 @@ def test_float32_that_does_not_fit_is_refused(saved: Path, monkeypatch: pytest.M
         made = run(saved, "AVX2", monkeypatch, **fits, method={"name": "lora", "rank": 1, "train_projector": False})
         fit.check_method(made)
         assert slow_dtype(made) == ""
+
+
+def test_a_base_whose_configuration_names_no_dtype(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would take the dtype of some weight, which eas would not know of."""
+    base = shutil.copytree(saved, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["dtype"]
+    (base / "config.json").write_text(json.dumps(config))
+    made = run(base, "Zen 4", monkeypatch)
+    assert made.load_base().dtype == torch.float32
+    assert made.weights_dtype == "float32"
+
+
+@pytest.mark.parametrize(("cpu", "told"), [("AVX-512", "leave train.precision out"), ("Zen 4", "")])
+def test_autocast_in_software_is_told(saved: Path, cpu: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(saved, cpu, monkeypatch, train={"precision": "bfloat16"})
+    assert slow_precision(made).endswith(told)
+    assert bool(slow_precision(made)) == bool(told)
+
+
+def test_served_dtypes(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype = 'bf16': must be one of auto, float32, bfloat16"):
+        served(str(saved), dtype="bf16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -17,7 +16,7 @@ import pytest
 import torch
 from families import quick
 from safetensors.torch import load_file
-from trainers import searcher
+from trainers import forkserver, searcher
 
 from eas.attachment.save import adapter_state
 from eas.files import WriteError
@@ -66,8 +65,8 @@ def search_and_tune(folder: Path, kill_at: int | None) -> None:
 
 
 def run_in_a_process(folder: Path, kill_at: int | None = None) -> int | None:
-    """Its exit code; forked, since imports take longer than the run."""
-    process = multiprocessing.get_context("fork").Process(target=search_and_tune, args=(folder, kill_at))
+    """Its exit code."""
+    process = forkserver(__name__).Process(target=search_and_tune, args=(folder, kill_at))
     process.start()
     process.join()
     return process.exitcode

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from families import build
 from transformers import TrainingArguments
@@ -14,6 +20,20 @@ from eas.searching import SearchConfig
 from eas.training import EASTrainer
 
 CONFIG = {"skip_rank": 8, "adapt_rank": 4}
+
+
+def forkserver(module: str) -> BaseContext:
+    """A context whose processes are forks of one that has imported a test module and trained nothing.
+
+    Imports take longer than most runs. A fork of this process could not train where torch is a build for GPUs: its
+    first backward pass starts threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server of Python 3.11 knows no other
+        ensure_running()
+    return context
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:

@@ -29,7 +29,8 @@ class EASModel(lmms):  # type: ignore[misc]
         pretrained: folder of a run, an adapter, a standalone model or a base.
         base: folder or Hub id of an adapter's base; by default what the adapter or the run names.
         processor: folder or Hub id of the tokenizer or processor; by default the base's.
-        dtype: of the weights; by default the run's, or the base's own.
+        dtype: of the weights; by default the run's, or the base's own: float32 where the CPU computes 16 bits in
+            software.
         batch_size: examples at a time.
         max_batch_size: not used.
         device: by default the accelerator, if there is one.

@@ -51,7 +51,12 @@ Folder = Annotated[Path, typer.Argument(help="A run folder, as named by --output
 Model = Annotated[
     str | None, typer.Option(help="Folder, GGUF file or Hub id of a model; 'smollm2-135m', 'smol' or 'tiny'.")
 ]
-Data = Annotated[str | None, typer.Option(help="'scenes:TASK', 'nlvr:FOLDER', or your own JSON(L).")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="A benchmark's NAME:FOLDER or NAME:hub:ID, 'openmoji:TASK', 'scenes:TASK', or your own file or folder."
+    ),
+]
 Method = Annotated[str | None, typer.Option(help="Tuning method, eas by default; see docs/methods.md.")]
 Skip = Annotated[int | None, typer.Option(help="k: number of attentions to skip.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML or JSON file of settings.")]

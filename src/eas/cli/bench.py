@@ -15,12 +15,17 @@ from eas.terminal import console
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Argument(help="Folder, Hub id, 'tiny', or a shape: llava-0.5b, llava-7b, ...")
+        str,
+        typer.Argument(
+            help="Folder, GGUF file or Hub id; 'smollm2-135m', 'smol' or 'tiny'; or a shape: llava-0.5b, llava-7b, ..."
+        ),
     ] = "llava-0.5b",
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[
         str | None,
-        typer.Option(help="bfloat16, float32 or float16; by default bfloat16, or float32 where the CPU has only that."),
+        typer.Option(
+            help="bfloat16, float32 or float16; by default bfloat16; float32 where the CPU computes that in software."
+        ),
     ] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 700,
     new_tokens: Annotated[int, typer.Option(help="Tokens that one request decodes.")] = 64,

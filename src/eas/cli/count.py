@@ -21,7 +21,7 @@ def count(
         str,
         typer.Argument(
             help="A named shape ('llava-7b'), a folder of a model (standalone too), an adapter or a run, a GGUF file, "
-            "a Hub id, 'smollm2-135m', or 'tiny'.",
+            "a Hub id, 'smollm2-135m', 'smol', or 'tiny'.",
             show_default=False,
         ),
     ],

@@ -24,7 +24,9 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="Folder of a run, an adapter, a standalone model or a base; or 'tiny'.", show_default=False
+            help="Folder of a run, an adapter, a standalone model or a base; a GGUF file; 'smollm2-135m', 'smol' or "
+            "'tiny'.",
+            show_default=False,
         ),
     ],
     options: Annotated[
@@ -34,7 +36,11 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name in requests; by default its folder's.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Dtype of the weights; by default the run's or the base's, with vLLM bfloat16.")
+        str | None,
+        typer.Option(
+            help="Dtype of the weights; by default the run's or the base's, but float32 where the CPU computes that in "
+            "software; with vLLM bfloat16."
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base of an adapter; by default the one that it names.")] = None,
     processor: Annotated[

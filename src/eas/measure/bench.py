@@ -49,7 +49,8 @@ class BenchConfig(Config):
 
     model: str = option(
         "llava-0.5b",
-        f"folder, GGUF file, Hub id, 'smollm2-135m', 'tiny', or a shape with random weights: {', '.join(SHAPES)}",
+        f"folder, GGUF file, Hub id, 'smollm2-135m', 'smol', 'tiny', or a shape with random weights: "
+        f"{', '.join(SHAPES)}",
     )
     device: str = option("cpu", "'cpu' or 'cuda'")
     dtype: str = option(

@@ -6,8 +6,8 @@ skipped layer theirs adds the adapter's input to its output, so that an untraine
 stream to the stream; here it adds nothing. Theirs draws the up-projections, ours start at zero. For
 LaVIN the authors have LaVIN's routed adapters in both places (preset "lavin"); here they route on the prompt's mean, as
 EAS does, so that rounds can share what skip sets have in common. METER is post-norm: there the adapter in place of a
-skipped layer reads the stream, and kept layers have adapters beside attentions and FFN. The search is DAS's own:
-``SearchConfig(rule="das")``.
+skipped layer reads the stream, and kept layers have adapters beside attentions and FFN. DAS's own search is
+``SearchConfig(rule="das")``; without it DAS searches by the default rule.
 """
 
 from __future__ import annotations

@@ -21,23 +21,28 @@ def in_software(dtype: str) -> bool:
 
 
 def chosen_dtype(dtype: str, config: Any) -> str:
-    """A dtype's name; "auto" (as saved) becomes float32 where there is no GPU and the CPU would compute in software.
+    """A dtype's name; "auto" (as saved) becomes float32 where the CPU would compute in software, there being no GPU.
+
+    It does so too where the configuration names no dtype.
 
     Example:
         >>> from transformers import LlamaConfig
         >>> chosen_dtype("bfloat16", LlamaConfig())
         'bfloat16'
     """
-    slow = not torch.cuda.is_available() and in_software(_name(loaded_dtype("auto", config)))
-    return "float32" if dtype == "auto" and slow else dtype
+    if dtype != "auto":
+        return dtype
+    if (saved := saved_dtype(config)) is None:
+        return "float32"  # transformers would take that of some weight
+    return "float32" if not torch.cuda.is_available() and in_software(saved) else dtype
 
 
 def loaded_dtype(dtype: str, config: Any) -> torch.dtype:
     """What a base with this configuration is loaded in under ``dtype``."""
-    named = config.dtype if dtype == "auto" else dtype
-    loaded: torch.dtype = getattr(torch, _name(named or "float32"))
+    loaded: torch.dtype = getattr(torch, (saved_dtype(config) if dtype == "auto" else dtype) or "float32")
     return loaded
 
 
-def _name(dtype: torch.dtype | str) -> str:
-    return str(dtype).removeprefix("torch.")
+def saved_dtype(config: Any) -> str | None:
+    """The dtype that a base's configuration names, None where it names none."""
+    return None if config.dtype is None else str(config.dtype).removeprefix("torch.")

@@ -13,6 +13,7 @@ from eas.methods import METHODS, method_config
 from eas.metrics import LOSS_ONLY, METRICS
 from eas.models.visual_tokens import CHOICES
 from eas.searching import SearchConfig
+from eas.tasks.answer_length import ENOUGH
 from eas.tasks.collate import CUTS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -99,7 +100,9 @@ class RunConfig(Config):
         f"metric of the answers: {', '.join(METRICS)}, '{LOSS_ONLY}' (the loss of the answers); "
         "null: the benchmark's own, 'exact' for other data",
     )
-    max_new_tokens: int = option(16, "length limit of an answer")
+    max_new_tokens: int | None = option(
+        None, f"length limit of an answer in tokens; null: {ENOUGH}, or more where an answer of the data needs more"
+    )
     eval_batch_size: int = option(16, "examples per generate call")
     train_limit: int | None = option(None, "use only this number of training examples, the first ones")
     validation_limit: int | None = option(None, "use only this number of validation examples, the first ones")
@@ -133,7 +136,9 @@ class RunConfig(Config):
         self._require("fold_mode", self.fold_mode in (None, *modes), f"must be null or one of {modes}")
         plain = self.bits is None or self.fold_mode not in INTO_WEIGHTS
         self._require("fold_mode", plain, f"needs plain weights, not bits = {self.bits}; leave one of them out")
-        self._require_counts("max_new_tokens", "eval_batch_size", "benchmark_repeats", "benchmark_new_tokens")
+        if self.max_new_tokens is not None:
+            self._require_counts("max_new_tokens")
+        self._require_counts("eval_batch_size", "benchmark_repeats", "benchmark_new_tokens")
         self._require("seed", 0 <= self.seed < 2**32, "must be at least 0 and below 2**32")
         for name in ("model", "data", "output_dir"):
             text = getattr(self, name)

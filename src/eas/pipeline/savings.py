@@ -14,7 +14,7 @@ from eas.measure.count import Counts, count, on_meta
 from eas.measure.vision import counted
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
-from eas.models.dtype import loaded_dtype
+from eas.models.dtype import in_software, loaded_dtype
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
@@ -90,3 +90,12 @@ def slow_dtype(run: Run) -> str:
     if (name := run.saved_dtype) == run.weights_dtype or run.config.bits is not None:
         return ""
     return f"weights are in float32, as this CPU computes {name} in software; -o dtype={name} halves their memory"
+
+
+def slow_precision(run: Run) -> str:
+    """What to say of autocast to bfloat16 on a CPU that computes it in software; else empty."""
+    precisions = {"train.precision": run.config.train.precision, "search.score_dtype": run.config.search.score_dtype}
+    asked = [key for key, precision in precisions.items() if precision == "bfloat16"]
+    if not asked or torch.cuda.is_available() or not in_software("bfloat16"):
+        return ""
+    return f"this CPU computes bfloat16 in software, which is slow: leave {' and '.join(asked)} out"

@@ -23,6 +23,7 @@ from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
 from eas.models.visual_tokens import fit_processor
+from eas.pipeline.config import DTYPES
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
@@ -72,7 +73,8 @@ def served(
         model: folder of a run, an adapter, a standalone model or a base; or a base's Hub id.
         base: folder or Hub id of an adapter's base; by default what the adapter or the run names.
         processor: folder or Hub id of the tokenizer or processor; by default the base's.
-        dtype: of the weights; by default the run's, or the base's own.
+        dtype: of the weights; by default the run's, or the base's own: float32 where the CPU computes 16 bits in
+            software.
 
     Raises:
         ConfigError: the model generates no text, or has no processor.
@@ -87,6 +89,8 @@ def served(
         own = run.processor if processor is None else None
         found, mode = load(run.load_base(), run.folder / "adapter"), fold_mode(run)
     else:
+        if dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
         found, own = opened(model, base, dtype or "auto")
         found = found.to("cuda" if torch.cuda.is_available() else "cpu")
         mode = "auto" if attached(found) and attachment(found).method.fold is not None else None

@@ -31,7 +31,7 @@ from eas.pipeline.phases import announce, attached_base, console, logged_losses,
 from eas.pipeline.plan import plan
 from eas.pipeline.run import Run, working
 from eas.pipeline.same_data import READS, require_data_of, require_same_data
-from eas.pipeline.savings import bounds, counted_size, fold_mode, slow_dtype, warning
+from eas.pipeline.savings import bounds, counted_size, fold_mode, slow_dtype, slow_precision, warning
 from eas.pipeline.tuned import load_tuned, require_set
 from eas.reports.card import write_card
 from eas.reports.certainty import share
@@ -62,7 +62,7 @@ def search(run: Run) -> None:
     check(run)
     config = run.config
     if not console.quiet and is_main():
-        for told in filter(None, (warning(run), slow_dtype(run))):
+        for told in filter(None, (warning(run), slow_dtype(run), slow_precision(run), run.task.cut_answers(run))):
             console.print(f"note: {told}", highlight=False, soft_wrap=True)
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})

@@ -63,7 +63,7 @@ def frontier_table(result: Mapping[str, Any]) -> Table:
     note = f"loss on {result['examples']} validation examples with the searched weights, not tuned to the set; "
     note += f"prompt of {result['prompt_tokens']} tokens; bound: decode speed-up that fewer bytes read allow"
     if result["k"] in result["anchors"]:
-        note += f"; the search trained and compared sets of {result['k']} only: far from it the losses say little"
+        note += f"; the search compared sets of {result['k']} only: far from it the losses say little"
     table = Table(title="Frontier", caption=note)
     for name in ("k", "predicted loss", "measured", "MACs", "KV/token", "weights", "bound"):
         table.add_column(name, justify="right")

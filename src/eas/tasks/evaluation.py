@@ -97,10 +97,9 @@ def evaluate(
         return Evaluation(report.score, {}, report)
     if metric not in METRICS and metric not in BENCHMARKS:
         raise DataError(f"metric {metric!r} is unknown; use one of {', '.join((*METRICS, LOSS_ONLY, *BENCHMARKS))}")
-    closed = bool(examples) and all(example.choices for example in examples)
-    if metric == RANKING and not closed:
+    if metric == RANKING and not _closed(examples):
         raise DataError(f"metric {RANKING!r} needs choices in every example; use 'exact' or 'contains'")
-    if closed and (metric == RANKING or (metric in BENCHMARKS and BENCHMARKS[metric].ranked)):
+    if not generated(metric, examples):
         ranked = choice_losses(model, processor, [(e, e.choices) for e in examples], batch_size, title)
         answers = {id: min(each, key=each.__getitem__) for id, each in ranked.items()}
         report = score_answers(metric, examples, answers, options)
@@ -111,6 +110,16 @@ def evaluate(
     answers = {example.id: text for example, text in zip(examples, given, strict=True)}
     report = score_answers(metric, examples, answers, options)
     return Evaluation(report.score, answers, report)
+
+
+def generated(metric: str, examples: Sequence[Example]) -> bool:
+    """Whether a metric reads answers that are generated; others rank choices, or read the target's probability."""
+    ranks = metric == RANKING or (metric in BENCHMARKS and BENCHMARKS[metric].ranked)
+    return metric != LOSS_ONLY and not (ranks and _closed(examples))
+
+
+def _closed(examples: Sequence[Example]) -> bool:
+    return bool(examples) and all(example.choices for example in examples)
 
 
 def target_losses(

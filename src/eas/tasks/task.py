@@ -20,6 +20,7 @@ from eas.example import Example
 from eas.hf.api import no_init_weights
 from eas.methods import method_of, require_fit
 from eas.models.anatomy import Anatomy, auto_class
+from eas.tasks.answer_length import ENOUGH, Cut, cut
 from eas.tasks.collate import Collator
 from eas.tasks.collate_meter import MeterCollator
 from eas.tasks.evaluation import Evaluation, evaluate
@@ -111,10 +112,39 @@ class Task:
             run.data(split),
             metric=config.metric_name,
             batch_size=batch_size,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=self.answer_limit(run),
             title=title,
             options=config.data_options,
         )
+
+    def answer_limit(self, run: Run) -> int:
+        """Tokens at which an answer ends: the run's, or enough for every answer of the data."""
+        given: int | None = run.config.max_new_tokens
+        if given is not None:
+            return given
+        cuts = self._cuts(run, ENOUGH).values()
+        return max((one.longest for one in cuts if one.score < one.whole), default=ENOUGH)
+
+    def cut_answers(self, run: Run) -> str:
+        """What to say of a limit that even perfect answers lose by; else empty."""
+        if (limit := run.config.max_new_tokens) is None:
+            return ""
+        cuts = self._cuts(run, limit)
+        split, worst = max(cuts.items(), key=lambda named: named[1].whole - named[1].score)
+        if worst.score == worst.whole:
+            return ""
+        enough = max(one.longest for one in cuts.values())
+        return (
+            f"answers are cut at max_new_tokens = {limit}: the {split} split's own answers would score "
+            f"{worst.score:.1%} so, and {worst.whole:.1%} whole; -o max_new_tokens={enough} is enough"
+        )
+
+    def _cuts(self, run: Run, limit: int) -> dict[str, Cut]:
+        config = run.config
+        return {
+            split: cut(run.data(split), run.processor, limit, config.metric_name, config.data_options)
+            for split in ("validation", "test")
+        }
 
     def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
         """A zero-shot evaluation with the form of its answers forgiven; see `eas.tasks.evaluation_forms.meant`."""
@@ -261,6 +291,9 @@ class MeterTask(Task):
             report = score_retrieval(model, run.processor, examples, path, pairs=batch_size, title=title)
             return Evaluation(report.score, {}, report)
         return evaluate_meter(model, run.processor, examples, self.benchmark, batch_size=batch_size, title=title)
+
+    def cut_answers(self, run: Run) -> str:
+        return ""  # it generates none
 
     def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
         return Meant(found, found.score)  # it chooses among the answers

@@ -46,7 +46,7 @@ class EASTrainer(OpenTrainer):
         model: an attached model.
         args: ``transformers.TrainingArguments``.
         phase: "search" or "tune".
-        search: settings of the search phase.
+        search: settings of the search phase. ``train()`` trains where ``search.train`` is null; False is refused.
         held_out: examples for the search's rounds, not trained on.
         lengths: of the training examples, in any unit; with them each batch holds examples of about one length.
         kwargs: everything else a ``Trainer`` takes (``train_dataset``, ``data_collator``, ``callbacks``, ...).
