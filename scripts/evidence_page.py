@@ -22,6 +22,7 @@ RESULTS = {
     "sets": "odd_sets.json",
     "train": "search_train.json",
     "adapt": "adapt.json",
+    "forms": "forms.json",
     "smol": "smol.json",
     "codes": "smol_codes.json",
     "smolmore": "smol_more.json",
