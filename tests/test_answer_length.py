@@ -38,14 +38,16 @@ def test_the_limit_fits_the_longest_answer(tmp_path, processor):
     needed = len(processor.tokenizer(LONG, add_special_tokens=False)["input_ids"]) + 1
     assert needed > ENOUGH
     assert made.task.answer_limit(made) == needed
-    assert made.task.cut_answers(made) == ""
+    assert made.task.told_of_length(made) == (
+        f"answers may have {needed} tokens, as the longest one of the data; -o max_new_tokens=N sets fewer"
+    )
 
 
 def test_a_given_limit_stays_and_is_told(tmp_path, processor):
     made = run(tmp_path, max_new_tokens=20)
     needed = len(processor.tokenizer(LONG, add_special_tokens=False)["input_ids"]) + 1
     assert made.task.answer_limit(made) == 20
-    assert made.task.cut_answers(made) == (
+    assert made.task.told_of_length(made) == (
         "answers are cut at max_new_tokens = 20: the validation split's own answers would score 50.0% so, and 100.0% "
         f"whole; -o max_new_tokens={needed} is enough"
     )
@@ -54,7 +56,7 @@ def test_a_given_limit_stays_and_is_told(tmp_path, processor):
 def test_what_is_not_generated_needs_no_tokens(tmp_path):
     for made in (run(tmp_path, metric="none"), run(tmp_path, metric="none", max_new_tokens=1)):
         assert made.task.answer_limit(made) == (made.config.max_new_tokens or ENOUGH)
-        assert made.task.cut_answers(made) == ""
+        assert made.task.told_of_length(made) == ""
 
 
 @pytest.mark.parametrize(

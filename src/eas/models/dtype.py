@@ -21,9 +21,9 @@ def in_software(dtype: str) -> bool:
 
 
 def chosen_dtype(dtype: str, config: Any) -> str:
-    """A dtype's name; "auto" (as saved) becomes float32 where the CPU would compute in software, there being no GPU.
+    """A dtype's name; "auto" (as saved) becomes float32 where there is no GPU and the CPU computes it in software.
 
-    It does so too where the configuration names no dtype.
+    It becomes float32, too, where the configuration names no dtype.
 
     Example:
         >>> from transformers import LlamaConfig

@@ -62,7 +62,8 @@ def search(run: Run) -> None:
     check(run)
     config = run.config
     if not console.quiet and is_main():
-        for told in filter(None, (warning(run), slow_dtype(run), slow_precision(run), run.task.cut_answers(run))):
+        notes = warning(run), slow_dtype(run), slow_precision(run), run.task.told_of_length(run)
+        for told in filter(None, notes):
             console.print(f"note: {told}", highlight=False, soft_wrap=True)
     if config.skip_set is not None or not isinstance(config.method, SkipConfig):
         run.finish("search", {"skip_set": sorted(config.skip_set or []), "searched": False})

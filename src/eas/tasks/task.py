@@ -125,13 +125,15 @@ class Task:
         cuts = self._cuts(run, ENOUGH).values()
         return max((one.longest for one in cuts if one.score < one.whole), default=ENOUGH)
 
-    def cut_answers(self, run: Run) -> str:
-        """What to say of a limit that even perfect answers lose by; else empty."""
+    def told_of_length(self, run: Run) -> str:
+        """What to say of long answers, or of a limit that even perfect answers lose by; else empty."""
         if (limit := run.config.max_new_tokens) is None:
-            return ""
+            needed = self.answer_limit(run)
+            long = f"answers may have {needed} tokens, as the longest one of the data; -o max_new_tokens=N sets fewer"
+            return long if needed > ENOUGH else ""
         cuts = self._cuts(run, limit)
         split, worst = max(cuts.items(), key=lambda named: named[1].whole - named[1].score)
-        if worst.score == worst.whole:
+        if worst.score >= worst.whole:
             return ""
         enough = max(one.longest for one in cuts.values())
         return (
@@ -292,7 +294,7 @@ class MeterTask(Task):
             return Evaluation(report.score, {}, report)
         return evaluate_meter(model, run.processor, examples, self.benchmark, batch_size=batch_size, title=title)
 
-    def cut_answers(self, run: Run) -> str:
+    def told_of_length(self, run: Run) -> str:
         return ""  # it generates none
 
     def meant(self, run: Run, model: Any, split: str, found: Evaluation, batch_size: int, title: str = "") -> Meant:
