@@ -23,6 +23,7 @@ RESULTS = {
     "train": "search_train.json",
     "adapt": "adapt.json",
     "forms": "forms.json",
+    "formscodes": "forms_codes.json",
     "smol": "smol.json",
     "codes": "smol_codes.json",
     "smolmore": "smol_more.json",
