@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CPUS = {
     "AVX2": {"architecture": "x86_64", "avx2": True},
-    "AVX-512": {"architecture": "x86_64", "avx2": True, "avx512_f": True},  # Xeons of 2017 to 2021 have no bfloat16
+    "AVX-512": {"architecture": "x86_64", "avx2": True, "avx512_f": True},  # as most Xeons of 2017 to 2021
     "Zen 4": {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "avx512_fp16": False},
     "Sapphire Rapids": {"architecture": "x86_64", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True},
     "ARM": {"architecture": "aarch64", "neon": True},
