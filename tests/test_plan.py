@@ -31,8 +31,9 @@ TRAINS = "search.train=true"
         (100_000, [TRAINS], 2000, 6000),  # the most
         (10, [TRAINS, "search.warmup_steps=10", "search.interval=2"], 70, 100),
         (10, [TRAINS, "search.interval=100"], 3100, 100),
-        (8000, [], 490, 1500),  # without training, 40 rounds
-        (8000, ["search.warmup_steps=0"], 400, 1500),
+        (8000, [], 290, 1500),  # without training, 20 rounds
+        (8000, ["search.warmup_steps=0"], 200, 1500),
+        (8000, ["search.rule=spread"], 490, 1500),  # 40
         (10, ["train.search_steps=250", "train.tune_steps=7"], 250, 7),
     ],
 )
