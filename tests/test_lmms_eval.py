@@ -108,14 +108,14 @@ def done(tmp_path_factory):
 
 
 def test_answers_are_those_of_eas_up_to_the_tasks_end(done):
-    whole = answer(done.model, done.processor, EXAMPLES, batch_size=1, max_new_tokens=6)
+    whole = [text for text, _ in answer(done.model, done.processor, EXAMPLES, batch_size=1, max_new_tokens=6)]
     want = [text.split("e")[0].strip() for text in whole]
     assert done.samples["eas_words"] == want != whole
 
 
 def test_choices_rank_as_in_eas(done):
     ranked = choice_losses(done.model, done.processor, [(e, CHOICES) for e in EXAMPLES], 1)
-    whole = answer(done.model, done.processor, EXAMPLES, batch_size=1, max_new_tokens=6)
+    whole = [text for text, _ in answer(done.model, done.processor, EXAMPLES, batch_size=1, max_new_tokens=6)]
     for example, row in zip(EXAMPLES, done.samples["eas_choices"], strict=True):
         for choice, (loss, greedy) in zip(CHOICES, row, strict=True):
             assert float(loss) == pytest.approx(ranked[example.id][choice], rel=1e-3, abs=1e-5)

@@ -20,7 +20,7 @@ from eas.files import WriteError, locked
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.predict import predict, read_questions
 from eas.progress import Bar
-from eas.tasks.evaluation import answer
+from eas.tasks.evaluation import Answer, answer
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,40 @@ USER, BOT = {"role": "user", "content": "a ?"}, {"role": "assistant", "content":
 def test_an_answer_ends_at_every_token_that_ends_one_of_the_base():
     model, processor = load_tiny()
 
-    def answered():
-        (text,) = answer(model.eval(), processor, scenes("caption", "test", 1), batch_size=1, max_new_tokens=12)
-        return text.split()
+    def answered(most=12):
+        (given,) = answer(model.eval(), processor, scenes("caption", "test", 1), batch_size=1, max_new_tokens=most)
+        return given.text.split(), given.cut
 
-    whole = answered()
+    whole, _ = answered()
     assert len(whole) > 3
+    assert answered(3) == (whole[:3], True)
     model.generation_config.eos_token_id = [7, processor.tokenizer.convert_tokens_to_ids(whole[2])]
-    assert answered() == whole[:3]
+    assert answered() == (whole[:3], False)
+    assert answered(3) == (whole[:3], False)
+    assert answered(2) == (whole[:2], True)
+
+
+def test_a_cut_answer_is_told(tuned, questions, tmp_path):
+    first = lines(questions)[0]["prompt"]
+
+    def said(most, name):
+        options = ["--max-new-tokens", str(most)]
+        single = ["generate", str(tuned), "--image", str(tmp_path / "0.png"), "--prompt", first, *options]
+        many = ["predict", str(tuned), str(questions), *options, "--output", str(tmp_path / name)]
+        one, all_of_them = CliRunner().invoke(cli.app, single), CliRunner().invoke(cli.app, many)
+        assert (one.exit_code, all_of_them.exit_code) == (0, 0), (one.output, all_of_them.output)
+        return " ".join(one.stderr.split()), " ".join(all_of_them.stderr.split()), lines(tmp_path / name)
+
+    one, many, rows = said(1, "short.jsonl")
+    assert "note: the answer is cut at --max-new-tokens = 1" in one
+    assert "note: 5 of 5 answers are cut at --max-new-tokens = 1, and their lines say so" in many
+    assert all(row["cut"] is True for row in rows)
+    _, again, same = said(1, "short.jsonl")  # nothing is left to answer
+    assert same == rows
+    assert again.startswith("note: 5 of 5 answers are cut")
+    one, many, rows = said(64, "long.jsonl")
+    assert "cut" not in one + many
+    assert all(row.keys() == {"id", "answer"} for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +240,7 @@ def test_a_page_is_written_elsewhere_and_nothing_into_the_run(tuned, tmp_path):
 
 
 def test_answers_do_not_reach_the_terminal_raw(tuned, monkeypatch):
-    monkeypatch.setattr("eas.tasks.evaluation.answer", lambda *_, **__: ["\x1b[2Jred"])
+    monkeypatch.setattr("eas.tasks.evaluation.answer", lambda *_, **__: [Answer("\x1b[2Jred", cut=False)])
     said = CliRunner().invoke(cli.app, ["generate", str(tuned), "--prompt", "what ?"])
     assert said.stdout == "\\u001b[2Jred\n"
 

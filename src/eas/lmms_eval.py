@@ -83,8 +83,8 @@ class EASModel(lmms):  # type: ignore[misc]
             ends = [end for end in ([until] if isinstance(until, str) else until) if end]
             longest = int(options.get("max_new_tokens", MAX_NEW_TOKENS))
             examples = [self._example(request) for request in batch]
-            texts = answer(self.model, self.processor, examples, batch_size=len(batch), max_new_tokens=longest)
-            found += [min((text.split(end)[0] for end in ends), key=len, default=text) for text in texts]
+            given = answer(self.model, self.processor, examples, batch_size=len(batch), max_new_tokens=longest)
+            found += [min((text.split(end)[0] for end in ends), key=len, default=text) for text, _ in given]
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -189,7 +189,10 @@ def generate(
     if (mode := fold_mode(opened)) is not None:
         fold_model(model, mode)
     example = Example.ask("prompt", prompt, "", *(image or []))
-    print(printable(answer(model, opened.processor, [example], batch_size=1, max_new_tokens=max_new_tokens)[0]))
+    ((text, cut),) = answer(model, opened.processor, [example], batch_size=1, max_new_tokens=max_new_tokens)
+    print(printable(text))
+    if cut:
+        console(stderr=True).print(f"note: the answer is cut at --max-new-tokens = {max_new_tokens}")
 
 
 @app.command()

@@ -36,6 +36,8 @@ def predict(
 ) -> int:
     """Writes one line ``{"id": ..., "answer": ...}`` per question, in the questions' order.
 
+    A line also has ``"cut": true`` if the length limit cut its answer. The terminal says how many have.
+
     Args:
         run: whose tuned model answers, folded as the run folds.
         questions: rows in the forms of ``load_jsonl``; the last answer of a row is not needed, and not read.
@@ -68,6 +70,11 @@ def predict(
         write_text(output.with_name(output.name + ABOUT), json.dumps(about, indent=1) + "\n")
         if done < len(examples):
             _answer(run, examples, output, done, size, mode, max_new_tokens)
+    if cut := sum("cut" in json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()):
+        console(stderr=True).print(
+            f"note: {cut} of {len(examples)} answers are cut at --max-new-tokens = {max_new_tokens}, and their lines "
+            "say so; name more of them, and another --output"
+        )
     return len(examples)
 
 
@@ -146,14 +153,14 @@ def _answer(
         for at in range(done, len(examples), size):
             asked = examples[at : at + size]
             answers = answer(model, run.processor, asked, batch_size=size, max_new_tokens=max_new_tokens)
-            file.write("".join(_line(e.id, text) + "\n" for e, text in zip(asked, answers, strict=True)))
+            file.write("".join(_line(e.id, *given) + "\n" for e, given in zip(asked, answers, strict=True)))
             file.flush()
             os.fsync(file.fileno())
             bar.advance(at + len(asked))
 
 
-def _line(id: str, text: str) -> str:
-    return json.dumps({"id": id, "answer": text})
+def _line(id: str, text: str, cut: bool = False) -> str:
+    return json.dumps({"id": id, "answer": text} | ({"cut": True} if cut else {}))
 
 
 def _digest(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,9 +28,16 @@ class Evaluation:
     report: Report
 
 
+class Answer(NamedTuple):
+    """The text of an answer, and whether the length limit cut it, before any token that ends an answer."""
+
+    text: str
+    cut: bool
+
+
 def answer(
     model: Any, processor: Any, examples: Sequence[Example], *, batch_size: int, max_new_tokens: int, title: str = ""
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers, in order, under a progress bar when there is a title.
 
     Args:
@@ -43,6 +50,7 @@ def answer(
     """
     collate, answers = Collator(processor, training=False), []
     tokenizer = collate.tokenizer
+    last = ends(model, tokenizer)
     for at in track(range(0, len(examples), batch_size), title):
         batch = collate([examples[i] for i in range(at, min(at + batch_size, len(examples)))])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "prompt_mask"}
@@ -51,11 +59,13 @@ def answer(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=ends(model, tokenizer),
+                eos_token_id=last,
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        cut = ~torch.isin(new.cpu(), torch.tensor(last)).any(1)
+        answers += [Answer(text.strip(), whether) for text, whether in zip(texts, cut.tolist(), strict=True)]
     return answers
 
 
@@ -107,7 +117,7 @@ def evaluate(
         report = replace(report, numbers={**report.numbers, "loss": loss})
         return Evaluation(report.score, answers, report)
     given = answer(model, processor, examples, batch_size=batch_size, max_new_tokens=max_new_tokens, title=title)
-    answers = {example.id: text for example, text in zip(examples, given, strict=True)}
+    answers = {example.id: text for example, (text, _) in zip(examples, given, strict=True)}
     report = score_answers(metric, examples, answers, options)
     return Evaluation(report.score, answers, report)
 
