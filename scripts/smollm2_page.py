@@ -30,7 +30,7 @@ TUNED = {
         BEST,
         "EAS residual, LoRA, similarity set, small scale",
         "EAS residual, LoRA, small scale",
-        *(f"EAS residual, LoRA, random set {i}, small scale" for i in range(3)),
+        *(f"EAS residual, LoRA, random set {i}, small scale" for i in range(5)),
         "EAS residual, searched set, rate 0.001",
         "EAS residual, rate 0.001",
         "EAS residual, LoRA, searched set",
