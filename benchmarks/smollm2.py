@@ -84,6 +84,15 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     ),
     "EAS residual, LoRA, similarity set, small scale": (SMALL, SIMILARITY, 2e-3),
     "EAS residual, LoRA, greedy set, small scale": (SMALL, GREEDY, 2e-3),
+    **{
+        f"{name}, rate {rate}": (method, skip_set, rate)
+        for rate in (0.001, 0.004)
+        for name, method, skip_set in (
+            ("LoRA", {"name": "lora", "rank": 8}, []),
+            ("EAS residual, LoRA, guided set, small scale", SMALL, sorted(GUIDED[:10])),
+            ("drop + LoRA, guided set", {"name": "drop", "num_skip": 10, "rank": 8}, sorted(GUIDED[:10])),
+        )
+    },
     "drop + LoRA, similarity set": ({"name": "drop", "num_skip": 10, "rank": 8}, SIMILARITY, 2e-3),
     "EAS residual, LoRA, small scale": (SMALL, ALTERNATING, 2e-3),
     "EAS residual, LoRA, small scale, FFNs": ({**SMALL, "candidates": "ffn"}, ALTERNATING, 2e-3),
