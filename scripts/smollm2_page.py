@@ -25,6 +25,11 @@ TUNED = {
         BEST,
         GUIDED,
     ],
+    "rates": [
+        f"{name}{rate}"
+        for name in ("LoRA", "drop + LoRA, guided set", GUIDED)
+        for rate in (", rate 0.001", "", ", rate 0.004")
+    ],
     "sets": [
         GUIDED,
         BEST,
