@@ -58,8 +58,8 @@ def llava(folder: Path) -> None:
 
 
 def words(folder: Path) -> None:
-    """A language model that reads letters."""
-    exports.base(num_hidden_layers=12, max_position_embeddings=1024).save_pretrained(folder)
+    """A language model that reads letters, as deep as SmolLM2."""
+    exports.base(num_hidden_layers=30, max_position_embeddings=1024).save_pretrained(folder)
     exports.words().save_pretrained(folder)
 
 
