@@ -227,6 +227,7 @@ def test_options_that_a_source_does_not_have_are_refused(write, tmp_path, option
 def test_generated_pictures_are_data_too():
     assert [len(load_data("scenes:codes", split)) for split in ("train", "validation", "test")] == [4000, 400, 1000]
     assert len(load_data("scenes:codes", "test", limit=2)) == 2
+    assert load_data("scenes:codes@224", "test")[0].images[0].size == (224, 224)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,8 @@ def test_generated_pictures_are_data_too():
         ("{file}", "val", "has no split 'val'; use one of train, validation, test"),
         ("nlvr:{folder}", "val", "no split 'val'; use one of train, validation, dev"),
         ("scenes:codes", "dev", "no split 'dev'; use one of train"),
+        ("scenes:codes@large", "test", "the side of a picture in pixels, as in scenes:textures@224"),
+        ("scenes:codes@50", "test", "must be a multiple of 4, 48 to 1024"),
         ("{file}", "test", "the split 'test' is empty"),
     ],
 )

@@ -101,6 +101,22 @@ def test_pictures_show_the_description() -> None:
                 assert abs(middle - COLOURS[colour]).max(axis=2).min() < 13
 
 
+@pytest.mark.parametrize("task", [*TASKS, "counting"])
+def test_larger_pictures_show_the_same_in_more_pixels(task: str) -> None:
+    small, large = (scenes(task, "train", 20, side=side) for side in (48, 192))
+    for one, other in zip(small, large, strict=True):
+        assert (one.id, one.question, one.target, one.metadata) == (
+            other.id,
+            other.question,
+            other.target,
+            other.metadata,
+        )
+        pixels = np.asarray(other.images[0], float)
+        assert pixels.shape == (192, 192, 3)
+        reduced = pixels.reshape(48, 4, 48, 4, 3).mean((1, 3))
+        assert np.corrcoef(reduced.ravel(), np.asarray(one.images[0], float).ravel())[0, 1] > 0.9
+
+
 def test_textures_differ_from_each_other_and_among_themselves() -> None:
     shown: dict[str, list[bytes]] = {}
     for example in scenes("textures", "train", 200):

@@ -46,8 +46,9 @@ def load_data(
     """The examples of one split, in a fixed order. No image is opened.
 
     Args:
-        spec: "scenes:TASK" (generated), "openmoji:TASK" (pictures of a package), "nlvr:FOLDER", a benchmark's
-            "NAME:FOLDER" or "NAME:hub:ID" (see `BENCHMARKS`), or your own data, "PATH" or "hub:ID" (see `load_own`).
+        spec: "scenes:TASK" or "scenes:TASK@PIXELS" (generated), "openmoji:TASK" (pictures of a package),
+            "nlvr:FOLDER", a benchmark's "NAME:FOLDER" or "NAME:hub:ID" (see `BENCHMARKS`), or your own data, "PATH" or
+            "hub:ID" (see `load_own`).
         split: "train", "validation" or "test", or an official name of a benchmark's split.
         limit: only the first so many examples.
         options: keys of the data's options class (`data_options`).
@@ -97,7 +98,12 @@ def _scenes(task: str, split: str) -> Sequence[Example]:
         raise unknown_split("scenes", split, tuple(_SCENES))
     from eas.data.scenes import scenes  # the renderer is loaded for those who ask for its pictures only
 
-    return scenes(task, split, _SCENES[split])
+    name, at, side = task.partition("@")
+    if at and not side.isdecimal():
+        raise DataError(
+            f"scenes:{task}: what follows '@' is the side of a picture in pixels, as in scenes:textures@224"
+        )
+    return scenes(name, split, _SCENES[split], side=int(side) if at else 48)
 
 
 DATASETS: dict[str, Callable[[str, str], Sequence[Example]]] = {

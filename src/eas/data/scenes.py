@@ -1,6 +1,7 @@
 """The procedural world: seeded pictures of coloured shapes or textures, and questions about them.
 
-A scene is up to six objects in distinct cells of a 4x4 grid; a cell is 12 pixels wide, one patch of the tiny model.
+A scene is up to six objects in distinct cells of a 4x4 grid; a cell is 12 units wide. The tiny model sees one unit as
+a pixel, and a cell as a patch.
 Eight question families are what the tiny model was pretrained on; four tasks (`TASKS`) use answer words and rules
 that pretraining never showed. Answers are balanced within every wording: a guess without the picture scores `chance`.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, permutations, product
 from typing import NamedTuple, overload
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eas.data.textures import TEXTURES, texture
+from eas.data.textures import TEXTURES, UNITS, enlarged, texture
 from eas.example import DataError, Example
 
 COLOURS = {
@@ -36,7 +38,7 @@ ORDINALS = ("first", "second", "third", "fourth")
 COUNTS = ("zero", "one", "two", "three", "four")
 SIDES = ("left", "right", "above", "below")
 CODES = ("dax", "wug", "blick", "fep", "zup", "toma", "kiki", "bosa", "lorp", "mib", "pim", "gazzer")
-GRID, CELL, MOST = 4, 12, 6
+GRID, CELL, MOST, LARGEST = 4, UNITS // 4, 6, 1024
 YES_NO = ("yes", "no")
 VALUES: dict[str, tuple[str, ...]] = {"size": SIZES, "colour": tuple(COLOURS), "shape": SHAPES}
 
@@ -253,10 +255,11 @@ def _balanced(rng: np.random.Generator, task: str) -> tuple[Scene, Pair]:
 # ----------------------------------------------------------------------------------------------------- pictures
 
 
-def _sprite(shape: str, size: str) -> Pixels:
-    """How much of each pixel of a cell the shape covers, (12, 12) in 0..1, from 8x8 samples per pixel."""
+@cache
+def _sprite(shape: str, size: str, side: int) -> Pixels:
+    """How much of each pixel of a cell the shape covers, (side, side) in 0..1, from 8x8 samples per pixel."""
     radius = 5.4 if size == "large" else 3.3
-    samples = (np.arange(CELL * 8) + 0.5) / 8 - CELL / 2
+    samples = ((np.arange(side * 8) + 0.5) / 8 - side / 2) * (CELL / side)
     y, x = np.meshgrid(samples / radius, samples / radius, indexing="ij")
     distance = np.hypot(x, y)
     inside = {
@@ -267,24 +270,21 @@ def _sprite(shape: str, size: str) -> Pixels:
         "diamond": abs(x) + abs(y) < 1,
         "ring": (distance < 1) & (distance > 0.55),
     }[shape]
-    cover: Pixels = inside.reshape(CELL, 8, CELL, 8).mean((1, 3), dtype=np.float32)
+    cover: Pixels = inside.reshape(side, 8, side, 8).mean((1, 3), dtype=np.float32)
     return cover
 
 
-_SPRITES = {(shape, size): _sprite(shape, size) for shape, size in product(SHAPES, SIZES)}
-
-
-def render(rng: np.random.Generator, scene: Scene) -> NDArray[np.uint8]:
-    """The picture, (48, 48, 3): a grey background, plain or noisy; small objects shifted by up to a pixel."""
-    side = GRID * CELL
-    noise = rng.normal(scale=rng.choice((0.0, 12.0)), size=(side, side, 1)).astype(np.float32)
-    canvas = rng.uniform(100, 150) + np.repeat(noise, 3, axis=2)
+def render(rng: np.random.Generator, scene: Scene, side: int = UNITS) -> NDArray[np.uint8]:
+    """The picture, (side, side, 3): a grey background, plain or noisy; small objects shifted by up to a unit."""
+    noise = rng.normal(scale=rng.choice((0.0, 12.0)), size=(UNITS, UNITS, 1)).astype(np.float32)
+    canvas = rng.uniform(100, 150) + np.repeat(enlarged(noise, side), 3, axis=2)
+    cell = side // GRID
     for thing in scene:
-        top, left = thing.row * CELL, thing.column * CELL
-        shift = tuple(rng.integers(-1, 2, size=2)) if thing.size == "small" else (0, 0)
-        cover = np.roll(_SPRITES[thing.shape, thing.size], shift, (0, 1))[..., None]
+        top, left = thing.row * cell, thing.column * cell
+        shift = tuple(rng.integers(-1, 2, size=2) * cell // CELL) if thing.size == "small" else (0, 0)
+        cover = np.roll(_sprite(thing.shape, thing.size, cell), shift, (0, 1))[..., None]
         colour = np.array(COLOURS[thing.colour], np.float32) + rng.uniform(-12, 12, size=3)
-        canvas[top : top + CELL, left : left + CELL] += cover * (colour - canvas[top : top + CELL, left : left + CELL])
+        canvas[top : top + cell, left : left + cell] += cover * (colour - canvas[top : top + cell, left : left + cell])
     pixels: NDArray[np.uint8] = np.clip(canvas, 0, 255).astype(np.uint8)
     return pixels
 
@@ -307,7 +307,7 @@ def _check(name: str, valid: tuple[str, ...], what: str) -> None:
         raise DataError(f"unknown {what} {name!r}; choose one of {', '.join(valid)}")
 
 
-def scenes(task: str, split: str, size: int, seed: int = 0) -> Scenes:
+def scenes(task: str, split: str, size: int, seed: int = 0, side: int = UNITS) -> Scenes:
     """`size` examples of one family or task.
 
     Args:
@@ -315,13 +315,16 @@ def scenes(task: str, split: str, size: int, seed: int = 0) -> Scenes:
         split: "train", "validation" or "test"; the splits never share a seed.
         size: how many examples.
         seed: another seed is another data set of the same kind.
+        side: of a picture, in pixels. The same questions are asked about the same scenes at every side.
 
     Raises:
-        DataError: there is no such task or split.
+        DataError: there is no such task or split; or a side that is not a multiple of 4 from 48 to 1024.
     """
     _check(task, tuple(_ANSWERS), "task")
     _check(split, SPLITS, "split")
-    return Scenes(task, split, seed, range(size))
+    if side % GRID or not UNITS <= side <= LARGEST:
+        raise DataError(f"pictures of {side} pixels: the side must be a multiple of {GRID}, {UNITS} to {LARGEST}")
+    return Scenes(task, split, seed, range(size), side)
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,7 @@ class Scenes(Sequence[Example]):
     split: str
     seed: int
     indices: range
+    side: int
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -350,10 +354,10 @@ class Scenes(Sequence[Example]):
         metadata = {"task": self.task, "family": self.task}
         if self.task == "textures":
             target = TEXTURES[rng.integers(len(TEXTURES))]
-            asked, pixels = "which texture is this ?", texture(rng, target, GRID * CELL)
+            asked, pixels = "which texture is this ?", texture(rng, target, self.side)
         else:
             scene, (asked, target) = _balanced(rng, self.task)
-            pixels = render(rng, scene)
+            pixels = render(rng, scene, self.side)
             metadata["scene"] = "; ".join(f"{' '.join(thing[:3])} {thing.cell}" for thing in scene)
         name = f"{self.task}-{self.split}-{self.seed}-{index}"
         return Example.ask(name, asked, target, Image.fromarray(pixels), choices=_ANSWERS[self.task], metadata=metadata)

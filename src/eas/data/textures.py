@@ -1,4 +1,7 @@
-"""Fifteen procedural textures, each a height field in 0..1 that blends two random colours."""
+"""Fifteen procedural textures, each a height field in 0..1 that blends two random colours.
+
+A texture is defined on a square of 48 x 48 units, whatever number of pixels it is drawn with.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,39 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 TEXTURES = (
     "lines", "bars", "diagonal", "checks", "dots", "rings", "grid", "waves",
     "zigzag", "bricks", "noise", "clouds", "gradient", "spiral", "rays",
 )  # fmt: skip
 
+UNITS = 48
+"""The side of a picture, in units."""
 Field = NDArray[np.floating[Any]]
 
 
 def texture(rng: np.random.Generator, name: str, side: int) -> NDArray[np.uint8]:
-    """A picture, (side, side, 3), of the named texture; period, phase, tilt and colours are random."""
+    """A picture, (side, side, 3), of the named texture; period, phase, tilt and colours are random.
+
+    The same generator gives the same texture on every side.
+    """
     while True:
         colours = rng.uniform(0, 255, size=(2, 3))
         if abs(colours[0].mean() - colours[1].mean()) > 60:
             break
     height = np.clip(_height(rng, name, side), 0, 1)[..., None]
-    blend = colours[0] + height * (colours[1] - colours[0]) + rng.normal(scale=6, size=(side, side, 3))
+    blend = (
+        colours[0] + height * (colours[1] - colours[0]) + enlarged(rng.normal(scale=6, size=(UNITS, UNITS, 3)), side)
+    )
     pixels: NDArray[np.uint8] = np.clip(blend, 0, 255).astype(np.uint8)
     return pixels
+
+
+def enlarged(field: Field, side: int) -> Field:
+    """A field of one value per unit, drawn as squares with (side, side) pixels."""
+    unit = np.arange(side) * UNITS // side
+    return field[unit][:, unit]
 
 
 def _edge(wave: Field) -> Field:
@@ -33,10 +50,11 @@ def _edge(wave: Field) -> Field:
 
 
 def _height(rng: np.random.Generator, name: str, side: int) -> Field:
-    y, x = np.mgrid[:side, :side] + rng.uniform(0, side, size=(2, 1, 1))
+    rows, columns = np.mgrid[:side, :side] * (UNITS / side)
+    down, right = rng.uniform(0, UNITS, size=2)
+    y, x = rows + down, columns + right
     turn = 2 * np.pi / rng.uniform(6, 12)
-    centre_y, centre_x = rng.uniform(0.25, 0.75, size=2) * side
-    rows, columns = np.mgrid[:side, :side]
+    centre_y, centre_x = rng.uniform(0.25, 0.75, size=2) * UNITS
     radius, angle = np.hypot(rows - centre_y, columns - centre_x), np.arctan2(rows - centre_y, columns - centre_x)
     tilt = rng.uniform(-0.15, 0.15)
     match name:
@@ -63,17 +81,17 @@ def _height(rng: np.random.Generator, name: str, side: int) -> Field:
             mortar = np.maximum(np.cos(2 * turn * y), np.cos(turn * x + np.pi * (course % 2)))
             return _edge(0.8 - mortar)
         case "noise":
-            return rng.random((side, side))
+            return enlarged(rng.random((UNITS, UNITS)), side)
         case "clouds":
-            coarse = rng.normal(size=(side, side))
-            smooth = np.exp(-0.5 * (4 * 2 * np.pi * np.fft.fftfreq(side)) ** 2)
+            coarse = rng.normal(size=(UNITS, UNITS))
+            smooth = np.exp(-0.5 * (4 * 2 * np.pi * np.fft.fftfreq(UNITS)) ** 2)
             field: Field = np.fft.ifft2(np.fft.fft2(coarse) * smooth[:, None] * smooth).real
             field *= 0.35 / field.std()
-            return 0.5 + field
+            return 0.5 + np.asarray(Image.fromarray(field.astype(np.float32)).resize((side, side)))
         case "gradient":
             heading = rng.uniform(0, 2 * np.pi)
-            slope: Field = (rows - side / 2) * np.sin(heading) + (columns - side / 2) * np.cos(heading)
-            return 0.5 + slope / side
+            slope: Field = (rows - UNITS / 2) * np.sin(heading) + (columns - UNITS / 2) * np.cos(heading)
+            return 0.5 + slope / UNITS
         case "spiral":
             return _edge(np.sin(turn * radius + rng.choice((-1, 1)) * angle))
         case "rays":
