@@ -33,6 +33,7 @@ TUNED = {
     "sets": [
         GUIDED,
         BEST,
+        "EAS residual, LoRA, greedy set, small scale",
         "EAS residual, LoRA, similarity set, small scale",
         "EAS residual, LoRA, small scale",
         *(f"EAS residual, LoRA, random set {i}, small scale" for i in range(5)),
