@@ -45,8 +45,8 @@ def test_search_is_the_search_phase_of_a_trainer(tmp_path, monkeypatch):
 
 
 def test_search_says_what_it_cannot_do():
-    def search(attached, train, held_out, config=SETTINGS):
-        return eas.search(attached, train, held_out, default_data_collator, config, **TRAINING)
+    def search(attached, train, held_out, config=SETTINGS, **more):
+        return eas.search(attached, train, held_out, default_data_collator, config, **(TRAINING | more))
 
     with pytest.raises(eas.ConfigError, match="the training split is empty"):
         search(model(), [], rows(8))
@@ -56,6 +56,22 @@ def test_search_says_what_it_cannot_do():
         search(build(LLAMA), rows(8), rows(8))
     with pytest.raises(eas.ConfigError, match=r"LoRAConfig\.num_skip = 0: there is nothing to search"):
         search(eas.attach(build(LLAMA), eas.LoRAConfig(rank=2)), rows(8), rows(8))
+    for train in (True, False):  # the first round would follow step 20
+        with pytest.raises(eas.ConfigError, match="a search of 12 steps has no round; search for 20 or more"):
+            search(model(), rows(8), rows(8), eas.SearchConfig(warmup_steps=20, train=train))
+    with pytest.raises(eas.ConfigError, match="rule = 'similarity' needs no search"):
+        search(model(), rows(8), rows(8), eas.SearchConfig(rule="similarity"))
+    with pytest.raises(eas.ConfigError, match="num_train_epochs has no meaning in a search; give max_steps"):
+        search(model(), rows(8), rows(8), num_train_epochs=2)
+
+
+def test_a_search_that_trains_nothing_needs_no_training_examples_and_its_seed_counts():
+    config = eas.SearchConfig(warmup_steps=0, interval=2, batch_size=4, train=False)
+    drawn = [
+        eas.search(model(), [], rows(10, seed=1), default_data_collator, config, **TRAINING, seed=seed).rounds[0]
+        for seed in (1, 2, 1)
+    ]
+    assert drawn[0].skip_sets == drawn[2].skip_sets != drawn[1].skip_sets
 
 
 def test_a_search_without_training_changes_no_weight():

@@ -131,6 +131,26 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_last_checkpoint(
         trainer.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="learning_rate"):
         trainer.train()
+    with pytest.raises(FloatingPointError, match=r"losses of the round at step 1 are \[nan, .*; lower learning_rate"):
+        trainer.search_phase.round(1)
+    with pytest.raises(eas.ConfigError, match="has made no round yet"):
+        trainer.search_result()
+
+
+def test_a_trainer_that_fails_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(1, **CONFIG))
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match="eval_dataset"):
+        EASTrainer(model, arguments(tmp_path, eval_strategy="steps"))
+    assert vars(model).keys() == before.keys() | {"_hf_peft_config_loaded"}
+    assert not model._hf_peft_config_loaded  # else nothing could be saved
+    trainer = searcher(tmp_path)
+    trainer.model.train()
+    monkeypatch.setattr(trainer, "data_collator", None)
+    for scores in (trainer.cosines, lambda few: trainer.score([(0,)], few)):
+        with pytest.raises(TypeError):
+            scores(rows(2))
+        assert trainer.model.training
 
 
 def test_misuse_is_refused_at_construction(tmp_path):

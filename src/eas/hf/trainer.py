@@ -37,8 +37,10 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
         known = vars(model).pop("_hf_peft_config_loaded", False)
         model._hf_peft_config_loaded = True  # Trainer wants adapters on a quantised base, and knows of PEFT's only
-        super().__init__(model=model, args=args, **kwargs)
-        model._hf_peft_config_loaded = known
+        try:
+            super().__init__(model=model, args=args, **kwargs)
+        finally:
+            model._hf_peft_config_loaded = known
 
     def prepared(self, checkpoint: str | None) -> None:
         """Called when model and optimizer are ready to train; ``checkpoint`` is the folder to resume from."""

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class SearchConfig(Config):
     )
     score_dtype: str | None = option(None, "dtype of the rounds: 'bfloat16' (autocast); null: as in training")
     seed: int | None = option(
-        None, "random seed of the skip sets, the rule and the order of the held-out examples; null: the run's, or 0"
+        None, "random seed of the skip sets, the rule and the order of the held-out examples; null: the training's"
     )
 
     def __post_init__(self) -> None:
@@ -98,6 +99,14 @@ class SearchConfig(Config):
     def rounds_in(self, steps: int) -> range:
         """The steps, counted from 1, that a round follows."""
         return range(self.warmup_steps or self.interval, steps + 1, self.interval)
+
+    def require_round(self, steps: int) -> None:
+        """Raises `ConfigError` where no round follows any of so many steps, which would choose a set without a loss."""
+        if not self.rounds_in(steps):
+            raise ConfigError(
+                f"a search of {steps} steps has no round; search for {self.warmup_steps or self.interval} or more, or "
+                f"lower SearchConfig.warmup_steps = {self.warmup_steps} and interval = {self.interval}"
+            )
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.config.train is False:
             raise ConfigError("search.train = False: call search_phase.run(steps) instead of train()")
+        self.config.require_round(state.max_steps)
         self.start = time.perf_counter()
         self.guide()
 
@@ -205,7 +215,12 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
 
         With a folder it continues from the state that an earlier call wrote there, and writes its state after every
         round. With a title it shows its progress.
+
+        Raises:
+            ConfigError: so many steps have no round; or the state is damaged or of another search.
+            FloatingPointError: a loss is not finite.
         """
+        self.config.require_round(steps)
         if folder is not None and (folder / STATE_FILE).is_file():
             self.load(folder)
         self.start = time.perf_counter()
@@ -231,12 +246,22 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         batch = self.batch(len(self.rounds))
         skip_sets = from_main(self.rule.propose(self.config.samples, self.sizes))
         losses = self.score(skip_sets, batch)
+        if not all(map(isfinite, losses)):
+            raise FloatingPointError(
+                f"the held-out losses of the round at step {step} are {losses}; lower learning_rate or train in float32"
+            )
         self.rule.observe(skip_sets, losses)
         self.rounds.append(Round(step, skip_sets, losses, self.rule.importances()))
         self.round_seconds += time.perf_counter() - start
 
     def result(self) -> SearchResult:
-        """The result of the rounds so far."""
+        """The result of the rounds so far.
+
+        Raises:
+            ConfigError: there was none.
+        """
+        if not self.rounds:
+            raise ConfigError("the search has made no round yet, so no set is better than another; train or run it")
         ranking = self.rule.ranking()
         skip_set = tuple(sorted(ranking[: self.num_skip]))
         importances = self.rule.importances()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +116,9 @@ class EASTrainer(OpenTrainer):
         if phase == "search":
             if self.score_dtype is not None and args.fp16:
                 raise ValueError("fp16 training scores in fp16; leave search.score_dtype = null")
-            self.search_phase = SearchPhase(model, search or SearchConfig(), held_out, self.score, self.cosines)
+            search = SearchConfig() if search is None else search
+            seeded = search if search.seed is not None else replace(search, seed=args.seed)
+            self.search_phase = SearchPhase(model, seeded, held_out, self.score, self.cosines)
             self.add_callback(self.search_phase)
 
     def search_result(self) -> SearchResult:
@@ -177,16 +181,13 @@ class EASTrainer(OpenTrainer):
 
         Of several processes all must call it.
         """
-        was_training = self.model.training
-        self.model.eval()
-        share = examples[self.args.process_index :: self.args.world_size]
-        parts, scored = self.parts(share or examples[:1]), []  # FSDP gathers from all processes
-        for inputs in parts:
-            weight = loss_weight(self.model, inputs) if share else 0
-            own = self.score_dtype is None
-            with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
-                scored.append((weight, score_sets(self.model, inputs, skip_sets)))
-        self.model.train(was_training)
+        share, scored = examples[self.args.process_index :: self.args.world_size], []
+        with self.evaluating():
+            for inputs in self.parts(share or examples[:1]):  # FSDP gathers from all processes
+                weight = loss_weight(self.model, inputs) if share else 0
+                own = self.score_dtype is None
+                with self.accelerator.autocast() if own else torch.autocast(self.args.device.type, torch.bfloat16):
+                    scored.append((weight, score_sets(self.model, inputs, skip_sets)))
         scored = [one for each in from_all(scored) for one in each]
         total = sum(weight for weight, _ in scored)
         return [sum(weight * losses[i] for weight, losses in scored) / total for i in range(len(skip_sets))]
@@ -196,15 +197,22 @@ class EASTrainer(OpenTrainer):
 
         Of several processes all must call it.
         """
-        was_training = self.model.training
-        self.model.eval()
         share = examples[self.args.process_index :: self.args.world_size]
-        with self.accelerator.autocast():
+        with self.evaluating(), self.accelerator.autocast():
             own = cosines(self.model, self.parts(share or examples[:1]))
-        self.model.train(was_training)
         found = from_all((len(share), own))
         total = sum(weight for weight, _ in found)
         return [sum(weight * values[i] for weight, values in found) / total for i in range(len(own))]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation; afterwards, also after an error, it trains as before."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
 
     def parts(self, examples: list[Any]) -> list[Any]:
         """The inputs of these examples: one batch, or batches of about one length where one would be a third padding.

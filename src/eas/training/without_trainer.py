@@ -15,6 +15,7 @@ from eas.attachment.attach import select
 from eas.attachment.state import attachment
 from eas.config import ConfigError, SkipConfig
 from eas.searching import SearchConfig, SearchResult
+from eas.searching.phase import WITHOUT_LOSSES
 from eas.training.trainer import EASTrainer
 
 EPOCHS, FEWEST_ROUNDS, MOST_STEPS = 1.5, 30, 2000
@@ -53,13 +54,13 @@ def search(
         collator: makes a batch of a list of examples, with ``labels`` that are -100 on the prompt.
         config: settings of the search.
         arguments: of ``transformers.TrainingArguments`` (``max_steps``, ``learning_rate``, ``bf16``, ...). Without
-            ``max_steps`` the search takes ``search_steps``.
+            ``max_steps`` the search takes ``search_steps``; ``seed`` is the search's too, where ``config`` has none.
 
     Returns:
         The skip set, the ranking of all candidates, and the history.
 
     Raises:
-        ConfigError: the model skips nothing or a split is empty.
+        ConfigError: the model skips nothing; a split is empty; the rule needs no search; or no round fits the steps.
         ValueError: the model is not attached, or is folded or pruned.
 
     Example:
@@ -77,8 +78,15 @@ def search(
     """
     config, method = SearchConfig() if config is None else config, attachment(model).config
     trains = not isinstance(method, SkipConfig) or config.trains(method)
-    if len(train) == 0:
+    if config.rule in WITHOUT_LOSSES:
+        raise ConfigError(
+            f"rule = {config.rule!r} needs no search: eas.select(model, sorted(ranking[:k])), with the ranking of "
+            "eas.searching.FIXED[rule](n, k, seed), or of eas.searching.similarity_ranking for 'similarity'"
+        )
+    if trains and len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
+    if "num_train_epochs" in arguments:
+        raise ConfigError("num_train_epochs has no meaning in a search; give max_steps")
     with TemporaryDirectory() as folder:
         given = {"seed": config.seed or 0, "dataloader_pin_memory": torch.cuda.is_available(), **DEFAULTS, **arguments}
         args = TrainingArguments(output_dir=folder, **given)
