@@ -219,6 +219,22 @@ def test_the_command_ends_with_json(tmp_path: Path) -> None:
     assert "eas_shared" in shown.stdout
 
 
+def test_what_was_measured_is_kept_where_a_later_batch_size_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"model": "tiny", "dtype": "float32", "prompt_tokens": 8, "new_tokens": 5, "num_skip": 1, "repeats": 1}
+    config = BenchConfig(**values, variants=["base"], decode="eager", batch_sizes=[1, 2])
+    time, kept = bench_module._time, list[dict[str, Any]]()
+
+    def fails(served: Any, config: Any, batch: int, *rest: Any) -> Any:
+        if batch == 2:
+            raise MemoryError
+        return time(served, config, batch, *rest)
+
+    monkeypatch.setattr(bench_module, "_time", fails)
+    with pytest.raises(MemoryError):
+        bench(config, keep=kept.append)
+    assert [row["batch"] for row in kept[-1]["rows"]] == [1]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

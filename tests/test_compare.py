@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.files import WriteError
-from eas.paper import compare
+from eas.paper import compare, compare_timing
 from eas.paper.compare import choose_rate, compare_runs
 from eas.paper.compare_config import CompareConfig
 from eas.pipeline import Run, steps
@@ -123,6 +124,12 @@ def test_what_is_done_is_not_done_again(done, tmp_path, monkeypatch):
     again = results(folder)["EAS-k4-s1"]
     assert (again["score"], again["losses"]) == (once["score"], once["losses"])  # nothing but the seed decides
     assert after["latency"] == before["latency"]  # timed once
+    jobs = settings.jobs_of_seed(0, {"EAS": 0.001})
+    assert compare_timing.time_rows(settings, jobs, before["latency"]) == before["latency"]
+    monkeypatch.setattr(compare_timing, "_variants", lambda *args: "timed again")
+    wider = replace(jobs[0].config, method=replace(jobs[0].config.method, skip_rank=9))  # another model, the same set
+    changed = [replace(jobs[0], config=wider), *jobs[1:]]
+    assert compare_timing.time_rows(settings, changed, before["latency"])["variants"] == "timed again"
 
     values = settings.to_dict()
     values["run"]["train"]["tune_steps"] = 4

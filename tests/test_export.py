@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import EXPORTED, LLAMA3, base, read_decilm, require_expected, shaken, tuned, words
+from exports import EXPORTED, LLAMA3, SIZES, base, read_decilm, require_expected, shaken, tuned, words
 from families import build
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlavaConfig
@@ -160,6 +160,15 @@ def test_llava_has_the_names_that_engines_know(tmp_path, monkeypatch):
     seen = opened_config(folder, tmp_path, monkeypatch)
     assert isinstance(seen, LlavaConfig)
     assert [i for i, block in enumerate(seen.text_config.block_configs) if block.attention.no_op] == [2, 5]
+
+
+def test_an_export_ends_answers_where_eas_does(tmp_path):
+    tokenizer = words()
+    tokenizer.eos_token = "is"
+    folder = eas.export(MODELS["base"](), "vllm", tmp_path / "out", processor=tokenizer, dtype="float32")
+    both = [SIZES["eos_token_id"], tokenizer.eos_token_id]
+    assert read_export(folder, whole=True)["eos"] == both
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == both
 
 
 @pytest.mark.parametrize("name", ["residual", "heads are normalised", "base"])

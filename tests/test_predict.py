@@ -143,6 +143,9 @@ def test_an_answer_ends_at_every_token_that_ends_one_of_the_base():
     assert answered() == (whole[:3], False)
     assert answered(3) == (whole[:3], False)
     assert answered(2) == (whole[:2], True)
+    own = {"min_new_tokens": 12, "num_beams": 3, "repetition_penalty": 9.0, "return_dict_in_generate": True}
+    model.generation_config.update(**own)  # a base's settings for talk, which answers do not follow
+    assert answered() == (whole[:3], False)
 
 
 def test_a_cut_answer_is_told(tuned, questions, tmp_path):
@@ -175,7 +178,7 @@ def test_a_cut_answer_is_told(tuned, questions, tmp_path):
         ({"prompt": "a ?", "completion": "b", "choices": ["b", "c"]}, 1, "a ?"),
         ({"prompt": [USER]}, 1, "a ?"),
         ({"messages": [USER]}, 1, "a ?"),
-        ({"messages": [USER], "prompt": "a"}, 1, "a ?"),
+        ({"prompt": [USER], "completion": [BOT, {"role": "user", "content": "c ?"}, BOT]}, 3, "c ?"),
         ({"messages": [USER, BOT]}, 1, "a ?"),
         ({"messages": [USER, BOT, {"role": "user", "content": "c ?"}]}, 3, "c ?"),
         ({"conversations": [{"from": "human", "value": "a ?"}]}, 1, "a ?"),
@@ -199,6 +202,7 @@ def test_questions_need_no_answers(tmp_path, row, turns, last):
         ('{"prompt": "a ?", "image": "none.png"}', "q.jsonl:1: image"),
         ('{"messages": []}', "q.jsonl:1: the turns are"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "q.jsonl:1: the turns are"),
+        ('{"messages": [{"role": "user", "content": "x"}], "prompt": "a ?"}', "q.jsonl:1: "),
         ("{", "q.jsonl:1: broken JSON"),
     ],
 )

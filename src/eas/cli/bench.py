@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,9 +70,12 @@ def bench(
         "decode": decode,
         "quantise": quantise,
     }
-    result = measure(BenchConfig.from_dict(values), title="timing")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, json.dumps(result, indent=1) + "\n")
+
+    def keep(result: dict[str, Any]) -> None:  # a later batch size may not fit the memory
+        write_text(output, json.dumps(result, indent=1) + "\n")
+
+    result = measure(BenchConfig.from_dict(values), title="timing", keep=keep)
     write_bench(result, output)
     for table in bench_tables(result):
         console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,8 @@ def export(
             processor.save_pretrained(folder)
         if model.generation_config is not None:
             # save_pretrained refuses what some published models have, a temperature without sampling for example
-            (folder / "generation_config.json").write_text(model.generation_config.to_json_string(), encoding="utf-8")
+            generation = json.loads(model.generation_config.to_json_string()) | {"eos_token_id": ends(source)}
+            (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
         engine.write(source, folder, dtype or engine.dtypes[0])
         describe(source, folder, to, dtype or engine.dtypes[0], engine.serves, want)
     return output

@@ -102,9 +102,9 @@ def describe(source: Source, folder: Path, engine: str, dtype: str, serves: str,
 
 
 def ends(source: Source) -> list[int]:
-    """The tokens that end an answer."""
+    """The tokens that end an answer: those that the base names, and the one that tuning puts there."""
     generation: Any = source.model.generation_config
-    found = None if generation is None else generation.eos_token_id
-    if found is None and source.tokenizer is not None:
-        found = source.tokenizer.eos_token_id
-    return list(found) if isinstance(found, list) else [] if found is None else [int(found)]
+    named = None if generation is None else generation.eos_token_id
+    own = named if isinstance(named, list) else [named]
+    last = None if source.tokenizer is None else source.tokenizer.eos_token_id
+    return list(dict.fromkeys(int(token) for token in (*own, last) if token is not None))

@@ -50,7 +50,7 @@ def opened(
         model = load(load_base(home, revision=revision, dtype=_dtype(dtype, home, revision)), adapter)
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
-    return model.eval(), _fitted(processor_of(home), model)
+    return model.eval(), _fitted(processor_of(home, revision), model)
 
 
 def _dtype(dtype: torch.dtype | str, home: str, revision: str | None = None) -> torch.dtype | str:
@@ -61,10 +61,10 @@ def _fitted(processor: Any, model: PreTrainedModel) -> Any:
     return processor if processor is None else fit_processor(processor, model.config)
 
 
-def processor_of(home: str) -> Any:
+def processor_of(home: str, revision: str | None = None) -> Any:
     """The processor of a model that sees, the tokenizer of another; None where its folder has none."""
     home = base_folder(home)
     if Path(home).is_dir() and not any((Path(home) / name).is_file() for name in WORDS):
         return None
-    sees = reads_images(model_config(home).model_type)
-    return (AutoProcessor if sees else AutoTokenizer).from_pretrained(home, trust_remote_code=False)
+    auto = AutoProcessor if reads_images(model_config(home, revision).model_type) else AutoTokenizer
+    return auto.from_pretrained(home, revision=revision, trust_remote_code=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -104,12 +104,15 @@ class BenchConfig(Config):
         return tuple(i * layers // k for i in range(k))
 
 
-def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
+def bench(
+    config: BenchConfig, title: str = "", keep: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Builds the variants, and times them in one run that alternates between them: A B A B ...
 
     Args:
         config: what to measure.
         title: of the progress bar; none without one.
+        keep: is given what was measured so far, after each batch size.
 
     Returns:
         ``rows``, one per batch size and variant, ``left_out`` with reasons, the machine's ``rates`` and description.
@@ -133,7 +136,27 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
             left_out[name] = "weights that are new with every prompt cannot be compiled; use --decode eager"
     kept = [name for name in config.variants if name not in left_out]
     alike = {batch: [name for name in kept if batch == 1 or name != "eas_per_example"] for batch in config.batch_sizes}
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def gathered() -> dict[str, Any]:
+        measured_rates = {
+            "macs_per_second": asdict(Spread.of(rates.macs_per_second)),
+            "bytes_per_second": asdict(Spread.of(rates.bytes_per_second)),
+        }
+        found = [dict(row) for row in rows]
+        for row in found:
+            _bound(row, measured_rates["macs_per_second"]["median"], measured_rates["bytes_per_second"]["median"])
+        for row in found:
+            _compare(row, {other["variant"]: other for other in found if other["batch"] == row["batch"]})
+        return {
+            "config": {**config.to_dict(), "skip_set": list(chosen), "num_skip": len(chosen)},
+            "hardware": hardware(),
+            "git_revision": git_revision(),
+            "rates": measured_rates,
+            "rows": found,
+            "left_out": left_out,
+        }
+
     with Bar(title, len(kept) + (config.repeats + 1) * sum(map(len, alike.values()))) as bar:
         for name in kept:
             bar.say(f"building {name}")
@@ -153,22 +176,9 @@ def bench(config: BenchConfig, title: str = "") -> dict[str, Any]:
             rows += [{"batch": batch, **_describe(name, served, folds, measured, config, batch)} for name in names]
             torch.compiler.reset()  # compiled steps hold weights of their own
             gc.collect()
-    measured_rates = {
-        "macs_per_second": asdict(Spread.of(rates.macs_per_second)),
-        "bytes_per_second": asdict(Spread.of(rates.bytes_per_second)),
-    }
-    for row in rows:
-        _bound(row, measured_rates["macs_per_second"]["median"], measured_rates["bytes_per_second"]["median"])
-    for row in rows:
-        _compare(row, {other["variant"]: other for other in rows if other["batch"] == row["batch"]})
-    return {
-        "config": {**config.to_dict(), "skip_set": list(chosen), "num_skip": len(chosen)},
-        "hardware": hardware(),
-        "git_revision": git_revision(),
-        "rates": measured_rates,
-        "rows": rows,
-        "left_out": left_out,
-    }
+            if keep is not None:
+                keep(gathered())
+    return gathered()
 
 
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

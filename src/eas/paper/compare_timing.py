@@ -32,10 +32,11 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
         if not job.evaluate_only:
             first.setdefault(job.row, job)
     skip_sets = {row: Run(job.config).require("result")["skip_set"] for row, job in first.items()}
-    timed = {"settings": asdict(config.benchmark), "skip_sets": skip_sets}
+    timed = {"settings": asdict(config.benchmark), "skip_sets": skip_sets, "hardware": hardware()}
+    timed["models"] = {row: _what_is_timed(job) for row, job in first.items()}
     if config.benchmark.repeats == 0 or not first:
         return None
-    if before is not None and all(before[key] == value for key, value in timed.items()):
+    if before is not None and all(before.get(key) == value for key, value in timed.items()):
         return dict(before)
     choice = config.run.get("visual_choice", RunConfig.visual_choice)
     run = Run(replace(jobs[0].config, visual_tokens=config.run.get("visual_tokens"), visual_choice=choice))
@@ -46,12 +47,19 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
     models = {BASE: run.load_base().eval(), **{row: _folded(job) for row, job in first.items()}}
     return {
         **timed,
-        "hardware": hardware(),
         "prompt_tokens": tokens,
         "own_prompt_tokens": {row: count for row, (_, count) in own.items()},
         "variants": _variants(config, models, inputs, run.task.new_tokens(run) > 0, "all rows", own_inputs),
         "wide": None if config.benchmark.hidden_size is None else _time_wide(config, first, skip_sets, own),
     }
+
+
+def _what_is_timed(job: Job) -> dict[str, Any]:
+    """What decides the time of a row's model, beside its skip set."""
+    config = job.config
+    tokens = {"visual_tokens": config.visual_tokens, "visual_choice": config.visual_choice}
+    run = Run(config)
+    return {"method": config.method.to_dict(), "fold_mode": fold_mode(run), "dtype": run.weights_dtype, **tokens}
 
 
 def _prompt(run: Run) -> tuple[Mapping[str, Any], int]:

@@ -105,9 +105,10 @@ def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
             last = turns[-1]
             asked = turns[:-1] if isinstance(last, dict) and last.get(speaker) == answers else turns
             values[key] = [*asked, {speaker: answers, text: "-"}]
-    if "prompt" in row and ("completion" in row or not {"conversations", "messages"} & values.keys()):
-        plain = isinstance(row["prompt"], str)
-        values["completion"] = "-" if plain else [{"role": "assistant", "content": "-"}]
+    if "prompt" in row:  # beside another form too, which is refused
+        said, missing = row.get("completion"), {"role": "assistant", "content": "-"}
+        turns = said[:-1] if isinstance(said, list) else []
+        values["completion"] = "-" if isinstance(row["prompt"], str) else [*turns, missing]
     return values
 
 

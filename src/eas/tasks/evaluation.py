@@ -19,6 +19,17 @@ from eas.progress import track
 from eas.tasks.collate import Collator
 
 
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "return_dict_in_generate": False,
+}
+"""What a base's own generation settings would change: the answer is the likeliest token, one after the other."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A score in [0, 1], the answers that it was computed from (by id), and the metric's full report."""
@@ -38,7 +49,7 @@ class Answer(NamedTuple):
 def answer(
     model: Any, processor: Any, examples: Sequence[Example], *, batch_size: int, max_new_tokens: int, title: str = ""
 ) -> list[Answer]:
-    """Greedy answers, in order, under a progress bar when there is a title.
+    """Greedy answers, in order, under a progress bar when there is a title; the base's own settings do not count.
 
     Args:
         model: base, attached or folded; batches above 1 need a fold mode that serves them.
@@ -57,8 +68,8 @@ def answer(
         with torch.inference_mode():
             tokens = model.generate(
                 **inputs,
+                **GREEDY,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
                 eos_token_id=last,
                 pad_token_id=tokenizer.pad_token_id,
             )
