@@ -104,9 +104,7 @@ class BenchConfig(Config):
         return tuple(i * layers // k for i in range(k))
 
 
-def bench(
-    config: BenchConfig, title: str = "", keep: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
+def bench(config: BenchConfig, title: str = "", keep: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Builds the variants, and times them in one run that alternates between them: A B A B ...
 
     Args:

@@ -18,7 +18,6 @@ from eas.metrics.vqa import percent
 from eas.progress import track
 from eas.tasks.collate import Collator
 
-
 GREEDY = {
     "do_sample": False,
     "num_beams": 1,
