@@ -184,9 +184,8 @@ def _category(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) 
 
 def _group(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
     groups = tuple(dict.fromkeys(_in_words(emoji.group) for emoji in emojis()))
-    question = f"Which kind of thing does the picture show? Choose from: {', '.join(groups)}."
     about = _about("group", pool[i])
-    return Example.ask(id, question, _in_words(pool[i].group), pool[i], choices=groups, metadata=about)
+    return Example.ask(id, "What does the picture show?", _in_words(pool[i].group), pool[i], choices=groups, metadata=about)
 
 
 def _in_words(group: str) -> str:
