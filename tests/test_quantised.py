@@ -10,12 +10,12 @@ import torch
 from decoding import answered, answers, decode
 from families import attached, blocks, build, every_family, logits, prompts
 from torch import nn
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 import eas
 from eas.attachment.load import load_base
 from eas.attachment.quantised import QUANTISERS, dequantised
-from eas.models.quantisation import quantisation
+from eas.models.quantisation import four_bit, quantisation
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.training import EASTrainer, sharded
 
@@ -135,6 +135,42 @@ def test_gradients_are_the_same_after_an_evaluation(name, tmp_path):
     assert after.keys() == before.keys()
     for key, gradient in before.items():
         torch.testing.assert_close(after[key], gradient)
+
+
+def packing():
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
+
+
+@pytest.mark.skipif(not packing(), reason="bitsandbytes packs 4-bit weights on CPUs with AVX512-BF16 only")
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_an_evaluation_packed_are_unpacked_as_they_were(double, dtype, tmp_path):
+    build(LLAMA, **SIZES | {"dtype": dtype}).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=dtype)
+    inputs = prompts(LLAMA)
+
+    def packed():
+        model = eas.attach(load_base(str(tmp_path), quantization_config=config), eas.EASConfig(skip_rank=4))
+        return model.eval(), logits(model, inputs)
+
+    def near(model):
+        assert (logits(model, inputs) - expected).float().norm() < 0.03 * expected.float().norm()
+
+    model, expected = packed()
+    assert {layer.weight.quant_state.packing_format_for_cpu for layer in four_bit(model)} == {True}
+    for _ in range(3):  # each unpacks, and the next evaluation packs anew
+        model.save_pretrained(tmp_path / "saved")
+        near(model)
+    near(dequantised(model)[0])
+    _, lost = eas.fold_quantised(model, inputs, "bitsandbytes-nf4", "shared")
+    assert lost.folded < 0.03
+    near(model)
+    EASTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=[0])
+    near(model)
 
 
 def test_libraries_are_imported_when_they_quantise():
