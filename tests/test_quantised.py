@@ -15,8 +15,9 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 import eas
 from eas.attachment.load import load_base
 from eas.attachment.quantised import QUANTISERS, dequantised
+from eas.demo.tiny import TINY_DIR, load_tiny
 from eas.models.quantisation import four_bit, quantisation
-from eas.pipeline import STEPS, Run, RunConfig
+from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.training import EASTrainer, sharded
 
 torch.set_num_threads(1)
@@ -186,6 +187,27 @@ def test_refusals():
         eas.fold_quantised(model, inputs, copy.deepcopy)
     with pytest.raises(eas.ConfigError, match="quantise = 'int3': must be one of torchao-int8"):
         eas.fold_quantised(model, inputs, "int3")
+
+
+@every_quantiser
+def test_a_standalone_folder_is_refused(name, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"the base is quantised, .* eas.load\(base, adapter\) of the unquantised base"
+    ):
+        eas.save_standalone(tuned(name, {}), tmp_path / "standalone")
+    assert not (tmp_path / "standalone").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+def test_a_run_on_a_base_that_is_saved_quantised_is_refused(tmp_path):
+    load_base("tiny", quantization_config=quantisation(TINY_DIR, 8)).save_pretrained(tmp_path / "base")
+    load_tiny()[1].save_pretrained(tmp_path / "base")
+    options = [f"model={tmp_path / 'base'}", "data=scenes:colour", f"output_dir={tmp_path / 'run'}"]
+    for given in (["method.num_skip=2"], ["method.name=lora", "bits=8"]):
+        with pytest.raises(
+            eas.ConfigError, match=r"model = .*base' is saved quantised; .* unquantised .* bits = 4 or 8"
+        ):
+            run_steps(Run.create(RunConfig().with_overrides([*options, *given])))
 
 
 @every_quantiser
