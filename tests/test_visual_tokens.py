@@ -19,7 +19,7 @@ from eas import CheckpointError, ConfigError
 from eas.attachment.load import load_base
 from eas.demo.tiny import load_tiny
 from eas.exporting.opening import opened
-from eas.models.visual_tokens import CHOICES, distances, diverse
+from eas.models.visual_tokens import CHOICES, attention_each_gets, distances, diverse
 from eas.pipeline import Run, RunConfig, run_steps
 
 SIDE = 4  # of the tiny model's image, in tokens
@@ -69,6 +69,17 @@ def test_diverse_is_the_greedy_choice_written_out(seed, number):
             left = [i for i in others if i not in taken]
             taken.append(max(left, key=lambda i: min(apart[i][j] for j in taken)))
         assert sorted(taken) == places.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_choice(dtype):
+    torch.manual_seed(0)
+    near = (torch.randn(1, 1, 32) + 0.05 * torch.randn(8, 64, 32)).to(dtype)  # whose distances bfloat16 rounds to a few
+    layer = siglip().model.vision_tower.encoder.layers[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        taken, each = diverse(near, 16), attention_each_gets(layer, near)
+    assert torch.equal(taken, diverse(near.float(), 16))
+    torch.testing.assert_close(each, attention_each_gets(layer, near.float()), rtol=0, atol=0)
 
 
 def siglip():

@@ -129,7 +129,8 @@ def fit_processor(processor: Processor, config: Any, number: int | None = None) 
 def distances(features: Tensor) -> Tensor:
     """One minus the cosine of any two tokens of an image, ``(images, tokens, tokens)``; infinity on the diagonal."""
     unit = normalize(features.float(), dim=-1)
-    apart = 1 - unit @ unit.mT
+    with torch.autocast(features.device.type, enabled=False):
+        apart = 1 - unit @ unit.mT
     apart.diagonal(dim1=1, dim2=2).fill_(float("inf"))
     return apart
 
@@ -162,9 +163,11 @@ def attention_each_gets(layer: Any, features: Tensor) -> Tensor:
         layer: of CLIP's tower, or SigLIP's.
         features: what the layer reads, without a class token, ``(images, tokens, width)``.
     """
-    mha, n = layer.self_attn, layer.layer_norm1(features)
-    q, k = (linear(n).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for linear in (mha.q_proj, mha.k_proj))
-    each: Tensor = (mha.scale * q @ k.mT).softmax(-1).mean((1, 2))
+    mha, norm = layer.self_attn, layer.layer_norm1
+    with torch.autocast(features.device.type, enabled=False):
+        n = norm(features.to(norm.weight.dtype))
+        q, k = (linear(n).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for linear in (mha.q_proj, mha.k_proj))
+        each: Tensor = (mha.scale * q @ k.mT).softmax(-1).mean((1, 2))
     return each
 
 
