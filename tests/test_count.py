@@ -174,6 +174,38 @@ def test_folders(tmp_path: Any) -> None:
         count(tmp_path / "adapter", 20, 1, k=3)
 
 
+def test_the_command_on_an_adapter(tmp_path: Any) -> None:
+    base = build(LLAVA)
+    base.save_pretrained(tmp_path / "base")
+    config = eas.EASConfig(num_skip=2, skip_rank=6, adapt_rank=4)
+    model = eas.attach(eas.attachment.load.load_base(str(tmp_path / "base")), config)
+    eas.select(model, [0, 2])
+    eas.save(model, tmp_path / "adapter")
+    command = ["count", str(tmp_path / "adapter"), "--prompt-tokens", "20", "--images", "1", "--dtype", "float32"]
+    for fold in ("default", "per_example"):
+        shown = CliRunner().invoke(cli.app, [*command, "--fold", fold])
+        assert shown.exit_code == 0, (shown.output, shown.exception)
+        said = json.loads(shown.output.splitlines()[-1])
+        assert said["base"] == vars(count(base, 20, 1))
+        assert said["tuned"] == vars(count(base, 20, 1, method=config, skip_set=[0, 2], fold_mode=fold))
+
+
+def test_a_twin_has_the_dtype_of_its_model() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(LLAVA, dtype=dtype)
+        assert count(model, 20, method="drop").kv_bytes_per_token == count(model, 20).kv_bytes_per_token
+        assert count(model, 20, method="lora") == count(model, 20, method="lora", dtype=dtype)
+
+
+def test_a_base_that_is_saved_quantised_is_refused(tmp_path: Any) -> None:
+    config = build(LLAVA).config
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    config.save_pretrained(tmp_path)
+    for given in ({}, {"method": "lora"}):
+        with pytest.raises(ValueError, match=r"is saved quantised, .*; name its unquantised base"):
+            count(tmp_path, 20, **given)
+
+
 def test_a_skip_set_costs_what_its_number_costs() -> None:
     assert count("llava-0.5b", 50, skip_set=[0, 3, 9]) == count("llava-0.5b", 50, k=3)
     either = {"name": "eas", "candidates": "either"}

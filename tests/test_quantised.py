@@ -10,13 +10,14 @@ import torch
 from decoding import answered, answers, decode
 from families import attached, blocks, build, every_family, logits, prompts
 from torch import nn
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 import eas
 from eas.attachment.load import load_base
 from eas.attachment.quantised import QUANTISERS, dequantised
-from eas.models.quantisation import quantisation
-from eas.pipeline import STEPS, Run, RunConfig
+from eas.demo.tiny import TINY_DIR, load_tiny
+from eas.models.quantisation import four_bit, quantisation
+from eas.pipeline import STEPS, Run, RunConfig, run_steps
 from eas.training import EASTrainer, sharded
 
 torch.set_num_threads(1)
@@ -137,6 +138,42 @@ def test_gradients_are_the_same_after_an_evaluation(name, tmp_path):
         torch.testing.assert_close(after[key], gradient)
 
 
+def packing():
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
+
+
+@pytest.mark.skipif(not packing(), reason="bitsandbytes packs 4-bit weights on CPUs with AVX512-BF16 only")
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_an_evaluation_packed_are_unpacked_as_they_were(double, dtype, tmp_path):
+    build(LLAMA, **SIZES | {"dtype": dtype}).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=dtype)
+    inputs = prompts(LLAMA)
+
+    def packed():
+        model = eas.attach(load_base(str(tmp_path), quantization_config=config), eas.EASConfig(skip_rank=4))
+        return model.eval(), logits(model, inputs)
+
+    def near(model):
+        assert (logits(model, inputs) - expected).float().norm() < 0.03 * expected.float().norm()
+
+    model, expected = packed()
+    assert {layer.weight.quant_state.packing_format_for_cpu for layer in four_bit(model)} == {True}
+    for _ in range(3):  # each unpacks, and the next evaluation packs anew
+        model.save_pretrained(tmp_path / "saved")
+        near(model)
+    near(dequantised(model)[0])
+    _, lost = eas.fold_quantised(model, inputs, "bitsandbytes-nf4", "shared")
+    assert lost.folded < 0.03
+    near(model)
+    EASTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=[0])
+    near(model)
+
+
 def test_libraries_are_imported_when_they_quantise():
     """transformers and peft import them at once, where they are installed; we do not add to that."""
     modules = Path(eas.__file__).parent.rglob("*.py")
@@ -150,6 +187,27 @@ def test_refusals():
         eas.fold_quantised(model, inputs, copy.deepcopy)
     with pytest.raises(eas.ConfigError, match="quantise = 'int3': must be one of torchao-int8"):
         eas.fold_quantised(model, inputs, "int3")
+
+
+@every_quantiser
+def test_a_standalone_folder_is_refused(name, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"the base is quantised, .* eas.load\(base, adapter\) of the unquantised base"
+    ):
+        eas.save_standalone(tuned(name, {}), tmp_path / "standalone")
+    assert not (tmp_path / "standalone").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+def test_a_run_on_a_base_that_is_saved_quantised_is_refused(tmp_path):
+    load_base("tiny", quantization_config=quantisation(TINY_DIR, 8)).save_pretrained(tmp_path / "base")
+    load_tiny()[1].save_pretrained(tmp_path / "base")
+    options = [f"model={tmp_path / 'base'}", "data=scenes:colour", f"output_dir={tmp_path / 'run'}"]
+    for given in (["method.num_skip=2"], ["method.name=lora", "bits=8"]):
+        with pytest.raises(
+            eas.ConfigError, match=r"model = .*base' is saved quantised; .* unquantised .* bits = 4 or 8"
+        ):
+            run_steps(Run.create(RunConfig().with_overrides([*options, *given])))
 
 
 @every_quantiser

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 
 import eas
 from eas import CheckpointError, ConfigError
+from eas.attachment.load import load_base
 from eas.demo.tiny import load_tiny
 from eas.exporting.opening import opened
-from eas.models.visual_tokens import CHOICES, distances, diverse
+from eas.models.visual_tokens import CHOICES, attention_each_gets, distances, diverse
 from eas.pipeline import Run, RunConfig, run_steps
 
 SIDE = 4  # of the tiny model's image, in tokens
@@ -68,6 +69,17 @@ def test_diverse_is_the_greedy_choice_written_out(seed, number):
             left = [i for i in others if i not in taken]
             taken.append(max(left, key=lambda i: min(apart[i][j] for j in taken)))
         assert sorted(taken) == places.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_choice(dtype):
+    torch.manual_seed(0)
+    near = (torch.randn(1, 1, 32) + 0.05 * torch.randn(8, 64, 32)).to(dtype)  # whose distances bfloat16 rounds to a few
+    layer = siglip().model.vision_tower.encoder.layers[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        taken, each = diverse(near, 16), attention_each_gets(layer, near)
+    assert torch.equal(taken, diverse(near.float(), 16))
+    torch.testing.assert_close(each, attention_each_gets(layer, near.float()), rtol=0, atol=0)
 
 
 def siglip():
@@ -133,12 +145,37 @@ def test_what_is_saved_reads_the_same_tokens(tmp_path):
         assert torch.equal(eas.load("tiny", tmp_path / "adapter")(**inputs).logits, expected)
         again, own = opened(tmp_path / "standalone")
         assert torch.equal(again(**inputs_of(own, again)).logits, expected)
+        stock = tf.AutoModelForImageTextToText.from_pretrained(tmp_path / "standalone")
+        assert torch.equal(stock(**inputs).logits, expected)
         _, own = opened(tmp_path / "adapter", "tiny")
     assert inputs_of(own, again)["input_ids"].shape == inputs["input_ids"].shape
     with pytest.raises(CheckpointError, match=r"'number': 4, 'choice': 'diverse'}, this model has .*'uniform'"):
         eas.load(kept("uniform")[0], tmp_path / "adapter")
     with pytest.raises(eas.ExportError, match="reads 4 tokens of an image, and an engine would read all"):
         eas.export(model, "decilm", tmp_path / "served")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_base_that_is_saved_reads_the_same_tokens(choice, tmp_path):
+    base, method = siglip(), eas.EASConfig(num_skip=1, skip_rank=8, adapt_rank=4)
+    base.config.vision_feature_layer, pixels = 1, torch.randn(4, 3, 8, 8)
+    eas.keep_visual_tokens(base, 1, choice)
+    base.save_pretrained(tmp_path / "base")
+    eas.save(eas.attach(deepcopy(base), method), tmp_path / "adapter")
+
+    def opened_by_the_stock_class():
+        return tf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+
+    called = opened_by_the_stock_class()
+    for _ in range(2):
+        eas.keep_visual_tokens(called, 1, choice)
+    with pytest.raises(ConfigError, match="already; load a base that reads all tokens"):
+        eas.keep_visual_tokens(called, 2, "random")
+    attached = eas.attach(opened_by_the_stock_class(), method)
+    loaded = eas.load(opened_by_the_stock_class(), tmp_path / "adapter")
+    for model in (called, attached, loaded, load_base(str(tmp_path / "base"))):
+        assert len(model.model.multi_modal_projector._forward_hooks) == 1
+        assert torch.equal(read_by(model, pixels), read_by(base, pixels))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -164,7 +201,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
             eas.keep_visual_tokens(model, number, choice)
     assert "visual_tokens" not in vars(model.config)
     eas.keep_visual_tokens(model, 4)
-    with pytest.raises(ConfigError, match="already; load it again to choose anew"):
-        eas.keep_visual_tokens(model, 4)
+    with pytest.raises(ConfigError, match="already; load a base that reads all tokens to choose anew"):
+        eas.keep_visual_tokens(model, 8)
     with pytest.raises(ConfigError, match=r"visual_tokens fits LLaVA 1.5 \(model type llava\), not llama"):
         eas.keep_visual_tokens(eas.attachment.load.load_base("tiny").model.language_model, 2)

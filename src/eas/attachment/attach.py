@@ -34,6 +34,7 @@ from eas.hf.twin import TOLERANCE, deviation
 from eas.hf.versions import TransformersChangedError
 from eas.methods import method_of, require_fit, require_prompts
 from eas.models.anatomy import FAMILIES, Anatomy, model_class
+from eas.models.visual_tokens import hook
 
 
 def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
@@ -67,6 +68,7 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         raise ConfigError(f"attach(model, {config!r}): give a configuration, for example eas.method_config({values!r})")
     if attached(model):
         raise ValueError("the model is attached already; attach a freshly loaded model to start over")
+    hook(model)  # the stock class does not
     _attach(model, config)
     return model
 

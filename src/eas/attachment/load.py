@@ -113,7 +113,7 @@ def load(
     if attached(model) and name is not None:
         add(model, name, config, record["skip_set"], tensors)
         return model
-    if (tokens := record.get("visual_tokens")) is not None and kept_tokens(model) is None:
+    if (tokens := record.get("visual_tokens")) is not None:
         with fitting(folder):
             keep_visual_tokens(model, **tokens)
     attach(model, config)
@@ -171,8 +171,7 @@ def load_base(id_or_folder: str, **from_pretrained: Any) -> Any:
         ) from None
     _refuse_random_weights(model, info["missing_keys"], id_or_folder)
     model.config._commit_hash = extract_commit_hash(cached_file(id_or_folder, "config.json", revision=revision), None)
-    if kept_tokens(model) is not None:
-        hook(model)
+    hook(model)
     return model
 
 

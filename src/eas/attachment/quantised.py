@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from eas.attachment.attach import fold
 from eas.attachment.state import attachment
 from eas.config import ConfigError
+from eas.models.quantisation import four_bit, is_quantised, unpack
 
 HF_MARKS = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "hf_quantizer", "quantization_method")
 
@@ -90,13 +91,13 @@ def dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, frozenset[str]
         ValueError: none was.
     """
     copied = copy.deepcopy(model)
+    unpack(copied)
     dtype = next(p.dtype for p in copied.parameters() if p.is_floating_point())
     names = {name for name, module in copied.named_modules() if is_quantised(module)}
     if not names:
         raise ValueError("no linear map of the model is quantised; use eas.fold(model)")
     for name in names:
         module: Any = copied.get_submodule(name)
-        module.state_dict()  # bitsandbytes packs 4-bit weights anew when they compute on a CPU, and here unpacks them
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(dequantize_module_weight(module).to(dtype), requires_grad=False)
         plain.bias = module.bias
@@ -109,19 +110,9 @@ def dequantised(model: PreTrainedModel) -> tuple[PreTrainedModel, frozenset[str]
 
 def keep_gradients(model: nn.Module) -> None:
     """Stops bitsandbytes on a CPU from packing 4-bit weights anew in evaluation: no gradient passes those again."""
-    layer: Any
-    for layer in model.modules():
-        if type(layer).__module__.startswith("bitsandbytes.") and type(layer).__name__ == "Linear4bit":
-            layer.support_avx512bf16_for_cpu = False
-            layer.state_dict()  # unpacks what is packed
-
-
-def is_quantised(module: nn.Module) -> bool:
-    """Whether it is a linear map with int8 or 4-bit weights."""
-    if not isinstance(module, nn.Linear):
-        return False
-    origins = type(module).__module__, type(module.weight).__module__
-    return any(origin.startswith(("torchao.", "bitsandbytes.")) for origin in origins)
+    for layer in four_bit(model):
+        layer.support_avx512bf16_for_cpu = False
+    unpack(model)
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:

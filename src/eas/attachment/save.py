@@ -27,6 +27,7 @@ from eas.card import adapter_card, write
 from eas.distributed import full, is_main
 from eas.files import WriteError, writing
 from eas.models.anatomy import paths
+from eas.models.quantisation import unpack
 from eas.models.visual_tokens import kept_tokens
 from eas.weights import is_finite
 
@@ -188,6 +189,7 @@ class AttachedModel(nn.Module):
         save(self, folder)
         # without a configuration, transformers would build the class in its default size
         (folder / "config.json").write_text(json.dumps({"model_type": "eas_attached", **dict.fromkeys(FIELDS, OPEN)}))
+        unpack(self)
         state = kwargs.get("state_dict") or self.state_dict()
         save_torch_state_dict(state, folder, max_shard_size=kwargs.get("max_shard_size", "50GB"))
         if self.generation_config is not None:

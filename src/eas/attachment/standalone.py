@@ -26,6 +26,7 @@ from eas.hf.api import no_init_weights
 from eas.methods import recorded_method
 from eas.models.anatomy import COATTENTION, FAMILIES, auto_class, model_class
 from eas.models.folder import REMEDY, model_config
+from eas.models.quantisation import is_quantised
 from eas.records import IndexRecord, RecordError, StandaloneRecord, raised_as, read_record
 from eas.weights import Safetensors, require_finite
 
@@ -44,8 +45,8 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
 
     Raises:
         WriteError: the folder cannot be written; a standalone model in it is intact.
-        ValueError: the model is not attached, not pruned (``prune`` it first), folded (``unfold`` it first), or holds
-            NaN or infinite numbers.
+        ValueError: the model is not attached, not pruned (``prune`` it first), folded (``unfold`` it first), has a
+            quantised base, or holds NaN or infinite numbers.
 
     Example:
         >>> import eas
@@ -65,6 +66,11 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
     if state.fold_mode is not None:
         raise ValueError(
             "unfold(model) first: a standalone folder holds the PIAs themselves; fold the model after loading"
+        )
+    if vars(model.config).get("quantization_config") is not None or any(map(is_quantised, model.modules())):
+        raise ValueError(
+            "the base is quantised, and a standalone folder holds plain weights: eas.save(model, adapter), then "
+            "eas.load(base, adapter) of the unquantised base"
         )
     refuse_non_finite(dict(model.named_parameters()), Path(folder))
     config = STANDALONE[type(model).__name__].config_class.from_dict(model.config.to_dict())

@@ -45,6 +45,8 @@ def count(
     import torch
 
     from eas import count as count_model  # knows standalone folders too
+    from eas.attachment.load import read_adapter_record
+    from eas.attachment.save import WEIGHTS_FILE
     from eas.attachment.state import attached, attachment
     from eas.config import read_assignments
     from eas.measure.count import on_meta
@@ -68,12 +70,15 @@ def count(
             raise ValueError(f"{model} is a run with its own method; leave out --method, --skip, --skip-set and -o")
         source, named, skip, chosen = _run(Path(model))
     sizes["convention"] = convention
-    tuned = None
+    tuned, base_id = None, source
     if named is not None:
         tuned = asdict(count_model(source, **sizes, method=named, k=skip, skip_set=chosen, fold_mode=fold))
+    elif (Path(source) / WEIGHTS_FILE).is_file():
+        tuned = asdict(count_model(source, **sizes, fold_mode=fold))
+        base_id = read_adapter_record(Path(source))["base"]["id"]
     elif fold != "default":
         raise ValueError(f"--fold {fold}: there is no method to fold; give --method or --skip")
-    base = asdict(count_model(source, **sizes))
+    base = asdict(count_model(base_id, **sizes))
     title = f"{model}: {prompt_tokens} prompt tokens, {images} images, {convention} convention"
     console().print(count_table(base, tuned, title))
     counted = on_meta(source, None)

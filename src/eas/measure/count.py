@@ -62,14 +62,14 @@ def count(
         skip_set: the skipped candidates; by default the last k, if all blocks cost the same (not in METER).
         fold_mode: "default" (of the method; in the paper's convention the paper's), one of its modes, or "none".
         convention: "honest", or "paper": see ``eas.measure.paper``.
-        dtype: dtype of the base's weights, keys and values if the model is built here; bfloat16 by default. What
-            a method adds is float32.
+        dtype: dtype of the base's weights, keys and values if the model is built here; by default that of a given
+            model, and bfloat16 of a name. What a method adds is float32.
 
     Raises:
         UnsupportedModelError: the family is not supported.
         ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
         ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
-            sees none, or whose tower is not known; or ``patch_grid`` is missing.
+            sees none, or whose tower is not known; ``patch_grid`` is missing; or the base is saved quantised.
 
     Example:
         >>> import eas
@@ -91,7 +91,7 @@ def count(
             )
     else:
         mode = PAPER_FOLDS if convention == "paper" and fold_mode == "default" else fold_mode
-        model = on_meta(model, method, k, chosen, mode, dtype or torch.bfloat16)
+        model = on_meta(model, method, k, chosen, mode, dtype)
     if Anatomy.of(model).form == "coattention":  # which the paper counts as we do
         return count_coattention(model, prompt_tokens, images)
     counts = count_modules(model, prompt_tokens, images, patch_grid)
@@ -104,7 +104,7 @@ def on_meta(
     k: int | None = None,
     skip_set: Sequence[int] | None = None,
     fold_mode: str | Mapping[str, str] = "default",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The model that ``count`` counts, without storage; ``fold_mode`` may also be the mode of each method."""
     with torch.device("meta"), no_init_weights():
@@ -114,15 +114,15 @@ def on_meta(
     return built
 
 
-def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype) -> PreTrainedModel:
+def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model without storage: of the name, or the given model's twin."""
     if isinstance(model, PreTrainedModel):
         if attached(model):
             raise ValueError("the model is attached already; count it without method, k and skip_set, or give its base")
         if (own := model.config.to_dict()).get("quantization_config") is not None:
             raise ValueError(f"a quantised {own['model_type']} has no twin to count; attach the method to it instead")
-        return _from_config(model.config, dtype)
-    folder = Path(model)
+        return _from_config(model.config, dtype or model.dtype)
+    folder, dtype = Path(model), dtype or torch.bfloat16
     if str(model) in SHAPES:
         return build(str(model), dtype=dtype)
     if not (folder / WEIGHTS_FILE).is_file():
@@ -147,9 +147,12 @@ def _config(name: str) -> Any:
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:
-        return model_config(name)
+        config = model_config(name)
     except OSError as error:
         raise ValueError(str(error).splitlines()[0]) from error
+    if vars(config).get("quantization_config") is not None:
+        raise ValueError(f"{name} is saved quantised, and its bytes are not known here; name its unquantised base")
+    return config
 
 
 def _from_config(config: Any, dtype: torch.dtype) -> PreTrainedModel:

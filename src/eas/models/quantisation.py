@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,29 @@ def _beside(model: nn.Module, path: str) -> list[str]:
     names = [name for name, _ in model.named_children() if name != first]
     below = _beside(model.get_submodule(first), rest) if rest else []
     return names + [f"{first}.{name}" for name in below]
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether it is a linear map with int8 or 4-bit weights."""
+    if not isinstance(module, nn.Linear):
+        return False
+    origins = type(module).__module__, type(module.weight).__module__
+    return any(origin.startswith(("torchao.", "bitsandbytes.")) for origin in origins)
+
+
+def four_bit(model: nn.Module) -> Iterator[Any]:
+    """bitsandbytes' linear maps with 4-bit weights."""
+    for layer in model.modules():
+        if type(layer).__module__.startswith("bitsandbytes.") and type(layer).__name__ == "Linear4bit":
+            yield layer
+
+
+def unpack(model: nn.Module) -> None:
+    """Undoes how bitsandbytes packs 4-bit weights when they first evaluate on a CPU with AVX512-BF16.
+
+    Its own ``state_dict`` unpacks the weights, but leaves their scales packed where these are not quantised again.
+    """
+    for layer in four_bit(model):
+        layer.state_dict()
+        if (state := layer.weight.quant_state) is not None and state.absmax.ndim == 2:
+            state.absmax = state.absmax.T.reshape(-1).float()

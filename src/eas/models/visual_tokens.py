@@ -28,7 +28,8 @@ Processor = TypeVar("Processor")
 def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "uniform") -> None:
     """Makes a model read N tokens of each image, in place; before or after ``attach``.
 
-    Its configuration says so from then on: ``save`` and ``save_standalone`` record it, and loading does it again.
+    Its configuration says so from then on: ``save`` and ``save_standalone`` record it, and loading does it again. Of a
+    base that was saved so, the stock class does not do it: repeat the call there, or ``attach``, which does it too.
     Prompts must have N image tokens too: see ``fit_processor``. ``detach`` does not undo it: load the base again.
 
     Args:
@@ -37,7 +38,7 @@ def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "unifo
         choice: one of ``CHOICES``.
 
     Raises:
-        ConfigError: the model is of another family, keeps fewer tokens already, or has no such choice.
+        ConfigError: the model is of another family, keeps other tokens already, or has no such choice.
 
     Example:
         >>> import eas
@@ -51,8 +52,9 @@ def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "unifo
         >>> int((inputs["input_ids"] == model.config.image_token_index).sum())
         4
     """
-    if kept_tokens(model) is not None:
-        raise ConfigError(f"the model reads {kept_tokens(model)} already; load it again to choose anew")
+    wanted = VisualTokens(number=number, choice=choice)
+    if (said := kept_tokens(model)) is not None and said != wanted:
+        raise ConfigError(f"the model reads {said} already; load a base that reads all tokens to choose anew")
     side = _side(model.config)
     if choice not in CHOICES:
         raise ConfigError(f"visual_choice = {choice!r}: must be one of {', '.join(CHOICES)}")
@@ -62,7 +64,7 @@ def keep_visual_tokens(model: PreTrainedModel, number: int, choice: str = "unifo
         _grid(number, side)
     if choice == "attention":
         _next_layer(model)
-    model.config.visual_tokens = VisualTokens(number=number, choice=choice)
+    model.config.visual_tokens = wanted
     hook(model)
 
 
@@ -73,10 +75,12 @@ def kept_tokens(model: PreTrainedModel) -> VisualTokens | None:
 
 
 def hook(model: PreTrainedModel) -> None:
-    """Does what the configuration says, of a model that does not do it yet."""
-    said = kept_tokens(model)
-    assert said is not None
+    """Does what the configuration says, if anything, of a model that does not do it yet."""
+    if (said := kept_tokens(model)) is None:
+        return
     (projector,) = Anatomy.of(model).projector
+    if any(isinstance(kept, _Keep) for kept in projector._forward_hooks.values()):
+        return
     layer = _next_layer(model) if said["choice"] == "attention" else None
     projector.register_forward_hook(_Keep(said["number"], said["choice"], _side(model.config), layer))
 
@@ -125,7 +129,8 @@ def fit_processor(processor: Processor, config: Any, number: int | None = None) 
 def distances(features: Tensor) -> Tensor:
     """One minus the cosine of any two tokens of an image, ``(images, tokens, tokens)``; infinity on the diagonal."""
     unit = normalize(features.float(), dim=-1)
-    apart = 1 - unit @ unit.mT
+    with torch.autocast(features.device.type, enabled=False):
+        apart = 1 - unit @ unit.mT
     apart.diagonal(dim1=1, dim2=2).fill_(float("inf"))
     return apart
 
@@ -158,9 +163,11 @@ def attention_each_gets(layer: Any, features: Tensor) -> Tensor:
         layer: of CLIP's tower, or SigLIP's.
         features: what the layer reads, without a class token, ``(images, tokens, width)``.
     """
-    mha, n = layer.self_attn, layer.layer_norm1(features)
-    q, k = (linear(n).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for linear in (mha.q_proj, mha.k_proj))
-    each: Tensor = (mha.scale * q @ k.mT).softmax(-1).mean((1, 2))
+    mha, norm = layer.self_attn, layer.layer_norm1
+    with torch.autocast(features.device.type, enabled=False):
+        n = norm(features.to(norm.weight.dtype))
+        q, k = (linear(n).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for linear in (mha.q_proj, mha.k_proj))
+        each: Tensor = (mha.scale * q @ k.mT).softmax(-1).mean((1, 2))
     return each
 
 

@@ -67,9 +67,15 @@ def check_method(run: Run) -> Any:
     """The run's model with its method and skip set, without storage.
 
     Raises:
-        ConfigError: they do not fit, or the weights or what the method trains are larger than this machine's memory.
+        ConfigError: they do not fit, the base is saved quantised, or the weights or what the method trains are larger
+            than this machine's memory.
     """
     base = run.load_config()
+    if vars(base).get("quantization_config") is not None:
+        raise ConfigError(
+            f"model = {run.config.model!r} is saved quantised; name its unquantised base, and set bits = 4 or 8 to "
+            "quantise it where it is loaded"
+        )
     with torch.device("meta"), no_init_weights():
         model = attach(auto_class(base.model_type).from_config(base), run.config.method)
     if (chosen := run.config.skip_set) is not None:

@@ -10,11 +10,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from eas.attachment.quantised import is_quantised
 from eas.attachment.state import attachment
 from eas.config import ConfigError
 from eas.distributed import full, is_main, sharded_as
 from eas.models.lavin import LavinForConditionalGeneration
+from eas.models.quantisation import is_quantised
 
 # their prompt runs through weights of many blocks outside the blocks' forward, where FSDP2 has not gathered them
 WITH_PROMPT_PASS = ("shallow_prompt", "deep_prompt", "llama_adapter")
