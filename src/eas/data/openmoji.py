@@ -184,8 +184,8 @@ def _category(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) 
 
 def _group(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
     groups = tuple(dict.fromkeys(_in_words(emoji.group) for emoji in emojis()))
-    about = _about("group", pool[i])
-    return Example.ask(id, "What does the picture show?", _in_words(pool[i].group), pool[i], choices=groups, metadata=about)
+    question, target = "What does the picture show?", _in_words(pool[i].group)
+    return Example.ask(id, question, target, pool[i], choices=groups, metadata=_about("group", pool[i]))
 
 
 def _in_words(group: str) -> str:
