@@ -58,6 +58,16 @@ def test_the_odd_picture_is_where_the_answer_says():
 
 
 @packaged
+def test_groups_come_in_random_order():
+    """A run with a limit reads the first examples only."""
+    for split in SPLITS:
+        whole = [example.target for example in load_openmoji("group", split)]
+        for group in set(whole):
+            assert abs(whole[:60].count(group) / 60 - whole.count(group) / len(whole)) < 0.15
+        assert len({example.images[0].code for example in load_openmoji("group", split)}) == len(whole)
+
+
+@packaged
 def test_a_picture_is_drawn_once_on_white(tmp_path, monkeypatch):
     monkeypatch.setattr(openmoji, "HF_HOME", str(tmp_path))
     example = load_openmoji("name", "test")[0]
