@@ -37,6 +37,8 @@ ALTERNATING = [*range(4, 24, 2)]  # ten of thirty
 SEARCHED = [3, 4, 7, 8, 10, 21, 22, 25, 26, 29]
 GUIDED = [5, 25, 29, 7, 13, 11, 21, 27, 6, 26, 3, 10, 8, 14, 12, 22, 17, 4, 9, 15]
 GREEDY = [4, 6, 8, 9, 10, 13, 17, 22, 25, 27]  # greedy elimination, 255 evaluations, by the same program
+# by `eas search --model smollm2-135m --data scienceqa-text:FOLDER --skip 10 -o method.candidates=ffn` (or either)
+FFNS, EITHER = [5, 6, 7, 13, 14, 17, 19, 20, 23, 24], [3, 9, 21, 26, 34, 39, 40, 42, 43, 44]
 SIMILARITY = [6, 7, 9, 13, 17, 22, 25, 26, 28, 29]  # LLM-Drop's ranking, by the same program
 RANKS = {"skip_rank": 32, "adapt_rank": 16}
 EAS = {"name": "eas", "num_skip": 10, **RANKS}
@@ -93,6 +95,8 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
             ("drop + LoRA, guided set", {"name": "drop", "num_skip": 10, "rank": 8}, sorted(GUIDED[:10])),
         )
     },
+    "EAS residual, LoRA, guided set, small scale, FFNs": ({**SMALL, "candidates": "ffn"}, FFNS, 2e-3),
+    "EAS residual, LoRA, guided set, small scale, either": ({**SMALL, "candidates": "either"}, EITHER, 2e-3),
     "drop + LoRA, similarity set": ({"name": "drop", "num_skip": 10, "rank": 8}, SIMILARITY, 2e-3),
     "EAS residual, LoRA, small scale": (SMALL, ALTERNATING, 2e-3),
     "EAS residual, LoRA, small scale, FFNs": ({**SMALL, "candidates": "ffn"}, ALTERNATING, 2e-3),

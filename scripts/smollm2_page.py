@@ -49,6 +49,7 @@ TUNED = {
     "parts": [
         *(BEST, f"{BEST}, constant, causal", f"{BEST}, plain weights"),
         *("EAS residual, LoRA, small scale", "EAS residual, LoRA, small scale, FFNs"),
+        *(GUIDED, f"{GUIDED}, FFNs", f"{GUIDED}, either"),
     ],
 }
 STEPS = ["0", "50", "100", "200"]
