@@ -218,7 +218,7 @@ def test_help_teaches_and_config_lists_every_key():
 @pytest.mark.parametrize(
     ("installed", "given", "model", "data"),
     [
-        (True, [], "smol", "scenes:textures"),
+        (True, [], "smol", "openmoji:group"),
         (False, [], "tiny", "scenes:textures"),
         (True, ["--model", "tiny", "--task", "odd"], "tiny", "scenes:odd"),
         (False, ["--model", "smol", "--task", "odd"], "smol", "scenes:odd"),  # whose packages it then misses

@@ -40,7 +40,7 @@ def demo(
     if name not in DEMOS:
         raise ValueError(f"--model {name}: the demo shows {' or '.join(DEMOS)}; `eas run` takes any model")
     config = RunConfig.from_file(DEMOS[name])
-    data = {} if task is None else {"data": f"{config.data.partition(':')[0]}:{task}"}
+    data = {} if task is None else {"data": f"scenes:{task}"}
     config = config.with_values(data | _options(output_dir, option))
     with working(output_dir):
         run_steps(Run.create(config))
