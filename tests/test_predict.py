@@ -202,7 +202,10 @@ def test_questions_need_no_answers(tmp_path, row, turns, last):
         ('{"prompt": "a ?", "image": "none.png"}', "q.jsonl:1: image"),
         ('{"messages": []}', "q.jsonl:1: the turns are"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "q.jsonl:1: the turns are"),
-        ('{"messages": [{"role": "user", "content": "x"}], "prompt": "a ?"}', "q.jsonl:1: "),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "prompt": "a ?"}',
+            "q.jsonl:1: the row has messages, and",
+        ),
         ("{", "q.jsonl:1: broken JSON"),
     ],
 )

@@ -97,13 +97,14 @@ def _scenes(task: str, split: str) -> Sequence[Example]:
     if split not in _SCENES:
         raise unknown_split("scenes", split, tuple(_SCENES))
     from eas.data.scenes import scenes  # the renderer is loaded for those who ask for its pictures only
+    from eas.data.textures import UNITS
 
     name, at, side = task.partition("@")
     if at and not side.isdecimal():
         raise DataError(
             f"scenes:{task}: what follows '@' is the side of a picture in pixels, as in scenes:textures@224"
         )
-    return scenes(name, split, _SCENES[split], side=int(side) if at else 48)
+    return scenes(name, split, _SCENES[split], side=int(side) if at else UNITS)
 
 
 DATASETS: dict[str, Callable[[str, str], Sequence[Example]]] = {

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from eas.attachment.save import library_versions
 from eas.attachment.state import attached, attachment
@@ -25,6 +24,7 @@ from eas.exported import (
 )
 from eas.exporting.engine import Source
 from eas.files import writing
+from eas.tasks.evaluation import ends
 
 
 def require_place(output: Path) -> None:
@@ -79,7 +79,7 @@ def describe(source: Source, folder: Path, engine: str, dtype: str, serves: str,
         "kv_heads": sizes.kv_heads,
         "head_dim": sizes.head_dim,
         "context": sizes.context,
-        "eos": ends(source),
+        "eos": ends(source.model, source.tokenizer),
         "files": {},
         "config": method,
         "base": base,
@@ -99,12 +99,3 @@ def describe(source: Source, folder: Path, engine: str, dtype: str, serves: str,
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     record["files"] = {str(path.relative_to(folder)): [path.stat().st_size, file_digest(path)] for path in files}
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def ends(source: Source) -> list[int]:
-    """The tokens that end an answer: those that the base names, and the one that tuning puts there."""
-    generation: Any = source.model.generation_config
-    named = None if generation is None else generation.eos_token_id
-    own = named if isinstance(named, list) else [named]
-    last = None if source.tokenizer is None else source.tokenizer.eos_token_id
-    return list(dict.fromkeys(int(token) for token in (*own, last) if token is not None))

@@ -24,6 +24,7 @@ GREEDY = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
+    "min_length": 0,
     "return_dict_in_generate": False,
 }
 """What a base's own generation settings would change: the answer is the likeliest token, one after the other."""
@@ -81,9 +82,10 @@ def answer(
 
 def ends(model: Any, tokenizer: Any) -> list[int]:
     """The tokens at which an answer ends: those that the base names, and the one that tuning puts there."""
-    named = model.generation_config.eos_token_id
-    own = [] if named is None else [named] if isinstance(named, int) else named
-    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
+    named = None if model.generation_config is None else model.generation_config.eos_token_id
+    last = None if tokenizer is None else tokenizer.eos_token_id
+    found = [*(named if isinstance(named, list) else [named]), last]
+    return list(dict.fromkeys(int(token) for token in found if token is not None))
 
 
 def evaluate(
