@@ -104,9 +104,14 @@ RUNS: dict[str, tuple[dict[str, Any], list[int], float]] = {
     "drop + LoRA, searched set": ({"name": "drop", "num_skip": 10, "rank": 8}, SEARCHED, 2e-3),
     "EAS residual, constant, causal": ({**EAS, "router": "constant", "pooling": "causal"}, ALTERNATING, 2e-3),
     "EAS residual, no pooling": ({**EAS, "pooling": "none"}, ALTERNATING, 2e-3),
+    "EAS residual, LoRA, last set, small scale": (SMALL, [*range(20, 30)], 2e-3),
     "DAS": ({"name": "das", "num_skip": 3, **RANKS}, [8, 14, 20], 1e-3),
+    "DAS, rate 0.002": ({"name": "das", "num_skip": 3, **RANKS}, [8, 14, 20], 2e-3),
+    "DAS, rate 0.0005": ({"name": "das", "num_skip": 3, **RANKS}, [8, 14, 20], 5e-4),
     "Adapter": ({"name": "adapter", "rank": 64}, [], 1e-3),
+    "Adapter, rate 0.002": ({"name": "adapter", "rank": 64}, [], 2e-3),
     "full": ({"name": "full"}, [], 1e-4),
+    "full, rate 3e-05": ({"name": "full"}, [], 3e-5),
 }
 
 
