@@ -181,7 +181,16 @@ def test_one_file_is_split_by_image(write):
     assert sum(map(len, groups.values())) == 200
     assert 140 < len(groups["train"]) < 180
     assert len(parts["train"]) == 2 * len(groups["train"])
-    assert list(load_data(str(path), "train", limit=3)) == list(parts["train"][:3])
+
+
+def test_a_limit_draws_from_the_whole_of_sorted_data(write):
+    path = str(write(*({"id": n, "conversations": said(f"q{n}", "early" if n < 100 else "late")} for n in range(200))))
+    whole, drawn = load_data(path, "train"), load_data(path, "train", limit=40)
+    assert 10 < [example.target for example in drawn].count("late") < 30
+    assert list(drawn) == list(load_data(path, "train", limit=40))
+    assert list(drawn)[:20] == list(load_data(path, "train", limit=20))
+    everything = load_data(path, "train", limit=1000)
+    assert sorted(e.id for e in everything) == sorted(e.id for e in whole)
 
 
 def test_a_folder_has_one_file_per_split(write, tmp_path):

@@ -26,6 +26,15 @@ def test_eight_tokens_are_the_same_three_ways(family):
     assert relative_error(folded, unfolded) < 1e-5
 
 
+def test_settings_of_the_base_do_not_matter():
+    model, inputs = attached("LlamaForCausalLM"), prompts("LlamaForCausalLM", (6,))
+    tokens, logits = decode(model, inputs)
+    model.generation_config.update(num_beams=3, repetition_penalty=2.0, no_repeat_ngram_size=1)
+    again, same = decode(model, inputs)
+    assert torch.equal(again, tokens)
+    assert torch.equal(same, logits)
+
+
 def test_forced_tokens_are_taken_whatever_their_logits():
     model, inputs = attached("LlamaForCausalLM"), prompts("LlamaForCausalLM", (6,))
     forced = torch.tensor([[20, 21, 22, 23, 24, 25, 26, 27]])

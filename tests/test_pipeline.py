@@ -111,6 +111,20 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path, monkeypatch, 
         short_run(tmp_path, "data=scenes:relation", "train.tune_steps=4")
 
 
+def test_a_standalone_folder_ends_answers_as_scores_do(tmp_path, monkeypatch):
+    def of_another_end(name, **given):
+        model = load_base(name, **given)
+        model.generation_config.eos_token_id = 7
+        return model
+
+    monkeypatch.setattr("eas.pipeline.run.load_base", of_another_end)
+    run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *SHORT, "skip_set=[0, 3, 5, 11]"]))
+    for step in ("search", "tune", "fold"):
+        STEPS[step](run)
+    settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [7, run.processor.tokenizer.eos_token_id]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_own_conversations_and_a_given_skip_set_and_generate(tmp_path):
     rows = []

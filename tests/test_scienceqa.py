@@ -178,7 +178,7 @@ def test_the_official_layout(folder):
     assert "Two things.\nOptions" in examples[2].question
     assert "Two things. Two things on a table.\nOptions" in examples[1].question
     assert [example.id for example in load_data(f"scienceqa:{folder}", "minitest")] == ["8"]
-    assert [example.id for example in load_data(f"scienceqa:{folder}", "test", limit=2)] == ["9", "7"]
+    assert {example.id for example in load_data(f"scienceqa:{folder}", "test", limit=2)} == {"7", "8"}
     (folder / "pid_splits.json").unlink()
     assert [example.id for example in load_data(f"scienceqa:{folder}", "test")] == ["7", "8", "9"]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from eas.config import ConfigError
 from eas.data.aid import AID
-from eas.data.benchmark import Benchmark, DataOptions, checked, unknown_split
+from eas.data.benchmark import Benchmark, DataOptions, checked, shuffled, unknown_split
+from eas.data.digest import GENERATED
 from eas.data.flickr30k import FLICKR30K
 from eas.data.nlvr import load_nlvr
 from eas.data.nlvr2 import NLVR2
@@ -50,7 +51,8 @@ def load_data(
             "nlvr:FOLDER", a benchmark's "NAME:FOLDER" or "NAME:hub:ID" (see `BENCHMARKS`), or your own data, "PATH" or
             "hub:ID" (see `load_own`).
         split: "train", "validation" or "test", or an official name of a benchmark's split.
-        limit: only the first so many examples.
+        limit: only so many examples, drawn at random, always the same ones; of generated data, which is in random
+            order, the first.
         options: keys of the data's options class (`data_options`).
         images: look images up; without, a benchmark can be scored where its images are not.
         accept: under ``skip_bad``, called with every example; those that it refuses by a `DataError` are left out.
@@ -61,9 +63,9 @@ def load_data(
     """
     prefix, _, rest = spec.partition(":")
     settings = data_options(spec, options or {})
-    if (benchmark := benchmark_of(spec)) is not None:
+    benchmark = benchmark_of(spec)
+    if benchmark is not None:
         examples = benchmark.read(rest, split, settings)
-        examples = checked(examples, skip_bad=settings.skip_bad, images=images, limit=limit, accept=accept)
     elif prefix in DATASETS:
         examples = DATASETS[prefix](rest, split)
     elif prefix == "hub" or Path(spec).exists():
@@ -71,6 +73,10 @@ def load_data(
     else:
         known = ", ".join(f"{name}:..." for name in (*DATASETS, *BENCHMARKS))
         raise DataError(f"unknown data {spec!r}: no such file or folder, and not one of {known}")
+    if limit is not None and prefix not in GENERATED:
+        examples = shuffled(examples)
+    if benchmark is not None:
+        examples = checked(examples, skip_bad=settings.skip_bad, images=images, limit=limit, accept=accept)
     if not examples:
         raise DataError(f"{spec}: the split {split!r} is empty; give more rows, or one file per split in a folder")
     return examples if limit is None else examples[:limit]

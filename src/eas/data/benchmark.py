@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar, overload
 
 from eas.config import Config, option
@@ -180,6 +181,12 @@ class Benchmark:
 def unknown_split(name: str, split: str, splits: Sequence[str]) -> DataError:
     """The error for a split that does not exist, for use inside ``load``."""
     return DataError(f"{name} has no split {split!r}; use one of {', '.join(splits)}")
+
+
+def shuffled(examples: Sequence[Example]) -> Examples:
+    """The examples in a random order, always the same for as many: data may be sorted, and its first part unlike it."""
+    order = Random(0).sample(range(len(examples)), len(examples))
+    return Examples(order, examples.__getitem__, examples.left_out if isinstance(examples, Examples) else ())
 
 
 def checked(

@@ -124,7 +124,9 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
         raise unknown_split("openmoji", split, SPLITS)
     require_packages()
     pool = [emoji for emoji in emojis() if emoji.split == split]
-    drawn = range(len(pool) if task in ("name", "category", "group") else DRAWN[split])
+    # the pool is sorted by kind, and a run with a limit reads the first examples only
+    shown = np.random.default_rng(0).permutation(len(pool)).tolist()
+    drawn = shown if task in ("name", "category", "group") else range(DRAWN[split])
 
     def build(i: int) -> Example:
         rng = np.random.default_rng([zlib.crc32(f"{task} {split}".encode()), i])
@@ -184,10 +186,8 @@ def _category(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) 
 
 def _group(id: str, pool: Sequence[Emoji], i: int, rng: np.random.Generator) -> Example:
     groups = tuple(dict.fromkeys(_in_words(emoji.group) for emoji in emojis()))
-    # the pool is sorted by group, and a run with a limit reads the first examples only
-    shown = pool[int(np.random.default_rng(0).permutation(len(pool))[i])]
-    question, target = "What does the picture show?", _in_words(shown.group)
-    return Example.ask(id, question, target, shown, choices=groups, metadata=_about("group", shown))
+    question, target = "What does the picture show?", _in_words(pool[i].group)
+    return Example.ask(id, question, target, pool[i], choices=groups, metadata=_about("group", pool[i]))
 
 
 def _in_words(group: str) -> str:

@@ -104,9 +104,9 @@ class RunConfig(Config):
         None, f"length limit of an answer in tokens; null: {ENOUGH}, or more where an answer of the data needs more"
     )
     eval_batch_size: int = option(16, "examples per generate call")
-    train_limit: int | None = option(None, "use only this number of training examples, the first ones")
-    validation_limit: int | None = option(None, "use only this number of validation examples, the first ones")
-    test_limit: int | None = option(None, "use only this number of test examples, the first ones")
+    train_limit: int | None = option(None, "use only this number of training examples, drawn at random")
+    validation_limit: int | None = option(None, "use only this number of validation examples, drawn at random")
+    test_limit: int | None = option(None, "use only this number of test examples, drawn at random")
     skip_set: list[int] | None = option(None, "candidates to skip; then the run needs no search")
     fold_mode: str | None = option(
         None,

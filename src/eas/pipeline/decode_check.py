@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eas.config import ConfigError
+from eas.tasks.evaluation import GREEDY
 
 NEW_TOKENS = 8
 ALLOWED = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -37,11 +38,9 @@ def decode(model: Any, inputs: dict[str, Tensor], forced: Tensor | None = None) 
         more["prefix_allowed_tokens_fn"] = lambda _, ids: [int(forced[0, len(ids) - length])]
     out = model.generate(
         **inputs,
+        **GREEDY | {"min_new_tokens": NEW_TOKENS, "return_dict_in_generate": True},
         max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
         output_logits=True,
-        return_dict_in_generate=True,
         **more,
     )
     return out.sequences[:, length:], torch.stack(out.logits, 1)

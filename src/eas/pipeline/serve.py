@@ -27,7 +27,7 @@ from eas.pipeline.config import DTYPES
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
-from eas.tasks.evaluation import ends
+from eas.tasks.evaluation import end_as_tuned
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -100,18 +100,10 @@ def served(
         own = fit_processor(processor_of(processor), found.config)
     if own is None:
         raise ConfigError(f"{model} has neither a processor nor a tokenizer; name one with --processor")
-    _end_as_tuned(found, own)
+    end_as_tuned(found, own)
     if mode is not None:
         fold(found, mode)
     return found.eval(), own
-
-
-def _end_as_tuned(model: PreTrainedModel, processor: Any) -> None:
-    """Answers end where those of `eas eval` do."""
-    tokenizer, config = Collator(processor, training=False).tokenizer, model.generation_config
-    config.eos_token_id = ends(model, tokenizer)
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
 
 
 def application(model: PreTrainedModel, processor: Any, name: str) -> FastAPI:

@@ -40,6 +40,7 @@ from eas.reports.page import write_page
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.base import shuffled
 from eas.searching.similarity import cosines
+from eas.tasks.evaluation import end_as_tuned
 from eas.tasks.evaluation_forms import blind
 
 
@@ -142,6 +143,8 @@ def fold_step(run: Run) -> None:
         console.print("no standalone model, as it holds plain weights; docs/lavin.md says how to write one")
     elif run.config.num_skip:
         with writing(run.folder / "model"):
+            if model.can_generate():
+                end_as_tuned(model, run.processor)
             save_standalone(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
         console.print(f"standalone model in {run.folder / 'model'}")
