@@ -43,6 +43,10 @@ def found(examples: list[Example], answers: list[str], metric: str = "exact") ->
         ("They let us in", ("US", "us"), "us"),
         ("THEY", ("US", "us"), None),
         ("The answer is B. Because", ("The answer is A.", "The answer is B."), "The answer is B."),
+        ("The answer is a magnet.", ("The answer is A.", "The answer is B."), None),
+        ("the answer is b", ("The answer is A.", "The answer is B."), "The answer is B."),
+        ("It is 5 m long", ("5 m", "3 m"), "5 m"),
+        ("It is 3.5", ("3", "5"), None),
     ],
 )
 def test_the_one_option_that_a_text_names(text: str, options: tuple[str, ...], said: str | None) -> None:

@@ -16,6 +16,7 @@ import torch
 from families import attached, build, prompts
 from rich.console import Console
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import Lfm2Config, Lfm2ForCausalLM
 from typer.testing import CliRunner
 
 import eas
@@ -233,6 +234,22 @@ def test_what_was_measured_is_kept_where_a_later_batch_size_fails(monkeypatch: p
     with pytest.raises(MemoryError):
         bench(config, keep=kept.append)
     assert [row["batch"] for row in kept[-1]["rows"]] == [1]
+
+
+def test_a_hybrid_is_skipped_by_its_attentions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kinds = ["conv", "full_attention"] * 3
+    config = Lfm2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, layer_types=kinds, conv_L_cache=3, block_auto_adjust_ff_dim=False,
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    values = {"model": str(tmp_path), "dtype": "float32", "prompt_tokens": 8, "new_tokens": 5, "repeats": 1}
+    found = bench(BenchConfig(**values, variants=["base", "das_equal_macs", "eas_shared"], decode="eager"))
+    base, _, eas = found["rows"]
+    assert found["config"]["skip_set"] == [0]
+    assert eas["kv_bytes_per_token"] == base["kv_bytes_per_token"] * 2 / 3
+    assert base["kv_bytes"] == base["kv_bytes_per_token"] * 8
 
 
 @pytest.mark.parametrize(

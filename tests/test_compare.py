@@ -127,9 +127,15 @@ def test_what_is_done_is_not_done_again(done, tmp_path, monkeypatch):
     jobs = settings.jobs_of_seed(0, {"EAS": 0.001})
     assert compare_timing.time_rows(settings, jobs, before["latency"]) == before["latency"]
     monkeypatch.setattr(compare_timing, "_variants", lambda *args: "timed again")
-    wider = replace(jobs[0].config, method=replace(jobs[0].config.method, skip_rank=9))  # another model, the same set
-    changed = [replace(jobs[0], config=wider), *jobs[1:]]
-    assert compare_timing.time_rows(settings, changed, before["latency"])["variants"] == "timed again"
+    one = jobs[0].config
+    for other in (  # models and prompts, with the same skip sets
+        replace(one, method=replace(one.method, skip_rank=9)),
+        replace(one, revision="other"),
+        replace(one, data="scenes:odd"),
+        replace(one, test_limit=1),
+    ):
+        changed = [replace(jobs[0], config=other), *jobs[1:]]
+        assert compare_timing.time_rows(settings, changed, before["latency"])["variants"] == "timed again"
 
     values = settings.to_dict()
     values["run"]["train"]["tune_steps"] = 4

@@ -143,6 +143,21 @@ GOOD = {"id": "x", "conversations": said("q", "a")}
         ([{"prompt": "q", "completion": 3}], "data.jsonl:1: prompt is 'q' and completion 3; expected texts"),
         ([GOOD | {"Image": "c.PNG"}], "data.jsonl:1: 'Image' names a picture .*images go under \"image\" or"),
         ([GOOD | {"img_paths": ["c.jpeg"]}], "data.jsonl:1: 'img_paths' names a picture"),
+        ([GOOD | {"file_name": "c.png"}], "data.jsonl:1: 'file_name' names a picture"),
+        ([GOOD | {"img": {"path": "c.jfif"}}], "data.jsonl:1: 'img' names a picture"),
+        ([GOOD | {"url": "https://x/c.jpg?s=1"}], "data.jsonl:1: 'url' names a picture"),
+        (
+            [{**GOOD, "conversations": said("q", "a", "q", "b"), "answers": ["a"]}],
+            "are of one question, and the row has 2",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": "q"}, ANSWER | {"weight": 0}]}],
+            r"data.jsonl:1: a turn has weight \(0\), and would be trained",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": [{"type": "text", "text": "<image>\nq"}]}, ANSWER]}],
+            "data.jsonl:1: a text part has <image>",
+        ),
     ],
 )
 def test_bad_rows_are_named(write, rows, words):

@@ -48,6 +48,12 @@ def edited(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def test_a_folder_goes_on_under_another_spelling(tmp_path, monkeypatch):
+    do(started(tmp_path / "mine", skip_set=[1, 2, 3]), "search")
+    monkeypatch.chdir(tmp_path)
+    assert started(Path("mine"), skip_set=[1, 2, 3]).record("search") is not None
+
+
 def test_checkpoints_of_a_tune_phase_belong_to_their_settings(tmp_path):
     do(started(tmp_path, skip_set=[1, 2, 3]), "search", "tune")
     for record in tmp_path.glob("*.json"):

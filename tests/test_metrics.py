@@ -14,6 +14,12 @@ from eas.metrics import METRICS
         ("exact", "red", "a red ring", 0.0),
         ("contains", "It is red, I think", "Red.", 1.0),
         ("contains", "normal", "no", 0.0),
+        ("contains", "it is 3.", "3", 1.0),
+        ("contains", "3.5", "3", 0.0),
+        ("contains", "-3", "3", 0.0),
+        ("contains", "1,300", "300", 0.0),
+        ("contains", "2-3", "3", 1.0),
+        ("contains", "2,red", "red", 1.0),
         ("choice", "Red square, of course", "red square", 1.0),
         ("choice", "red squares", "red square", 0.0),
         ("choice", "red square", "red", 0.0),
@@ -33,9 +39,10 @@ def test_choices_that_differ_in_their_form_only_are_told_apart(choices):
             assert METRICS[metric](choices[said], example) == (said == target), (metric, said, target)
 
 
-def test_choice_needs_choices():
-    with pytest.raises(DataError, match="example x has no choices; use"):
-        METRICS["choice"]("red", Example.ask("x", "q", "red"))
+@pytest.mark.parametrize("metric", ["choice", "ranking"])
+def test_choices_are_needed(metric):
+    with pytest.raises(DataError, match="example x has no choices"):
+        METRICS[metric]("red", Example.ask("x", "q", "red"))
 
 
 def test_answers_and_losses_are_scored():

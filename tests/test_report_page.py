@@ -115,6 +115,9 @@ def test_runs_of_one_task_are_a_comparison() -> None:
     assert together({**runs, "unscored": unscored})[0]["rows"][1]["seeds"] == [0, 1]
     other = run_result(0, 4) | {"task": {"data": "scenes:odd", "metric": "exact"}}
     assert together({"a": runs["a"], "other": other}) == []
+    few = run_result(0, 4)
+    few["config"]["test_limit"], few["task"]["examples"] = 50, 50
+    assert together({"a": runs["a"], "few": few}) == []  # the base has another score on them
     runs["d"] = run_result(0, 4)
     runs["d"]["config"]["train"] = {"learning_rate": 0.1}
     names = [row["row"] for row in together(runs)[0]["rows"]]
@@ -146,9 +149,13 @@ def test_the_front_says_what_it_shows() -> None:
 
 
 def test_the_pattern_names_every_set() -> None:
-    plot = of_frontier({"rows": [{"k": 0, "skip_set": []}, {"k": 1, "skip_set": [2]}, {"k": 2, "skip_set": [0, 2]}]})
-    assert plot is not None
-    assert plot.alt == "Skipped attentions. k = 1: 2; k = 2: 0 2."
+    rows = [{"k": 0, "skip_set": []}, {"k": 1, "skip_set": [5]}, {"k": 2, "skip_set": [0, 5]}]
+    for told, number in ({}, 6), ({"candidates": 8}, 8):
+        plot = of_frontier({"rows": rows, **told})
+        assert plot is not None
+        assert plot.alt == "Skipped candidates. k = 1: 5; k = 2: 0 5."
+        kept, skipped = plot.figure.axes[0].collections
+        assert (len(kept.get_offsets()), len(skipped.get_offsets())) == (2 * number - 3, 3)
 
 
 def test_the_command_goes_on_with_the_rest(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from eas.config import ConfigError
 from eas.data import data_options, load_data
 from eas.data.scienceqa_text import IDS
 from eas.demo.tiny import load_tiny
-from eas.example import DataError
+from eas.example import DataError, Example
 from eas.tasks.evaluation import evaluate, score_answers
 
 real = pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")
@@ -98,6 +98,15 @@ def test_answers_are_ranked_choices_and_scored_as_letters_are(folder):
     }
     assert score_answers("scienceqa-text", examples, right | {"1": "purple"}).score == 0.5
     assert score_answers("scienceqa-text", examples, right | {"1": "The answer is B."}).score == 1.0
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_choices_that_differ_in_case_are_told_apart(right):
+    texts = ("Dear uncle Tom,", "Dear Uncle Tom,")
+    about = {"choices": list(texts), "answer": right, "subject": "language science", "grade": "grade3"}
+    example = Example.ask("0", "q", texts[right], choices=texts, metadata=about | {"hint": False, "image": False})
+    scores = [score_answers("scienceqa-text", [example], {"0": text}).score for text in texts]
+    assert scores == [float(right == 0), float(right == 1)]
 
 
 def test_ranking_needs_choices(folder):

@@ -63,7 +63,7 @@ def _trial(model: str, spec: str, options: Mapping[str, object]) -> Callable[[Ex
     from eas.pipeline import Run, RunConfig
 
     run = Run(RunConfig(model=model, data=spec, data_options=dict(options)))
-    return run.task.trial(run)
+    return run.task.trial(run, "test")
 
 
 def score_predictions(

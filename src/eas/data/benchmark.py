@@ -28,7 +28,7 @@ from typing import Any, TypeVar, overload
 
 from eas.config import Config, option
 from eas.example import DataError, Example
-from eas.metrics.report import Report
+from eas.metrics.report import MISSING, Report
 from eas.picture import read_picture
 
 Row = TypeVar("Row")
@@ -282,5 +282,4 @@ def match(
             f"the predictions lack {len(missing)} of {len(ids)} ids and have {len(extra)} of others ({some}, ...): "
             "is this the right split? complete the file, or use --skip-bad (data_options.skip_bad)"
         )
-    # No answer is equal to this text; an empty one is, where all of an answer is normalised away.
-    return {id: predictions.get(id, "\0") for id in ids}, messages
+    return {id: predictions.get(id, MISSING) for id in ids}, messages

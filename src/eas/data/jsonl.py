@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from eas.example import Example, ImageSource, without_end
 
 MARKER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-_PICTURE, _FILE = re.compile("image|img|pic|photo"), re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)$")
+_OF_ROWS = ("id", "image", "images", "conversations", "messages", "prompt", "completion", "choices", "answers")
+_READ = (*_OF_ROWS, "from", "value", "role", "content")
+_FILE = re.compile(r"\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|heic)(\?\S*)?$")
 _NUMBERED = re.compile(r"(image|img|pic|picture|photo)s?_?\d+")
 _FORMS = '"conversations" (LLaVA), "messages", or "prompt" and "completion"'
 
@@ -142,7 +144,7 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
             'the files under "images", or each in its part under "image"'
         )
     for holder in (row, *turns):
-        _refuse_misnamed(holder, numbered=bool(files))
+        _refuse_misnamed(holder, named, folder)
 
     for role, parts in zip(roles, contents, strict=True):
         said = "".join(MARKER if part["type"] == "image" else part["text"] for part in parts)
@@ -154,6 +156,8 @@ def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example
         for role, parts in zip(roles, contents, strict=True)
     ]
     answers = [index for index, role in enumerate(roles) if role == "assistant" and index >= context]
+    if given and len(answers) > 1:
+        raise DataError(f'"answers" are of one question, and the row has {len(answers)}; write one row for each')
     for turn, index in enumerate(answers, 1):
         yield Example(
             id=f"{id}#{turn}" if len(answers) > 1 else id,
@@ -195,16 +199,24 @@ def _named_images(row: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[s
             raise DataError(f"images are {shown(other)}; expected a path or a list of paths")
 
 
-def _refuse_misnamed(row: Mapping[str, Any], numbered: bool) -> None:
+def _refuse_misnamed(row: Mapping[str, Any], named: Sequence[str | ImageSource], folder: Path) -> None:
     """A row or turn that names a picture under another key would be read as one without.
 
-    Of a row that has images, only keys such as "image2" are looked at: others may tell where an image is from.
+    Of a row that has images, other keys may tell where an image is from; only keys such as "image2" and files that
+    exist are refused.
     """
     for key, value in row.items():
+        if key in _READ:
+            continue
         first = value[0] if isinstance(value, list) and value else value
-        names = _NUMBERED.fullmatch(key.casefold()) if numbered else _PICTURE.search(key.casefold())
-        if names and isinstance(first, str) and _FILE.search(first.casefold()):
-            raise DataError(f'{key!r} names a picture ({shown(first)}); images go under "image" or "images"')
+        for name in first.values() if isinstance(first, Mapping) else [first]:
+            if not isinstance(name, str) or not _FILE.search(name.casefold()) or name in named:
+                continue
+            if not named or _NUMBERED.fullmatch(key.casefold()) or os.path.isfile(folder / name):
+                raise DataError(
+                    f'{key!r} names a picture ({shown(name)}); images go under "image" or "images"; drop the key of a '
+                    "row that needs none"
+                )
 
 
 def _is_image(value: Any) -> bool:
@@ -261,6 +273,8 @@ def _turns(row: Mapping[str, Any]) -> tuple[list[Any], int]:
 
 SAID_ELSEWHERE = ("tool_calls", "function_call", "reasoning_content")
 """Keys of a turn that hold a part of what is said, and that a prompt of texts and images has no place for."""
+WEIGHTS = ("weight", "loss", "train")
+"""Keys of a turn by which other trainers leave it out."""
 SEEN = ("image", "images", *UNREAD_MEDIA)
 """Keys of a turn or a text that hold a part of what is seen or heard."""
 
@@ -268,6 +282,12 @@ SEEN = ("image", "images", *UNREAD_MEDIA)
 def _turn(turn: Any) -> tuple[str, Any]:
     if isinstance(turn, Mapping) and (lost := [key for key in SAID_ELSEWHERE if turn.get(key)]):
         raise DataError(f"a turn has {lost[0]}, which would be lost; write it into the turn's content, or drop the row")
+    untrained = isinstance(turn, Mapping) and "assistant" in (turn.get("role"), _ROLES.get(str(turn.get("from"))))
+    if untrained and (off := [key for key in WEIGHTS if turn.get(key) in (0, False)]):
+        raise DataError(
+            f"a turn has {off[0]} ({shown(turn[off[0]])}), and would be trained on all the same; write the turns that "
+            'are context under "prompt", and the others under "completion", or drop the row'
+        )
     if isinstance(turn, Mapping) and (lost := [key for key in SEEN if turn.get(key)]):
         raise DataError(
             f'a turn has {lost[0]} ({shown(turn[lost[0]])}), which would be lost; name images under "images" of the '
@@ -287,6 +307,8 @@ def _turn(turn: Any) -> tuple[str, Any]:
 
 def _parts(role: str, content: str | list[Any]) -> list[dict[str, Any]]:
     parts = _from_text(content) if isinstance(content, str) else [_part(part) for part in content]
+    if role == "user" and any(part["type"] == "text" and MARKER in part["text"] for part in parts):
+        raise DataError(f'a text part has {MARKER}, which would stay a word; write a part {{"type": "image"}} there')
     if role != "user" and any(part["type"] == "image" for part in parts):
         raise DataError(f"an image in the {role}'s turn; images belong to the user's turns")
     return parts
@@ -295,7 +317,7 @@ def _parts(role: str, content: str | list[Any]) -> list[dict[str, Any]]:
 def _from_text(text: str) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     # The line breaks around a marker only separated it from the text: a chat template brings its own.
-    for index, piece in enumerate(re.split(rf"\n*{MARKER}\n*", text)):
+    for index, piece in enumerate(re.split(rf"[\r\n]*{MARKER}[\r\n]*", text)):
         if index:
             parts.append({"type": "image"})
         if piece:

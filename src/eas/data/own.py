@@ -87,7 +87,12 @@ def _refuse_unread(rows: HubRows) -> None:
     for column, images in rows.unread.items():
         if column in UNREAD_MEDIA:
             raise DataError(f"{rows.name} has the column {column!r}, which would be lost; remove the column")
-        if images and not rows.columns.keys() & {"image", "images"}:
+        if images and rows.columns.keys() & {"image", "images"}:
+            raise DataError(
+                f"{rows.name} has images in the column {column!r} too, which would be lost; put all pictures of a row "
+                'into one column "images", a list, or remove the column'
+            )
+        if images:
             raise DataError(
                 f"{rows.name} has images in the column {column!r}, which would be lost; name it as the one to read: "
                 f"-o 'data_options.columns={{image: {column}}}'"

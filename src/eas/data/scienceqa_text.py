@@ -24,7 +24,7 @@ from eas.data.scienceqa import (
     read_problems,
 )
 from eas.example import DataError, Example
-from eas.metrics.exact import normalise
+from eas.metrics.exact import form_for
 from eas.metrics.report import Report
 from eas.metrics.scienceqa import LETTERS, score_scienceqa
 
@@ -96,7 +96,9 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str], options: 
     """As `eas.metrics.scienceqa.score_scienceqa`; the text of a choice counts as its letter."""
     letters = {}
     for example in examples:
-        said, texts = normalise(predictions[example.id]), map(normalise, example.metadata["choices"])
+        choices = example.metadata["choices"]
+        form = form_for(choices)
+        said, texts = form(predictions[example.id]), map(form, choices)
         named = [f"The answer is {letter}." for letter, text in zip(LETTERS, texts, strict=False) if text == said]
         letters[example.id] = named[0] if named else predictions[example.id]
     return score_scienceqa(examples, letters)

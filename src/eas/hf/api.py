@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AttentionInterface, LlamaModel
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, StaticCache, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache, StaticCache, StaticLayer
 from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TYPES
@@ -25,6 +25,7 @@ __all__ = [
     "IMAGE_TEXT_TYPES",
     "AttentionInterface",
     "Cache",
+    "CacheLayerMixin",
     "DummyLayer",
     "DynamicCache",
     "StaticCache",

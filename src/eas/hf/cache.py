@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eas.hf.api import Cache, DummyLayer
+from eas.hf.api import Cache, CacheLayerMixin, DummyLayer
 from eas.hf.versions import TransformersChangedError
 
 
@@ -139,8 +139,8 @@ def require_filled(cache: Any, returned: Any, states: Iterable[int], attentions:
 
 
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of keys, values and prompt states that a cache holds now."""
-    kept = [layer for layer in cache.layers if not isinstance(layer, DummyLayer)]
+    """Bytes of keys, values and prompt states that a cache holds now; without the states of a hybrid's other layers."""
+    kept = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
     keys_and_values = sum(t.nbytes for layer in kept for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor))
     layer = prompt_layer(cache)
     return keys_and_values + (0 if layer is None else layer.nbytes())

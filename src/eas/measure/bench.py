@@ -95,13 +95,13 @@ class BenchConfig(Config):
         self._require("skip_set", not all(given), "give num_skip or skip_set, not both")
         self._skips_default = not any(given)
 
-    def skipped(self, layers: int) -> tuple[int, ...]:
-        """The skip set for a model of so many layers."""
+    def skipped(self, attentions: int) -> tuple[int, ...]:
+        """The skip set for a model of so many attentions."""
         if self.skip_set:
             return tuple(self.skip_set)
-        k = layers // 3 if self._skips_default else self.num_skip
-        self._require("num_skip", 0 <= k < layers, f"the model has {layers} attentions; at least one is kept")
-        return tuple(i * layers // k for i in range(k))
+        k = attentions // 3 if self._skips_default else self.num_skip
+        self._require("num_skip", 0 <= k < attentions, f"the model has {attentions} attentions; at least one is kept")
+        return tuple(i * attentions // k for i in range(k))
 
 
 def bench(config: BenchConfig, title: str = "", keep: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def bench(config: BenchConfig, title: str = "", keep: Callable[[dict[str, Any]],
     base = _load(config.model, device, dtype).requires_grad_(False)
     read_rows(base.get_output_embeddings())  # as the variants', with which it shares frozen weights
     base.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no token ends a request
-    chosen = config.skipped(len(Anatomy.of(base).layers))
+    chosen = config.skipped(len(Anatomy.of(base).blocks("mha")))
     rates = Rates(device, dtype)
     left_out: dict[str, str] = {}
     models: dict[str, PreTrainedModel] = {}

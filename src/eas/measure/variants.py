@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from eas.attachment.attach import fold, select
 from eas.attachment.quantised import torchao_int8
 from eas.attachment.sharing import attached_copy
+from eas.attachment.state import candidates
 from eas.config import MethodConfig
 from eas.measure.count import count
 from eas.methods import method_config
@@ -125,9 +126,8 @@ def _config(base: PreTrainedModel, variant: Variant) -> MethodConfig:
 
 def _nearest(model: PreTrainedModel, macs: int, prompt_tokens: int) -> tuple[int, ...]:
     """The first so many candidates that bring the model's MACs closest to a number."""
-    layers: int = model.config.get_text_config().num_hidden_layers
     found: tuple[int, tuple[int, ...]] | None = None
-    for k in range(layers):
+    for k in range(len(candidates(model))):
         select(model, range(k))
         distance = abs(count(model, prompt_tokens).macs - macs)
         if found is None or distance < found[0]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 
 from eas.example import DataError, Example
 
+START, END = r"(?<!\w)(?!(?<=\d[.,])\d)(?!(?<=-)(?<!\w-)\d)", r"(?!\w)(?!(?<=\d)[.,]\d)"
+"""Where a word or a number begins and ends."""
+
 
 def exact_match(prediction: str, target: str) -> float:
     """1.0 if both are equal up to case, white space and a final period, else 0.0."""
@@ -14,8 +17,11 @@ def exact_match(prediction: str, target: str) -> float:
 
 
 def contains(prediction: str, target: str) -> float:
-    """1.0 if the prediction holds the target as whole words ("no" is not in "normal"), else 0.0."""
-    return float(re.search(rf"(?<!\w){re.escape(normalise(target))}(?!\w)", normalise(prediction)) is not None)
+    """1.0 if the prediction holds the target as whole words or numbers, else 0.0.
+
+    "no" is not in "normal", and "3" is neither in "3.5" nor in "-3".
+    """
+    return float(re.search(rf"{START}{re.escape(normalise(target))}{END}", normalise(prediction)) is not None)
 
 
 def choice(prediction: str, example: Example) -> float:
@@ -32,12 +38,18 @@ def choice(prediction: str, example: Example) -> float:
     words = form(prediction)
     # The longest first, so that "red square" is not taken for "red".
     choices = sorted(map(form, example.choices), key=len, reverse=True)
-    leading = next((option for option in choices if re.match(rf"{re.escape(option)}(?!\w)", words)), None)
+    leading = next((option for option in choices if re.match(rf"{re.escape(option)}{END}", words)), None)
     return float(leading == form(example.target))
 
 
 def ranked(prediction: str, example: Example) -> float:
-    """1.0 if the choice that the model finds likeliest is the target, else 0.0; texts are compared as in `choice`."""
+    """1.0 if the choice that the model finds likeliest is the target, else 0.0; texts are compared as in `choice`.
+
+    Raises:
+        DataError: the example has no choices.
+    """
+    if not example.choices:
+        raise DataError(f"example {example.id} has no choices to rank; use the metric `exact` or `contains`")
     form = form_for(example.choices)
     return float(form(prediction) == form(example.target))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+MISSING = "\0"
+"""What stands for a missing prediction, and is right nowhere. An empty text is, where an answer is normalised away."""
+
 
 @dataclass(frozen=True)
 class Report:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from eas.example import Example
-from eas.metrics.report import Report
+from eas.metrics.report import MISSING, Report
 
 LETTERS = "ABCDE"
 EXTRACTIONS = ("llava", "eas", "lavin", "official")
@@ -64,7 +64,7 @@ def score_scienceqa(
         count = len(about["choices"])
         letter = extract(predictions[example.id], extraction)
         index = LETTERS.index(letter) if letter is not None and letter in LETTERS[:count] else -1
-        if index < 0 and fallback_seed is not None:
+        if index < 0 and fallback_seed is not None and predictions[example.id] != MISSING:
             index = random.Random(f"{fallback_seed} {example.id}").randrange(count)
         hit = scores[example.id] = float(index == about["answer"])
         member = {name: about["subject"] == subject for name, subject in _SUBJECTS.items()}

@@ -11,6 +11,8 @@ from typing import Any
 from eas.config import Config, ConfigError, option, section
 from eas.pipeline.config import RunConfig
 
+BASE = "base"
+"""The row of the untuned base."""
 OWN = ("method", "search", "train", "skip_set", "fold_mode", "eval_batch_size", "visual_tokens", "visual_choice")
 """The keys of a run that may differ between entries; all others are part of the equal conditions."""
 
@@ -146,7 +148,10 @@ class CompareConfig(Config):
                     "entry that tries learning rates"
                 )
         self.trials()
-        rows = [job.row for job in self.jobs_of_seed(self.seeds[0], {})]
+        jobs = self.jobs_of_seed(self.seeds[0], {})
+        if named := [job.entry for job in jobs if job.row == BASE and not job.evaluate_only]:
+            raise ConfigError(f"entry {named[0]!r}: this is the name of the untuned base; rename the entry")
+        rows = [job.row for job in jobs]
         if twice := sorted({row for row in rows if rows.count(row) > 1}):
             raise ConfigError(f"two rows would be called {twice[0]!r}; rename an entry")
 

@@ -45,6 +45,7 @@ def refuse_other_data(jobs: Sequence[Job], output_dir: str) -> None:
         run = runs.setdefault(own if config.data_options.get("skip_bad") else (), Run(config))
         for split in SPLITS:
             run.data(split)
+        run.task.check_metric(run)
         for record in ("search", "tune", "result"):
             require_same_data(Run(config), record, now=run.digest, remedy=f"remove {output_dir}, whose rows share data")
 

@@ -11,12 +11,10 @@ from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
-from eas.paper.compare_config import CompareConfig, Job
+from eas.paper.compare_config import BASE, CompareConfig, Job
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import Run
 from eas.pipeline.savings import fold_mode
-
-BASE = "base"
 
 
 def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -57,9 +55,16 @@ def time_rows(config: CompareConfig, jobs: Sequence[Job], before: Mapping[str, A
 def _what_is_timed(job: Job) -> dict[str, Any]:
     """What decides the time of a row's model, beside its skip set."""
     config = job.config
-    tokens = {"visual_tokens": config.visual_tokens, "visual_choice": config.visual_choice}
+    base = {key: getattr(config, key) for key in ("model", "revision", "bits", "visual_tokens", "visual_choice")}
+    prompt = {key: getattr(config, key) for key in ("data", "data_options", "test_limit")}
     run = Run(config)
-    return {"method": config.method.to_dict(), "fold_mode": fold_mode(run), "dtype": run.weights_dtype, **tokens}
+    return {
+        "method": config.method.to_dict(),
+        "fold_mode": fold_mode(run),
+        "dtype": run.weights_dtype,
+        **base,
+        **prompt,
+    }
 
 
 def _prompt(run: Run) -> tuple[Mapping[str, Any], int]:

@@ -16,7 +16,6 @@ from eas.distributed import is_main
 from eas.files import WriteError
 from eas.hf.api import no_init_weights
 from eas.hf.trainer import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from eas.metrics import METRICS
 from eas.models.anatomy import auto_class
 from eas.pipeline.run import Run
 from eas.searching import RULES, SearchPhase
@@ -42,9 +41,13 @@ def check(run: Run) -> None:
         SearchPhase(model, search, run.data("validation"), lambda *_: [], lambda _: [])  # it checks its settings
     for split in SPLITS:
         run.task.first(run, split)  # the processor takes the data's form
-    if (metric := METRICS.get(run.config.metric or "")) is not None:
-        for example in (*run.data("validation"), *run.data("test")):
-            metric("", example)  # a metric refuses examples without the fields that it needs
+    run.task.check_metric(run)
+    if run.config.train.max_length is not None and run.config.train.cut is None:
+        for split in ("train", "validation"):
+            try_ = run.task.trial(run, split)
+            for example in run.data(split):
+                if not example.images:  # it would take long to open them all
+                    try_(example)
 
 
 def check_tracker(name: str) -> None:

@@ -131,6 +131,7 @@ def frontier(
         )
     result = {
         "k": own,
+        "candidates": len(candidates(model)),
         "rule": run.config.search.rule,
         "evaluations": sum(len(r["losses"]) for r in record["rounds"]),
         "anchors": [0] if varied else [0, own],

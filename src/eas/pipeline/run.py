@@ -79,7 +79,11 @@ class Run:
             return run
         if (found := checkpoints(path.parent)) and not path.exists():
             raise ConfigError(f"{found[0]} is of a run, but there is no {path}; use another output folder")
-        if computed(path.parent) and path.exists() and (changed := changes(RunConfig.from_file(path), config)):
+        if (
+            computed(path.parent)
+            and path.exists()
+            and (changed := changes(RunConfig.from_file(path), config, "output_dir"))
+        ):
             raise ConfigError(f"{path.parent} holds another run: {', '.join(changed)}; use another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         config.to_file(path)
@@ -174,7 +178,7 @@ class Run:
         }
         options = {**self.task.data_options, **self.config.data_options}
         if split not in self._kept:
-            accept = self.task.trial(self) if options.get("skip_bad") else None
+            accept = self.task.trial(self, split) if options.get("skip_bad") else None
             self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
         return self._kept[split]
 

@@ -1,4 +1,4 @@
-"""Which attentions are skipped at which k: one line of dots for every skip set."""
+"""Which candidates are skipped at which k: one line of dots for every skip set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pattern(lines: Lines, candidates: int) -> Plot | None:
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(-0.7, candidates - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    axes.set_xlabel("attention")
+    axes.set_xlabel("candidate")
     axes.tick_params(axis="y", length=0)
     axes.spines.left.set_visible(False)
     several = any(len(sets) > 1 for _, sets in lines)
@@ -51,21 +51,24 @@ def pattern(lines: Lines, candidates: int) -> Plot | None:
     handles = [_dot(area, name, largest) for area, name in names.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5, columnspacing=1.0, handletextpad=0)
     said = "; ".join(f"{name}: {' / '.join(' '.join(map(str, s)) for s in sets)}" for name, sets in lines)
-    return Plot("What is skipped", f"Skipped attentions. {said}.", figure)
+    return Plot("What is skipped", f"Skipped candidates. {said}.", figure)
 
 
 def of_frontier(frontier: Mapping[str, Any]) -> Plot | None:
     """The set of every k that one search recommends."""
-    rows = frontier["rows"]
-    return pattern([(f"k = {row['k']}", [row["skip_set"]]) for row in rows], len(rows))  # k is 0 to layers - 1
+    return _pattern([(f"k = {row['k']}", [row["skip_set"]]) for row in frontier["rows"]], frontier.get("candidates"))
 
 
 def of_comparison(result: Mapping[str, Any], candidates: int | None = None) -> Plot | None:
-    """The sets of all rows; without their number, candidates are drawn up to the last one that any set holds."""
+    """The sets of all rows."""
     lines = [(row["row"], [s for s in row.get("skip_sets") or () if s]) for row in result["rows"] if row["k"]]
+    return _pattern(lines, candidates)
+
+
+def _pattern(lines: Lines, candidates: int | None) -> Plot | None:
+    """Without their number, candidates are drawn up to the last one that any set holds."""
     highest = max((i for _, sets in lines for s in sets for i in s), default=-1)
-    wanted = max(candidates or 0, highest + 1)
-    return pattern(lines, wanted)
+    return pattern(lines, max(candidates or 0, highest + 1))
 
 
 def _dot(area: float, name: str, largest: float) -> Line2D:

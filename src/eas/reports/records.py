@@ -165,6 +165,7 @@ class KRecord(TypedDict):
 class FrontierRecord(TypedDict):
     """frontier.json."""
 
+    candidates: NotRequired[int]
     rows: list[KRecord]
     base: dict[str, Any]
     recommended: int | None

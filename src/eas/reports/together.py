@@ -11,11 +11,14 @@ from eas.reports.findings import at
 from eas.reports.summary import final_accuracy
 
 TIMES = ("prefill_ms", "decode_ms")
+TASK = (("model", "id"), ("model", "dtype"), ("task", "data"), ("task", "metric"), ("task", "examples"))
+SHARED = ("revision", "bits", "visual_tokens", "visual_choice", "data_options", "test_limit")
+"""Settings that decide the base and the test examples."""
 SEEDS = ("seed", "output_dir", "search.seed")  # runs that differ in these only are seeds of one row
 
 
 def together(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One comparison for every task (base, data, metric) that several of the runs share.
+    """One comparison for every task (base, data, metric) that several of the runs share, on the same examples.
 
     Args:
         results: ``result.json`` by the folder of the run.
@@ -23,11 +26,12 @@ def together(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Mappings in the form of ``comparison.json``: task, rows and latency; "apart" says that each was timed by itself.
     """
-    tasks: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    tasks: dict[str, dict[str, Mapping[str, Any]]] = {}
     for folder, result in results.items():
-        task = tuple(at(result, *keys) for keys in (("model", "id"), ("task", "data"), ("task", "metric")))
+        task = json.dumps([at(result, *keys) for keys in (*TASK, *(("config", key) for key in SHARED))])
         tasks.setdefault(task, {})[folder] = result
-    return [_comparison(runs) for (_, data, _), runs in tasks.items() if len(runs) > 1 and data is not None]
+    groups = [runs for runs in tasks.values() if len(runs) > 1]
+    return [_comparison(runs) for runs in groups if at(next(iter(runs.values())), "task", "data") is not None]
 
 
 def _comparison(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 from eas.data import BENCHMARKS
 from eas.example import Example
 from eas.metrics import LOSS_ONLY, RANKING
-from eas.metrics.exact import form_for, normalise
+from eas.metrics.exact import END, START, form_for, normalise
 from eas.metrics.scienceqa import LETTERS
 from eas.tasks.evaluation import Evaluation, choice_losses, score_answers
 
 CLOSED = 50
 """A split with at most so many different answers, each given twice on average, has a closed answer set."""
+COMMON = 8
+"""So many of the most common answers are tried as the one answer to all."""
 ALREADY = ("contains", "slake", "scienceqa-text", LOSS_ONLY, RANKING)
 """Metrics that forgive the form by themselves, or look at no answer."""
 
@@ -64,7 +66,8 @@ def blind(metric: str, examples: Sequence[Example], options: Mapping[str, Any] |
         return Blind()
     choices = [choices_of(example, metric) for example in examples]
     chance = sum(1 / len(each) for each in choices) / len(choices) if all(choices) else None
-    common = Counter(example.target for example in examples).most_common(1)
+    given = [dict.fromkeys((example.target, *example.metadata.get("answers", ()))) for example in examples]
+    common = Counter(answer for answers in given for answer in answers).most_common(COMMON)
     constant = [answer for answer, times in common if times > 1]
     if metric == "scienceqa":
         constant += [f"The answer is {letter}." for letter in LETTERS]
@@ -128,7 +131,8 @@ def named(text: str, options: Sequence[str]) -> str | None:
     """The one option that a text names as whole words; None where it names none or several.
 
     The longest are looked for first, so that "red square" does not name "red". An option of one letter must begin the
-    text and be followed by a sign or nothing: "a" is also a word.
+    text and be followed by a sign or nothing: "a" is also a word. So is the letter of "The answer is A." where its case
+    differs: a sign or nothing follows.
     """
     form = form_for(options)
     rest, found = form(text), []
@@ -136,11 +140,15 @@ def named(text: str, options: Sequence[str]) -> str | None:
         words = form(option)
         if not words:
             continue
-        if len(words) == 1 and words.isalpha():
-            if re.match(rf"\(?{re.escape(option)}\)?(?:[.:),]|$)", text.strip()):
+        *before, letter = option.strip().removesuffix(".").split()
+        if len(letter) == 1 and letter.isalpha():
+            start = "".join(rf"{re.escape(word)}\s+" for word in before)
+            other = rf"{letter}(?!\w)|{letter.swapcase()}\s*(?:[.:),]|$)"
+            pattern = rf"(?<!\w)(?i:{start})(?:{other})" if before else rf"^\(?{letter}\)?(?:[.:),]|$)"
+            if re.search(pattern, text.strip()):
                 found.append(option)
             continue
-        pattern = rf"(?<!\w){re.escape(words)}(?!\w)"
+        pattern = rf"{START}{re.escape(words)}{END}"
         if re.search(pattern, rest):
             found.append(option)
             rest = re.sub(pattern, " ", rest)

@@ -19,11 +19,12 @@ from eas.data import benchmark_of
 from eas.example import Example
 from eas.hf.api import no_init_weights
 from eas.methods import method_of, require_fit
+from eas.metrics import LOSS_ONLY
 from eas.models.anatomy import Anatomy, auto_class
 from eas.tasks.answer_length import ENOUGH, Cut, cut
 from eas.tasks.collate import Collator
 from eas.tasks.collate_meter import MeterCollator
-from eas.tasks.evaluation import Evaluation, evaluate
+from eas.tasks.evaluation import Evaluation, evaluate, score_answers
 from eas.tasks.evaluation_forms import Meant, meant
 from eas.tasks.evaluation_meter import evaluate_meter, score_retrieval
 
@@ -78,10 +79,27 @@ class Task:
         train = run.config.train
         return Collator(run.processor, training=True, max_length=train.max_length, cut=train.cut)
 
-    def trial(self, run: Run) -> Callable[[Example], Batch]:
-        """Tries whether the model's processor and chat template take an example as training would give it to them."""
-        collate = self.collator(run)
+    def trial(self, run: Run, split: str) -> Callable[[Example], Batch]:
+        """Tries whether the model's processor and chat template take an example as training would give it to them.
+
+        A test example may be longer than ``max_length``: it is not trained on.
+        """
+        train = run.config.train
+        most = None if split == "test" else train.max_length
+        collate = Collator(run.processor, training=True, max_length=most, cut=train.cut)
         return lambda example: collate([example])
+
+    def check_metric(self, run: Run) -> None:
+        """Scores an empty answer to every example, so that a metric asks for what it needs before anything is computed.
+
+        Raises:
+            DataError: the metric does not fit the data.
+        """
+        config = run.config
+        for split in ("validation", "test") if config.metric_name != LOSS_ONLY else ():
+            examples = run.data(split)
+            empty = {example.id: "" for example in examples}
+            score_answers(config.metric_name, examples, empty, config.data_options)
 
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         """What the model is called with to answer."""
@@ -276,9 +294,13 @@ class MeterTask(Task):
         captions = run.data("train") if self.name == "retrieval" else ()
         return MeterCollator(run.processor, self.name, self._answers(run), captions)
 
-    def trial(self, run: Run) -> Callable[[Example], Batch]:
+    def trial(self, run: Run, split: str) -> Callable[[Example], Batch]:
         collate = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)
         return lambda example: collate([example])
+
+    def check_metric(self, run: Run) -> None:
+        if self.name != "retrieval":  # which scores a matrix, not answers
+            super().check_metric(run)
 
     def inputs(self, run: Run, examples: Sequence[Example]) -> Batch:
         batch = MeterCollator(run.processor, self.name, self._answers(run), negatives=0)(examples)
