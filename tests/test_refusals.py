@@ -240,6 +240,9 @@ def test_skip_bad_leaves_out_what_the_processor_refuses(folder, tmp_path):
     assert len(stopping.data("train")) == 3
 
 
+SKIPS = {"method": {"num_skip": 2}}
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_test_example_may_be_longer_than_training_ones(tmp_path, split):
     for name in ("train", "validation", "test"):
@@ -247,12 +250,12 @@ def test_a_test_example_may_be_longer_than_training_ones(tmp_path, split):
             {"id": id, "prompt": "what " * times, "completion": "red"} for id, times in (("short", 1), ("long", 40))
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    few = {"data": str(tmp_path), "train": {"max_length": 40}, "output_dir": str(tmp_path / "run")}
+    few = {"data": str(tmp_path), "train": {"max_length": 40}, "output_dir": str(tmp_path / "run")} | SKIPS
     lenient = Run(RunConfig.from_dict({**few, "data_options": {"skip_bad": True}}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(lenient.data(split)) == (2 if split == "test" else 1)
-    with pytest.raises(DataError, match="example long has .* more than max_length 40"):
+    with pytest.raises(DataError, match=r"example long has .* more than max_length 40"):
         check(Run(RunConfig.from_dict(few)))
 
 
@@ -261,7 +264,7 @@ def test_a_metric_without_its_choices_is_refused_before_anything_is_computed(tmp
     for name in ("train", "validation", "test"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "what ?", "completion": "red"}))
     with pytest.raises(DataError, match="has no choices"):
-        check(Run(RunConfig(data=str(tmp_path), metric=metric, output_dir=str(tmp_path / "run"))))
+        check(Run(RunConfig.from_dict({"data": str(tmp_path), "metric": metric, **SKIPS})))
 
 
 def test_nothing_left_says_why(folder):
