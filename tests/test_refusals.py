@@ -252,7 +252,7 @@ def test_a_test_example_may_be_longer_than_training_ones(tmp_path, split):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(lenient.data(split)) == (2 if split == "test" else 1)
-    with pytest.raises(DataError, match="example long has .* more than max_length 40"):
+    with pytest.raises(DataError, match=r"example long has .* more than max_length 40"):
         check(Run(RunConfig.from_dict(few)))
 
 
