@@ -171,6 +171,15 @@ def test_an_export_ends_answers_where_eas_does(tmp_path):
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == both
 
 
+def test_an_export_has_no_penalties_of_its_base(tmp_path):
+    model = tuned()
+    model.generation_config.update(repetition_penalty=3.0, no_repeat_ngram_size=1, min_new_tokens=9, do_sample=True)
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=words())
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert [settings[name] for name in ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")] == [1.0, 0, 0]
+    assert settings["do_sample"]
+
+
 @pytest.mark.parametrize("name", ["residual", "heads are normalised", "base"])
 def test_the_folder_of_vllms_plugin_names_what_is_there(name, tmp_path):
     folder = eas.export(MODELS[name](), "vllm", tmp_path / "out", processor=words(), dtype="float32")
