@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from exports import EXPORTED, LLAMA3, SIZES, base, read_decilm, require_expected, shaken, tuned, words
-from families import build
+from families import build, build_meter
 from safetensors.torch import load_file
-from transformers import AutoConfig, LlavaConfig
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlavaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typer.testing import CliRunner
 from vllm_seeing import FAMILIES, exported
@@ -276,7 +276,25 @@ def test_what_one_engine_cannot_express_another_can():
     assert "reads images" in found(tiny)["gguf"]
     tiny.config.vision_config.model_type = "vit"
     assert "the vision tower is a vit, and vLLM has clip_vision_model" in found(tiny)["vllm"]
+    assert "the vision tower is a vit, and engines know clip_vision_model" in found(tiny)["decilm"]
     assert "vLLM's plugin has Llava, LlavaOnevision" in found(build("LlavaNextForConditionalGeneration"))["vllm"]
+
+
+def test_models_of_no_engine_are_refused_in_words():
+    said = {"; ".join(row.reasons)[:34] for row in eas.explain(build_meter("vqa"))}
+    assert said == {"the language model is a MeterModel"}
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 16}
+    with pytest.raises(eas.UnsupportedModelError, match="GPT2LMHeadModel is not supported"):
+        eas.explain(GPT2LMHeadModel(GPT2Config(**sizes)))
+
+
+def test_quantised_bases_are_known_whoever_quantised_them():
+    told, eight_bit, of_another_class = base(), base(), base()
+    told.config.quantization_config = {"quant_method": "gptq"}
+    eight_bit.model.layers[4].mlp.up_proj.to(torch.float8_e4m3fn)
+    of_another_class.model.layers[0].self_attn.q_proj = torch.nn.Module()
+    for model in (told, eight_bit, of_another_class):
+        assert {row.reasons[-1][:35] for row in eas.explain(model)} == {"the base's weights are quantised; l"}
 
 
 def test_a_sliding_window_shortens_the_context():

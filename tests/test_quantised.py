@@ -5,6 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import more_families
 import pytest
 import torch
 from decoding import answered, answers, decode
@@ -230,6 +231,17 @@ def test_a_base_of_any_family_loads_with_quantised_blocks_and_nothing_else(famil
     assert quantised == {name for name in linear if name.startswith(f"{text}.layers.")}
     exact = logits(base, inputs)
     assert (logits(model, inputs) - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+@pytest.mark.parametrize("label", ["Phi4Multimodal", "Gemma4, inputs by layer"])
+def test_what_stands_beside_the_blocks_of_a_language_model_is_not_quantised(label, tmp_path):
+    base = more_families.build(label)
+    base.save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), quantization_config=quantisation(tmp_path, 8, torch.float32))
+    quantised = {name for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"}
+    linear = {name for name, module in base.named_modules() if type(module) is nn.Linear}
+    assert quantised == {name for name in linear if name.startswith("model.layers.")} != linear - {"lm_head"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
