@@ -109,6 +109,16 @@ def test_folded_into_a_full_precision_copy_and_quantised_again(name):
 
 
 @every_quantiser
+def test_what_cannot_be_quantised_again_is_refused(name):
+    model = eas.attach(quantised(name), eas.EASConfig(skip_rank=4, adapt_rank=2, num_skip=2))
+    with pytest.raises(ValueError, match="new weights with every prompt, which nothing quantises; use mode 'auto'"):
+        eas.fold_quantised(model, prompts(LLAMA, (9,)), name, mode="per_example")
+    if name.startswith("torchao"):
+        with pytest.raises(ValueError, match=r"cannot be merged into torchao's weights.*use the unfolded model"):
+            eas.fold(eas.attach(quantised(name), eas.LoRAConfig(rank=4)))
+
+
+@every_quantiser
 def test_dequantised_is_what_was_computed(name):
     model = quantised(name, LLAVA)
     before = logits(model, prompts(LLAVA)).float()  # computing may pack weights in another way

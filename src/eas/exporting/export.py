@@ -28,6 +28,10 @@ ENGINES: dict[str, Engine] = {
 }
 
 
+REVISION = 2
+"""Raised by every change of what a folder holds, so that `eas serve` keeps no folder of before."""
+
+
 class Explained(NamedTuple):
     """Whether an engine can take a model.
 
