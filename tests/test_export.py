@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import EXPORTED, LLAMA3, SIZES, base, read_decilm, require_expected, shaken, tuned, words
+from exports import EXPORTED, LLAMA3, SIZES, base, llama2_words, read_decilm, require_expected, shaken, tuned, words
 from families import build, build_meter
 from safetensors.torch import load_file
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlavaConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlavaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typer.testing import CliRunner
 from vllm_seeing import FAMILIES, exported
@@ -22,6 +22,7 @@ import eas
 from eas import runtime
 from eas.cli import app
 from eas.demo.tiny import load_tiny
+from eas.example import Example
 from eas.exported import read_expected, read_export
 from eas.exporting import export as exporting
 from eas.exporting.decoder import PlainDecoder
@@ -29,6 +30,7 @@ from eas.exporting.gguf_words import pattern
 from eas.exporting.plain import plain
 from eas.files import WriteError
 from eas.hf import versions
+from eas.tasks.collate import Collator
 
 needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
 PAPER = {"form": "paper", **EXPORTED}
@@ -169,6 +171,29 @@ def test_an_export_ends_answers_where_eas_does(tmp_path):
     both = [SIZES["eos_token_id"], tokenizer.eos_token_id]
     assert read_export(folder, whole=True)["eos"] == both
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == both
+
+
+@pytest.mark.parametrize("tokenizer", [words, llama2_words])
+def test_an_export_without_a_chat_template_has_the_prompts_of_tuning(tokenizer, tmp_path):
+    own = tokenizer()
+    own.chat_template, own.pad_token = None, "</s>"
+    folder = eas.export(tuned(vocab_size=512), "vllm", tmp_path / "out", processor=own)
+    assert own.chat_template is None
+    turns = [("system", "be"), ("user", "the cat"), ("assistant", "is"), ("user", "an ant")]
+    parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    (want,) = Collator(own, training=False)([Example("a", tuple(parts), "")])["input_ids"].tolist()
+    written = AutoTokenizer.from_pretrained(folder)
+    for turn in (parts, [{"role": role, "content": text} for role, text in turns]):
+        assert written.apply_chat_template(turn, add_generation_prompt=True)["input_ids"] == want
+
+
+def test_an_exported_processor_without_a_chat_template_has_the_prompts_of_tuning(tmp_path):
+    model, own = load_tiny()
+    own.chat_template = None
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=own)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ?"}]}
+    written = AutoProcessor.from_pretrained(folder).apply_chat_template([turn], add_generation_prompt=True)
+    assert written.removeprefix(own.tokenizer.bos_token) == f"USER: {own.image_token}\nwhat is this ? ASSISTANT:"
 
 
 def test_an_export_has_no_penalties_of_its_base(tmp_path):

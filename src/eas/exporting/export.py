@@ -17,6 +17,7 @@ from eas.exporting.expected import expected, require_equal
 from eas.exporting.folder import aside, describe, require_place
 from eas.exporting.opening import opened, processor_of
 from eas.exporting.plain import plain
+from eas.tasks.collate import templated
 from eas.tasks.evaluation import as_scored
 
 ENGINES: dict[str, Engine] = {
@@ -101,6 +102,7 @@ def export(
         processor = own if processor is None else processor
     if isinstance(processor, str | Path):
         processor = processor_of(str(processor))
+    processor = None if processor is None else templated(processor)
     if reasons := engine.limits(model):
         raise ExportError(f"{to}: {'; '.join(reasons)}. `eas export --explain` shows every engine")
     source = Source(model, processor, plain(model))
