@@ -13,7 +13,7 @@ from typing import Any
 import more_families
 import pytest
 import torch
-from families import attached, build, prompts
+from families import attached, build, prompts, randomise
 from rich.console import Console
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import Lfm2Config, Lfm2ForCausalLM
@@ -341,6 +341,16 @@ def test_fast_decode_gives_the_tokens_of_generate(family: str) -> None:
     for lengths in ((9, 9), (5, 9)):
         inputs = prompts(family, lengths)
         assert torch.equal(tokens(generate, inputs), tokens(model.generate, inputs))
+
+
+@pytest.mark.parametrize("method", ["prefix", "deep_prompt", "llama_adapter", "mam"])
+def test_fast_decode_of_prompts(method: str) -> None:
+    model = eas.attach(build(LLAMA), eas.method_config({"name": method})).eval()
+    randomise(model)
+    inputs = prompts(LLAMA, (5, 9))
+    expected = tokens(model.generate, inputs)
+    assert torch.equal(tokens(eas.fast_decode(model, backend="eager"), inputs), expected)
+    assert torch.equal(tokens(model.generate, inputs), expected)
 
 
 def test_frozen_graphs_serve_one_request_after_the_other() -> None:

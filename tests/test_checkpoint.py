@@ -97,6 +97,14 @@ def test_a_standalone_folder_opens_without_its_base(family, variant, tmp_path):
         load(tmp_path / "again")
 
 
+def test_full_tuning_of_a_base_whose_head_is_tied(tmp_path):
+    model, inputs = eas.attach(build(LLAMA, tie_word_embeddings=True), eas.FullConfig()), prompts(LLAMA)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    save(model, tmp_path)
+    same(model, load(build(LLAMA, tie_word_embeddings=True), tmp_path), inputs)
+
+
 def test_a_standalone_folder_must_be_complete(tmp_path):
     model = tuned(LLAMA)
     with pytest.raises(ValueError, match=r"prune\(model\) first"):

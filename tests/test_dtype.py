@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from eas.config import ConfigError
 from eas.demo.tiny import load_tiny
@@ -92,6 +93,16 @@ def test_float32_that_does_not_fit_is_refused(saved: Path, monkeypatch: pytest.M
         made = run(saved, "AVX2", monkeypatch, **fits, method={"name": "lora", "rank": 1, "train_projector": False})
         fit.check_method(made)
         assert slow_dtype(made) == ""
+
+
+def test_a_tied_head_is_known_before_the_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=64, tie_word_embeddings=True, dtype="float32", **sizes)
+    config.save_pretrained(tmp_path)
+    model = fit.check_method(run(tmp_path, "ARM", monkeypatch, method={"name": "lora", "rank": 1}))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    with pytest.raises(ConfigError, match="tied to its input embeddings"):
+        fit.check_method(run(tmp_path, "ARM", monkeypatch, method={"name": "head"}))
 
 
 def test_a_base_whose_configuration_names_no_dtype(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import EXPORTED, LLAMA3, SIZES, base, read_decilm, require_expected, shaken, tuned, words
-from families import build
+from exports import EXPORTED, LLAMA3, SIZES, base, llama2_words, read_decilm, require_expected, shaken, tuned, words
+from families import build, build_meter
 from safetensors.torch import load_file
-from transformers import AutoConfig, LlavaConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlavaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typer.testing import CliRunner
 from vllm_seeing import FAMILIES, exported
@@ -22,6 +22,7 @@ import eas
 from eas import runtime
 from eas.cli import app
 from eas.demo.tiny import load_tiny
+from eas.example import Example
 from eas.exported import read_expected, read_export
 from eas.exporting import export as exporting
 from eas.exporting.decoder import PlainDecoder
@@ -29,6 +30,7 @@ from eas.exporting.gguf_words import pattern
 from eas.exporting.plain import plain
 from eas.files import WriteError
 from eas.hf import versions
+from eas.tasks.collate import Collator
 
 needs_gguf = pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf")
 PAPER = {"form": "paper", **EXPORTED}
@@ -171,6 +173,38 @@ def test_an_export_ends_answers_where_eas_does(tmp_path):
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == both
 
 
+@pytest.mark.parametrize("tokenizer", [words, llama2_words])
+def test_an_export_without_a_chat_template_has_the_prompts_of_tuning(tokenizer, tmp_path):
+    own = tokenizer()
+    own.chat_template, own.pad_token = None, "</s>"
+    folder = eas.export(tuned(vocab_size=512), "vllm", tmp_path / "out", processor=own)
+    assert own.chat_template is None
+    turns = [("system", "be"), ("user", "the cat"), ("assistant", "is"), ("user", "an ant")]
+    parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    (want,) = Collator(own, training=False)([Example("a", tuple(parts), "")])["input_ids"].tolist()
+    written = AutoTokenizer.from_pretrained(folder)
+    for turn in (parts, [{"role": role, "content": text} for role, text in turns]):
+        assert written.apply_chat_template(turn, add_generation_prompt=True)["input_ids"] == want
+
+
+def test_an_exported_processor_without_a_chat_template_has_the_prompts_of_tuning(tmp_path):
+    model, own = load_tiny()
+    own.chat_template = None
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=own)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ?"}]}
+    written = AutoProcessor.from_pretrained(folder).apply_chat_template([turn], add_generation_prompt=True)
+    assert written.removeprefix(own.tokenizer.bos_token) == f"USER: {own.image_token}\nwhat is this ? ASSISTANT:"
+
+
+def test_an_export_has_no_penalties_of_its_base(tmp_path):
+    model = tuned()
+    model.generation_config.update(repetition_penalty=3.0, no_repeat_ngram_size=1, min_new_tokens=9, do_sample=True)
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=words())
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert [settings[name] for name in ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")] == [1.0, 0, 0]
+    assert settings["do_sample"]
+
+
 @pytest.mark.parametrize("name", ["residual", "heads are normalised", "base"])
 def test_the_folder_of_vllms_plugin_names_what_is_there(name, tmp_path):
     folder = eas.export(MODELS[name](), "vllm", tmp_path / "out", processor=words(), dtype="float32")
@@ -267,7 +301,25 @@ def test_what_one_engine_cannot_express_another_can():
     assert "reads images" in found(tiny)["gguf"]
     tiny.config.vision_config.model_type = "vit"
     assert "the vision tower is a vit, and vLLM has clip_vision_model" in found(tiny)["vllm"]
+    assert "the vision tower is a vit, and engines know clip_vision_model" in found(tiny)["decilm"]
     assert "vLLM's plugin has Llava, LlavaOnevision" in found(build("LlavaNextForConditionalGeneration"))["vllm"]
+
+
+def test_models_of_no_engine_are_refused_in_words():
+    said = {"; ".join(row.reasons)[:34] for row in eas.explain(build_meter("vqa"))}
+    assert said == {"the language model is a MeterModel"}
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 16}
+    with pytest.raises(eas.UnsupportedModelError, match="GPT2LMHeadModel is not supported"):
+        eas.explain(GPT2LMHeadModel(GPT2Config(**sizes)))
+
+
+def test_quantised_bases_are_known_whoever_quantised_them():
+    told, eight_bit, of_another_class = base(), base(), base()
+    told.config.quantization_config = {"quant_method": "gptq"}
+    eight_bit.model.layers[4].mlp.up_proj.to(torch.float8_e4m3fn)
+    of_another_class.model.layers[0].self_attn.q_proj = torch.nn.Module()
+    for model in (told, eight_bit, of_another_class):
+        assert {row.reasons[-1][:35] for row in eas.explain(model)} == {"the base's weights are quantised; l"}
 
 
 def test_a_sliding_window_shortens_the_context():

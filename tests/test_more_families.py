@@ -277,6 +277,19 @@ def test_classes_that_do_not_fit_are_refused_with_the_reason() -> None:
     assert not {*anatomy.REFUSED} & {*anatomy.FAMILIES}
 
 
+@pytest.mark.parametrize("label", ["Gemma4", "Gemma4Unified"])
+@pytest.mark.parametrize("skip", [(0,), (1,), (0, 1)], ids=str)
+def test_standalone_folders_of_models_whose_layers_have_sizes_of_their_own(
+    label: str, skip: tuple[int, ...], tmp_path: Path
+) -> None:
+    model, inputs = attached(label, skip), prompts(label)
+    eas.prune(model)
+    eas.save_standalone(model, tmp_path)
+    opened = eas.load(tmp_path)
+    assert eas.skip_set(opened) == skip
+    assert torch.equal(logits(opened, inputs), logits(model, inputs))
+
+
 def test_images_that_cannot_be_counted_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match="DeepseekVLForConditionalGeneration takes no images, or its vision tower c"):
         count(build("DeepseekVL"), 8, images=1)

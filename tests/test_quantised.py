@@ -5,6 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import more_families
 import pytest
 import torch
 from decoding import answered, answers, decode
@@ -105,6 +106,16 @@ def test_folded_into_a_full_precision_copy_and_quantised_again(name):
     assert torch.equal(logits(model, inputs), before)  # the given one is as it was
     eas.unfold(folded)
     assert (logits(folded, inputs) - before).float().norm() < 0.05 * before.float().norm()
+
+
+@every_quantiser
+def test_what_cannot_be_quantised_again_is_refused(name):
+    model = eas.attach(quantised(name), eas.EASConfig(skip_rank=4, adapt_rank=2, num_skip=2))
+    with pytest.raises(ValueError, match="new weights with every prompt, which nothing quantises; use mode 'auto'"):
+        eas.fold_quantised(model, prompts(LLAMA, (9,)), name, mode="per_example")
+    if name.startswith("torchao"):
+        with pytest.raises(ValueError, match=r"cannot be merged into torchao's weights.*use the unfolded model"):
+            eas.fold(eas.attach(quantised(name), eas.LoRAConfig(rank=4)))
 
 
 @every_quantiser
@@ -230,6 +241,17 @@ def test_a_base_of_any_family_loads_with_quantised_blocks_and_nothing_else(famil
     assert quantised == {name for name in linear if name.startswith(f"{text}.layers.")}
     exact = logits(base, inputs)
     assert (logits(model, inputs) - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+@pytest.mark.parametrize("label", ["Phi4Multimodal", "Gemma4, inputs by layer"])
+def test_what_stands_beside_the_blocks_of_a_language_model_is_not_quantised(label, tmp_path):
+    base = more_families.build(label)
+    base.save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), quantization_config=quantisation(tmp_path, 8, torch.float32))
+    quantised = {name for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"}
+    linear = {name for name, module in base.named_modules() if type(module) is nn.Linear}
+    assert quantised == {name for name in linear if name.startswith("model.layers.")} != linear - {"lm_head"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")

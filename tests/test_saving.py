@@ -174,6 +174,15 @@ def test_a_base_without_all_its_weights_is_refused(tmp_path):
         eas.attachment.load.load_base(str(tmp_path))
 
 
+def test_a_base_without_its_head_is_refused(tmp_path):
+    build(LLAMA).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(eas.CheckpointError, match=r"no weights for lm_head\.weight"):
+        eas.attachment.load.load_base(str(tmp_path))
+
+
 def test_numbers_that_are_not_finite_are_not_read(tmp_path):
     eas.save(attached(LLAMA), tmp_path)
     path = tmp_path / "adapter.safetensors"

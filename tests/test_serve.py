@@ -271,11 +271,14 @@ def test_every_folder_opens_folded(run, tmp_path):
         assert answer(model, own, examples, batch_size=1, max_new_tokens=3) == want
 
 
-def test_answers_end_where_tuning_ends_them(run):
+def test_greedy_answers_are_those_of_scores(run):
     model, processor = serving.served(str(run))
     assert processor.tokenizer.eos_token_id in model.generation_config.eos_token_id
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 7, None
-    serving._end_as_tuned(model, processor)
+    own = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "num_beams": 2, "min_length": 9, "min_new_tokens": 9}
+    model.generation_config.update(eos_token_id=7, pad_token_id=None, do_sample=True, **own)
+    serving.answer_as_scored(model, processor)
+    assert not own.items() & model.generation_config.to_dict().items()
+    assert model.generation_config.do_sample  # where a request names no temperature
     assert model.generation_config.eos_token_id == [7, processor.tokenizer.eos_token_id]
     assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
 

@@ -109,6 +109,10 @@ def test_a_model_is_exported_once_and_vllm_gets_the_command(adapter, tmp_path, m
     assert os.stat(first).st_ino == written
     tokenizer = tmp_path / "base" / "tokenizer_config.json"
     others = [first, folder("--dtype", "float32"), folder("--processor", str(tmp_path / "base"))]
+    for name, other in (("REVISION", 0), ("library_versions", lambda: {"eas": "another"})):
+        with monkeypatch.context() as patched:
+            patched.setattr(serve_vllm, name, other)
+            others.append(folder())
     tokenizer.write_text(tokenizer.read_text() + " ")
     others.append(folder())
     with safe_open(adapter / "adapter.safetensors", "pt") as file:
@@ -117,7 +121,7 @@ def test_a_model_is_exported_once_and_vllm_gets_the_command(adapter, tmp_path, m
     tensors[name] = tensors[name] + 1
     save_file(tensors, adapter / "adapter.safetensors", metadata=metadata)
     others.append(folder())
-    assert len(set(others)) == 5
+    assert len(set(others)) == 7
     os.truncate(f"{first}/model.safetensors", 100)
     shutil.copytree(tmp_path / "copy", adapter, dirs_exist_ok=True)
     tokenizer.write_text(tokenizer.read_text()[:-1])

@@ -4,6 +4,7 @@ import copy
 import gc
 import inspect
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -155,6 +156,16 @@ def test_training_under_autocast():
     assert grads.keys() == half.keys()
     for name, grad in grads.items():
         assert torch.cosine_similarity(grad.flatten(), half[name].flatten(), dim=0) > 0.95, name
+
+
+def test_a_base_with_lora_of_its_own_is_refused():
+    for config in (EASConfig(num_skip=1, **PLAIN), method_config({"name": "lora"})):
+        base = peft.get_peft_model(build(LLAMA), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        before = logits(base, prompts(LLAMA))
+        with pytest.raises(ValueError, match=r"has adapters of PEFT .*merge_and_unload\(\) gives the base"):
+            attach(base.get_base_model(), config)
+        merged = attach(base.merge_and_unload(), config)
+        torch.testing.assert_close(logits(merged, prompts(LLAMA)), before, rtol=1e-5, atol=1e-5)
 
 
 def test_refusals():

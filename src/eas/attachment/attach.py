@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from eas.attachment.save import AttachedModel, InnerModel
@@ -53,7 +54,8 @@ def attach(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the family is not supported; the message lists those that are.
         ConfigError: the configuration does not fit the model.
-        ValueError: the model is attached already, its forward was replaced, or layers are offloaded.
+        ValueError: the model is attached already or has adapters of PEFT, its forward was replaced, or layers are
+            offloaded.
         After any error the model is as it was.
 
     Example:
@@ -94,6 +96,11 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         if "forward" in vars(module) and not has_device_hook(module):
             name = type(module).__name__
             raise ValueError(f"{name}.forward was replaced on this instance; attach before compiling or patching it")
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has adapters of PEFT (LoRA, say), which would be taken for the method's own; merge them before: "
+            "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() gives the base"
+        )
     norms = [norm for _, _, norm in anatomy.bodies()]
     config = config.at_width(norms[0].weight.shape[0])
     if any(has_device_hook(norm) and norm.weight.is_meta for norm in norms):  # without a hook: being loaded

@@ -179,7 +179,8 @@ def _refuse_random_weights(model: PreTrainedModel, missing: Iterable[str], sourc
     """transformers fills weights that are missing at random, and only warns; a task's head may be new (METER)."""
     if not missing:
         return
-    head = Anatomy.of(model).head
+    anatomy = Anatomy.of(model)
+    head = anatomy.head if anatomy.form == "coattention" else ()
     new = tuple(f"{name}." for name, module in model.named_modules() if module in head)
     if lost := sorted(name for name in missing if not name.startswith(new)):
         raise CheckpointError(
@@ -242,7 +243,9 @@ def _read(folder: Path) -> tuple[AdapterRecord, Safetensors]:
 def _without_storage(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> PreTrainedModel:
     """The model as the record wants it, on the meta device: whatever sizes that names, nothing is allocated."""
     with torch.device("meta"), no_init_weights(), fitting(folder):
-        twin = attach(unmixed(type(model))[0](copy.deepcopy(model.config)), recorded_method(record["config"]))
+        twin = unmixed(type(model))[0](copy.deepcopy(model.config))
+        twin.tie_weights()  # on the meta device transformers leaves that out
+        attach(twin, recorded_method(record["config"]))
         select(twin, record["skip_set"])
         if record["pruned"]:
             prune(twin)

@@ -67,6 +67,10 @@ def fold_quantised(
         >>> copied, done = eas.fold_quantised(model, inputs, quantise="torchao-int8")  # doctest: +SKIP
     """
     attachment(model)
+    if mode == "per_example":
+        raise ValueError(
+            "a fold per_example makes new weights with every prompt, which nothing quantises; use mode 'auto'"
+        )
     if isinstance(quantise, str):
         if quantise not in QUANTISERS:
             raise ConfigError(f"quantise = {quantise!r}: must be one of {', '.join(QUANTISERS)}, or a function")

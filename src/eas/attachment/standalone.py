@@ -80,8 +80,8 @@ def save_standalone(model: PreTrainedModel, folder: str | Path) -> None:
         names = {"mha": "attention", "ffn": "mlp"}
         skipped = {block.index: sorted(names[part] for part in block.skipped_parts()) for block, _ in candidates(model)}
         text = config.get_text_config()
-        own = {int(i): options for i, options in text.to_dict().get("per_layer_config", {}).items()}  # Gemma 4's sizes
-        text.per_layer_config = own | {i: {**own.get(i, {}), "skip": parts} for i, parts in skipped.items() if parts}
+        if "per_layer_config" not in type(text)().to_dict():  # Gemma 4 reads it: its layers of one type must be alike
+            text.per_layer_config = {i: {"skip": parts} for i, parts in skipped.items() if parts}
     folder = Path(folder)
     aside, new = folder / "partial", not folder.exists()
     try:

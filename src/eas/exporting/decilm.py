@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from eas.exported import ExportError
 from eas.exporting.decoder import Sizes
 from eas.exporting.engine import Engine, Source
-from eas.exporting.limits import common, first_kept, shorter, square
+from eas.exporting.limits import NESTED, common, first_kept, sees, shorter, square
 from eas.exporting.plain import Plain
 from eas.methods.eas_block import EASBlock
-from eas.models.anatomy import FAMILIES, Anatomy
+from eas.models.anatomy import Anatomy
 from eas.weights import Safetensors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -65,25 +65,27 @@ AutoConfig.register("nemotron-nas", DeciLMConfig, exist_ok=True)
 def limits(model: PreTrainedModel) -> list[str]:
     """See ``Engine.limits``."""
     family = type(model).__name__
-    if len(FAMILIES[family]) > 1 and family != "LlavaForConditionalGeneration":
-        return [f"of the families that read images, only LLaVA has the weight names that engines know, not {family}"]
+    if sees(model):
+        if family != "LlavaForConditionalGeneration":
+            return [f"of the families that read images, engines know the weight names of LLaVA only, not of {family}"]
+        if (tower := model.config.vision_config.model_type) not in NESTED:
+            return [f"the vision tower is a {tower}, and engines know {' and '.join(NESTED)}; serve it with eas"]
     return common(model) or first_kept(model, "vLLM") + square(model, "mlx-lm")
 
 
 def lost(model: PreTrainedModel) -> list[str]:
     """See ``Engine.lost``."""
-    seeing = len(FAMILIES[type(model).__name__]) > 1
     folded = any(isinstance(layer, EASBlock) and layer.skip_mha for layer in Anatomy.of(model).layers)
     found = ["SGLang drops biases of FFNs without a word, and folded skip PIAs have some: use vLLM"] if folded else []
-    return found + (["mlx-lm reads text models only"] if seeing else []) + shorter(model)
+    return found + (["mlx-lm reads text models only"] if sees(model) else []) + shorter(model)
 
 
 def write(source: Source, folder: Path, dtype: str) -> None:
     """See ``Engine.write``."""
     plain = source.plain
-    tensors, sees = complete(plain, width(plain.sizes)), len(FAMILIES[type(source.model).__name__]) > 1
+    tensors = complete(plain, width(plain.sizes))
     config = text_config(plain.sizes, source, dtype)
-    if sees:
+    if sees(source.model):
         tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()} | seeing(source.model)
         own = {key: value for key, value in source.model.config.to_dict().items() if key != "_name_or_path"}
         code = {"auto_map": {"AutoConfig": f"{Path(CODE_FILE).stem}.DeciLlavaConfig"}}

@@ -17,7 +17,8 @@ from eas.exporting.expected import expected, require_equal
 from eas.exporting.folder import aside, describe, require_place
 from eas.exporting.opening import opened, processor_of
 from eas.exporting.plain import plain
-from eas.tasks.evaluation import ends
+from eas.tasks.collate import templated
+from eas.tasks.evaluation import as_scored
 
 ENGINES: dict[str, Engine] = {
     "decilm": decilm.ENGINE,
@@ -26,6 +27,10 @@ ENGINES: dict[str, Engine] = {
     "openvino": openvino.ENGINE,
     "vllm": vllm.ENGINE,
 }
+
+
+REVISION = 2
+"""Raised by every change of what a folder holds, so that `eas serve` keeps no folder of before."""
 
 
 class Explained(NamedTuple):
@@ -97,19 +102,20 @@ def export(
         processor = own if processor is None else processor
     if isinstance(processor, str | Path):
         processor = processor_of(str(processor))
+    processor = None if processor is None else templated(processor)
     if reasons := engine.limits(model):
         raise ExportError(f"{to}: {'; '.join(reasons)}. `eas export --explain` shows every engine")
     source = Source(model, processor, plain(model))
     PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies)  # every weight is there
-    last = ends(model, source.tokenizer)
-    want = expected(model, source.tokenizer, last)
+    settings = as_scored(model, source.tokenizer)
+    want = expected(model, source.tokenizer, settings["eos_token_id"])
     require_equal(source.plain, want)
     with aside(output) as folder:
         if processor is not None:
             processor.save_pretrained(folder)
         if model.generation_config is not None:
             # save_pretrained refuses what some published models have, a temperature without sampling for example
-            generation = json.loads(model.generation_config.to_json_string()) | {"eos_token_id": last}
+            generation = json.loads(model.generation_config.to_json_string()) | settings
             (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
         engine.write(source, folder, dtype or engine.dtypes[0])
         describe(source, folder, to, dtype or engine.dtypes[0], engine.serves, want)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eas.attachment.state import attached, attachment
 from eas.exporting.plain import head_dim, window
-from eas.models.anatomy import FAMILIES, Anatomy
+from eas.models.anatomy import Anatomy
 from eas.models.visual_tokens import kept_tokens
 
 METHODS = ("eas", "drop", "lora", "full", "head")
 """Methods that leave, folded or merged, the weights of an ordinary model."""
 LLAMA = ("LlamaModel", "MistralModel", "Qwen2Model")
 """Language models of Llama's arithmetic: plain rotary positions, no norms of queries and keys."""
+NESTED = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers whose weights engines know under ``vision_model``."""
 ROPES = ("default", "linear", "llama3")
 """Rotary positions whose frequencies are fixed and whose attention is not scaled."""
 NO_POOLING = "the skip PIAs read the mean of the prompt, which plain weights cannot; tune with pooling='none'"
@@ -45,7 +48,7 @@ def common(model: PreTrainedModel, texts: tuple[str, ...] = LLAMA, running: bool
         found.append(
             f"the model reads {kept['number']} tokens of an image, and an engine would read all; serve it with eas"
         )
-    return found + (_method(model, anatomy, running) if attached(model) else []) + _quantised(anatomy)
+    return found + (_method(model, anatomy, running) if attached(model) else []) + _quantised(model, anatomy)
 
 
 def _method(model: PreTrainedModel, anatomy: Anatomy, running: bool) -> list[str]:
@@ -66,20 +69,33 @@ def _method(model: PreTrainedModel, anatomy: Anatomy, running: bool) -> list[str
     return found
 
 
-def _quantised(anatomy: Anatomy) -> list[str]:
-    for _, body, _ in anatomy.bodies():
-        for linear in body.children():
-            base = linear.get_submodule("base_layer") if "base_layer" in linear._modules else linear
-            if "weight" not in base._parameters:
-                continue
-            if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
-                return ["the base's weights are quantised; load the base without quantisation"]
+def _quantised(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+    names = {name for branch in anatomy.branches for name in (*branch.inputs, branch.output)}
+    maps = [body._modules[name] for _, body, _ in anatomy.bodies() for name in names & body._modules.keys()]
+    plain = [linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear for linear in maps]
+    told = vars(model.config).get("quantization_config") is not None
+    if told or not all(isinstance(linear, nn.Linear) and _is_plain(linear.weight) for linear in plain):
+        return ["the base's weights are quantised; load the base without quantisation"]
     return []
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether it is of 16 bits or more, and no library's own; FP8 are floating-point numbers of one byte."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.itemsize > 1
+
+
+def sees(model: PreTrainedModel) -> bool:
+    """Whether the model reads images.
+
+    Raises:
+        UnsupportedModelError: eas does not support its family.
+    """
+    return bool(Anatomy.of(model).projector)
 
 
 def text_only(model: PreTrainedModel, engine: str) -> list[str]:
     """A reason if the model reads images."""
-    if len(FAMILIES[type(model).__name__]) == 1:
+    if not sees(model):
         return []
     return [f"the model reads images, and {engine} is exported for text models only; use vllm"]
 

@@ -14,22 +14,20 @@ from transformers import PreTrainedModel
 
 from eas.exporting.decilm import DTYPES, complete, save
 from eas.exporting.engine import Engine, Source
-from eas.exporting.limits import LLAMA, common, shorter
-from eas.models.anatomy import FAMILIES, paths
+from eas.exporting.limits import LLAMA, NESTED, common, sees, shorter
+from eas.models.anatomy import paths
 
 TEXTS = (*LLAMA, "Qwen3Model", "Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen3VLTextModel")
 SEEING = ("Llava", "LlavaOnevision", "InternVL", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
 """Families that read images, by the names of their classes without ``ForConditionalGeneration``."""
 HEAD = "ForConditionalGeneration"
-NESTED = ("clip_vision_model", "siglip_vision_model")
-"""Towers whose weights vLLM knows under ``vision_model``."""
 TOWERS = (*NESTED, "internvl_vision", "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
 
 
 def limits(model: PreTrainedModel) -> list[str]:
     """See ``Engine.limits``."""
     family = type(model).__name__
-    if len(FAMILIES[family]) > 1:
+    if sees(model):
         if family.removesuffix(HEAD) not in SEEING:
             return [f"of the families that read images, vLLM's plugin has {', '.join(SEEING)}, not {family}"]
         if (tower := model.config.vision_config.model_type) not in TOWERS:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eas.hf import one_token
 from eas.hf.api import (
     AttentionInterface,
     attention_implementation,
@@ -25,6 +26,8 @@ from eas.hf.api import (
 from eas.hf.classes import become
 
 PROMPT_ATTENTION = "eas_prompt"
+SDPA = ("sdpa", one_token.NAME)
+"""Implementations that give the same; the second is that of ``eas.fast_decode``."""
 REMEDY = 'prompts need attn_implementation="sdpa"; load the model with it, or call set_attn_implementation("sdpa")'
 
 
@@ -51,7 +54,7 @@ class PromptAttention(nn.Module):
     @property
     def config(self) -> Any:
         """The attention's configuration; the model's own configuration decides about masks and does not change."""
-        if attention_implementation(vars(self)["config"]) != "sdpa":
+        if attention_implementation(vars(self)["config"]) not in SDPA:
             raise ValueError(REMEDY)
         return self.prompt_config
 

@@ -73,7 +73,16 @@ def lora_layers(model: nn.Module) -> Iterator[Any]:
 
 
 def fold(model: PreTrainedModel, mode: str) -> None:
-    """Merges every update into its map; the map's own weights change until ``unfold``."""
+    """Merges every update into its map; the map's own weights change until ``unfold``.
+
+    Raises:
+        ValueError: a map's weights are torchao's, and PEFT was not told how to quantise them again.
+    """
+    if any(vars(layer).get("get_apply_tensor_subclass", layer) is None for layer in lora_layers(model)):
+        raise ValueError(
+            "LoRA cannot be merged into torchao's weights, as PEFT does not know how to quantise them again; use the "
+            "unfolded model, or open the base with transformers' TorchAoConfig"
+        )
     for layer in lora_layers(model):
         layer.merge(safe_merge=not layer.weight.is_meta)  # without storage nothing can be found infinite
 

@@ -16,7 +16,7 @@ from eas.config import ConfigError, MethodConfig
 from eas.costed import Costed
 from eas.hf.api import attention_implementation
 from eas.hf.classes import become
-from eas.hf.prompt_attention import REMEDY, PromptKeyValues, SoftPromptTextModel, SoftPromptTrunk, see_prompt
+from eas.hf.prompt_attention import REMEDY, SDPA, PromptKeyValues, SoftPromptTextModel, SoftPromptTrunk, see_prompt
 from eas.models.anatomy import Anatomy, attentions
 
 
@@ -82,7 +82,7 @@ def add_prompt(model: PreTrainedModel, config: MethodConfig, prompt: SoftPrompt)
         ConfigError: the model's attention implementation knows no prompt.
     """
     text_model: Any = Anatomy.of(model).text_model
-    if (own := attention_implementation(text_model.config)) != "sdpa":
+    if (own := attention_implementation(text_model.config)) not in SDPA:
         raise ConfigError(f"{type(config).__name__}: the model attends with {own!r}; {REMEDY}")
     text_model.prompt = prompt.to(text_model.get_input_embeddings().weight.device).train(text_model.training)
     for attention, _ in attentions(text_model):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from eas.hf.api import no_init_weights
-from eas.models.anatomy import auto_class, paths
+from eas.models.anatomy import Anatomy, auto_class, paths
 from eas.models.folder import model_config
 
 
@@ -43,14 +43,15 @@ def quantisation(base: Any, bits: int, compute_dtype: torch.dtype = torch.bfloat
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=_beside(model, paths(model)[0]),
+        llm_int8_skip_modules=_beside(model, f"{paths(model)[0]}.{Anatomy.of(model).built.sides[0]}"),
     )
 
 
 def _beside(model: nn.Module, path: str) -> list[str]:
-    """The names of all modules that the path passes by: head, vision tower, projector."""
+    """The names of all modules with linear maps that the path passes by: head, vision tower, projector."""
     first, _, rest = path.partition(".")
-    names = [name for name, _ in model.named_children() if name != first]
+    others = [(name, module) for name, module in model.named_children() if name != first]
+    names = [name for name, module in others if any(isinstance(part, nn.Linear) for part in module.modules())]
     below = _beside(model.get_submodule(first), rest) if rest else []
     return names + [f"{first}.{name}" for name in below]
 

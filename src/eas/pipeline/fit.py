@@ -80,7 +80,9 @@ def check_method(run: Run) -> Any:
             "quantise it where it is loaded"
         )
     with torch.device("meta"), no_init_weights():
-        model = attach(auto_class(base.model_type).from_config(base), run.config.method)
+        model = auto_class(base.model_type).from_config(base)
+        model.tie_weights()  # on the meta device transformers leaves that out
+        attach(model, run.config.method)
     if (chosen := run.config.skip_set) is not None:
         try:
             select(model, chosen)

@@ -27,7 +27,7 @@ from eas.pipeline.config import DTYPES
 from eas.pipeline.run import CONFIG_FILE, Run
 from eas.pipeline.savings import fold_mode
 from eas.tasks.collate import Collator
-from eas.tasks.evaluation import end_as_tuned
+from eas.tasks.evaluation import answer_as_scored
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -100,7 +100,7 @@ def served(
         own = fit_processor(processor_of(processor), found.config)
     if own is None:
         raise ConfigError(f"{model} has neither a processor nor a tokenizer; name one with --processor")
-    end_as_tuned(found, own)
+    answer_as_scored(found, own)
     if mode is not None:
         fold(found, mode)
     return found.eval(), own

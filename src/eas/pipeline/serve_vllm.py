@@ -14,10 +14,10 @@ from huggingface_hub.constants import HF_HOME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from eas.attachment.load import read_adapter_record
-from eas.attachment.save import WEIGHTS_FILE, CheckpointError
+from eas.attachment.save import WEIGHTS_FILE, CheckpointError, library_versions
 from eas.config import ConfigError
 from eas.exported import FORMAT_VERSION, file_digest, read_export
-from eas.exporting.export import engine_of, export
+from eas.exporting.export import REVISION, engine_of, export
 from eas.files import locked
 from eas.models.bases import base_folder
 from eas.models.folder import model_config
@@ -86,7 +86,7 @@ def exported(model: str, base: str | None = None, processor: str | None = None, 
     if (Path(model) / CONFIG_FILE).is_file():
         Run.open(model).require("tune")
     dtype = dtype or engine_of("vllm").dtypes[0]
-    content = [f"{FORMAT_VERSION} {dtype}", *_content(model, base=base)]
+    content = [f"{FORMAT_VERSION} {REVISION} {library_versions()['eas']} {dtype}", *_content(model, base=base)]
     content += [] if processor is None else ["processor", *_content(processor)]
     key = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"vllm-{key}"

@@ -40,7 +40,7 @@ from eas.reports.page import write_page
 from eas.searching import FIXED, similarity_ranking
 from eas.searching.base import shuffled
 from eas.searching.similarity import cosines
-from eas.tasks.evaluation import end_as_tuned
+from eas.tasks.evaluation import answer_as_scored
 from eas.tasks.evaluation_forms import blind
 
 
@@ -144,7 +144,7 @@ def fold_step(run: Run) -> None:
     elif run.config.num_skip:
         with writing(run.folder / "model"):
             if model.can_generate():
-                end_as_tuned(model, run.processor)
+                answer_as_scored(model, run.processor)
             save_standalone(model, run.folder / "model")
             run.processor.save_pretrained(run.folder / "model")
         console.print(f"standalone model in {run.folder / 'model'}")

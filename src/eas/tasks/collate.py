@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +30,9 @@ _PER_TOKEN = {
     "prompt_mask",
     "cross_attention_mask",
 }
+BEFORE = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
+AFTER = {"system": " ", "user": " "}
+"""What stands around the turns where there is no chat template; after an answer stands the end token."""
 ANSWER_TYPE = {"PaliGemmaProcessor": 1}
 """The token type of answers, where it is not 0: PaliGemma's prompts read both ways, its answers backwards only."""
 
@@ -161,9 +167,8 @@ class Collator:
 
     def _vicuna(self, messages: Sequence[Message]) -> str:
         """The form LLaVA-1.5 was trained on, for a model without a chat template."""
-        before = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
-        after = {"system": " ", "user": " ", "assistant": self.tokenizer.eos_token}
-        turns = [before[message["role"]] + self._flat(message) + after[message["role"]] for message in messages]
+        after = {**AFTER, "assistant": self.tokenizer.eos_token}
+        turns = [BEFORE[message["role"]] + self._flat(message) + after[message["role"]] for message in messages]
         return "".join(turns) + "ASSISTANT:"
 
     def _flat(self, message: Message) -> str:
@@ -242,3 +247,26 @@ class Collator:
         }
         found["labels"] = torch.cat([torch.full((start,), IGNORED), added["input_ids"]])
         return found
+
+
+def templated(processor: Any) -> Any:
+    """The processor or tokenizer; where it has no chat template, a copy with that of the prompts made here.
+
+    Engines add no first token to a chat, so that it is part of the template.
+    """
+    tokenizer = vars(processor).get("tokenizer", processor)
+    if processor.chat_template is not None or tokenizer.eos_token is None:
+        return processor
+    first = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+    image = "" if processor is tokenizer else f"{processor.image_token}\n"
+    after = {**AFTER, "assistant": tokenizer.eos_token}
+    copied = copy.copy(processor)
+    copied.chat_template = (
+        f"{{% set before = {json.dumps(BEFORE)} %}}{{% set after = {json.dumps(after)} %}}{{{{ {json.dumps(first)} }}}}"
+        "{% for message in messages %}{{ before[message.role] }}"
+        "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+        f"{{{{ part.text if part.type == 'text' else {json.dumps(image)} }}}}"
+        "{% endfor %}{% endif %}{{ after[message.role] }}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    return copied

@@ -18,15 +18,14 @@ from eas.metrics.vqa import percent
 from eas.progress import track
 from eas.tasks.collate import Collator
 
-GREEDY = {
-    "do_sample": False,
+NEUTRAL = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
     "min_length": 0,
-    "return_dict_in_generate": False,
 }
+GREEDY = {"do_sample": False, **NEUTRAL, "return_dict_in_generate": False}
 """What a base's own generation settings would change: the answer is the likeliest token, one after the other."""
 
 
@@ -88,10 +87,17 @@ def ends(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(int(token) for token in found if token is not None))
 
 
-def end_as_tuned(model: Any, processor: Any) -> None:
-    """From now on ``generate`` ends answers where scores do, in this model and in a folder that it is saved to."""
+def as_scored(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Generation settings in place of the base's own, with which greedy answers are those of scores; whether to sample
+    is left to who asks."""
+    return {**NEUTRAL, "eos_token_id": ends(model, tokenizer)}
+
+
+def answer_as_scored(model: Any, processor: Any) -> None:
+    """From now on ``generate`` answers greedily as scores do, in this model and in a folder that it is saved to."""
     tokenizer, config = Collator(processor, training=False).tokenizer, model.generation_config
-    config.eos_token_id = ends(model, tokenizer)
+    for name, value in as_scored(model, tokenizer).items():
+        setattr(config, name, value)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 
