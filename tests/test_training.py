@@ -125,6 +125,20 @@ def test_a_step_weighs_every_label_the_same_however_it_is_cut(tmp_path, family):
     assert (trained(2) - whole).norm() < 1e-4 * whole.norm()
 
 
+def test_smoothed_labels_of_a_model_with_images_are_shifted(tmp_path):
+    def loss(smoothing):
+        model = eas.attach(lively("LlavaForConditionalGeneration"), eas.EASConfig(2, **CONFIG))
+        args = arguments(tmp_path, max_steps=1, logging_steps=1, label_smoothing_factor=smoothing)
+        trainer = EASTrainer(model, args, train_dataset=rows(4), eval_dataset=rows(4))
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], trainer.evaluate()["eval_loss"]
+
+    torch.manual_seed(0)
+    expected = loss(0.0)
+    torch.manual_seed(0)
+    assert loss(1e-9) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_last_checkpoint(tmp_path):
     trainer = searcher(tmp_path)
     with torch.no_grad():
@@ -164,6 +178,10 @@ def test_misuse_is_refused_at_construction(tmp_path):
     model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(1, **CONFIG))
     with pytest.raises(eas.ConfigError, match="held-out"):
         EASTrainer(model, arguments(tmp_path), phase="search")
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"one process sees 2 GPUs, .* torchrun .*, or set CUDA_VISIBLE_DEVICES=0"):
+        EASTrainer(model, several)
     eas.fold(model)
     with pytest.raises(ValueError, match="unfold"):
         EASTrainer(model, arguments(tmp_path))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ class EASTrainer(OpenTrainer):
 
     Raises:
         ValueError: the model is not attached, or is folded; or rounds cannot be scored in ``search.score_dtype``; or
-            the method cannot be trained under the given parallelism; or there is not one length for each example.
+            the method cannot be trained under the given parallelism; or one process has several GPUs; or there is not
+            one length for each example.
 
     Example:
         >>> import eas
@@ -94,6 +96,13 @@ class EASTrainer(OpenTrainer):
             raise ValueError(f"lengths has {len(lengths)} values; give one for each example of train_dataset")
         self.lengths = lengths
         super().__init__(model, args, **kwargs)
+        if self.args.n_gpu > 1:  # not of a model that lies on several
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, and nn.DataParallel would drop parts of a batch; start the "
+                "processes with torchrun (docs/distributed.md), or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.label_smoother is not None and model.can_generate():  # Trainer shifts the labels of text models only
+            self.label_smoother = partial(self.label_smoother, shift_labels=True)
         keep_gradients(model)
         # a loss that is computed outside of the model reads the logits of every token
         outside = self.label_smoother is not None or self.compute_loss_func is not None
