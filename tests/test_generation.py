@@ -11,7 +11,7 @@ from families import IMAGE, SEEING, attached, build, every_family, logits, promp
 from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from eas import fold, select, unfold
+from eas import WithPromptMask, fold, select, unfold
 from eas.hf.api import cached, output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 
@@ -337,6 +337,10 @@ def test_what_statistics_cannot_serve_is_refused():
         ValueError, match=r"give prompt_mask \(batch, tokens\) along with an attention mask that is not"
     ):
         model(input_ids=ids[:1], attention_mask=square)
+    with pytest.raises(ValueError, match="an attention mask that is not two-dimensional"):
+        model(input_ids=ids[:1], attention_mask=square, labels=labels[:1])
+    with pytest.raises(ValueError, match="an attention mask that is not two-dimensional"):
+        WithPromptMask(dict)({"attention_mask": square, "labels": labels[:1]})
     told = logits(model, {"input_ids": ids[:1]}, attention_mask=square, prompt_mask=ones[:1])
     close(told, logits(model, {"input_ids": ids[:1]}))
 

@@ -33,6 +33,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     """
 
     by_tokens = False
+    label_smoother: Any
 
     def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
         known = vars(model).pop("_hf_peft_config_loaded", False)
