@@ -24,7 +24,7 @@ def test_search_then_tune_leaves_the_base_untouched_and_learns(tmp_path):
     trainer.train()
     result = trainer.search_result()
     assert len(result.rounds) == 6
-    assert result.skip_set == tuple(sorted(result.ranking[:2]))
+    assert result.skip_set == tuple(sorted(result.ranking[:2])) == eas.skip_set(model)
     assert all(len(r.losses) == 3 and r.step == 2 + 2 * i for i, r in enumerate(result.rounds))
     assert "held_out_loss" in trainer.state.log_history[-2]
 
@@ -178,6 +178,9 @@ def test_misuse_is_refused_at_construction(tmp_path):
     model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(1, **CONFIG))
     with pytest.raises(eas.ConfigError, match="held-out"):
         EASTrainer(model, arguments(tmp_path), phase="search")
+    for rule in ("similarity", "random", "last", "every_other"):
+        with pytest.raises(eas.ConfigError, match=f"rule = '{rule}' needs no search"):
+            EASTrainer(model, arguments(tmp_path), phase="search", search=eas.SearchConfig(rule), held_out=rows(2))
     several = arguments(tmp_path)
     several._n_gpu = 2
     with pytest.raises(ValueError, match=r"one process sees 2 GPUs, .* torchrun .*, or set CUDA_VISIBLE_DEVICES=0"):
