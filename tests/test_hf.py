@@ -267,7 +267,9 @@ def test_a_twin_that_does_not_run_says_why(monkeypatch):
 def test_the_twin_leaves_random_numbers_alone(monkeypatch):
     monkeypatch.setattr(surgery, "_deviations", {})
     torch.manual_seed(3)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
     deviation(LLAMA)
+    monkeypatch.undo()
     drawn = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(3), drawn)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, build, prompts, quick
 from trainers import CONFIG, arguments, lively, rows, searcher
+from transformers import TrainingArguments
 
 import eas
 from eas.attachment.save import adapter_state
@@ -165,6 +166,21 @@ def test_a_trainer_that_fails_leaves_the_model_as_it_was(tmp_path, monkeypatch):
         with pytest.raises(TypeError):
             scores(rows(2))
         assert trainer.model.training
+
+
+def test_processes_weigh_cosines_by_tokens(tmp_path, monkeypatch):
+    trainer, examples = searcher(tmp_path), rows(5)
+    for example in examples[::2]:  # of the first process
+        example["attention_mask"][:5] = 0
+    whole = trainer.cosines(examples)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    parts = []
+    for process in (0, 1):
+        monkeypatch.setattr(TrainingArguments, "process_index", process)
+        monkeypatch.setattr("eas.training.trainer.from_all", lambda own: parts.append(own) or [own])
+        assert trainer.cosines(examples) != pytest.approx(whole, rel=1e-4)
+    monkeypatch.setattr("eas.training.trainer.from_all", lambda own: parts)
+    assert trainer.cosines(examples) == pytest.approx(whole, rel=1e-6)
 
 
 def test_misuse_is_refused_at_construction(tmp_path):

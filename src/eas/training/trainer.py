@@ -27,7 +27,7 @@ from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import loss_weight, score_sets
-from eas.searching.similarity import cosines
+from eas.searching.similarity import cosine_sums
 from eas.training import sharded
 from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
@@ -208,10 +208,9 @@ class EASTrainer(OpenTrainer):
         """
         share = examples[self.args.process_index :: self.args.world_size]
         with self.evaluating(), self.accelerator.autocast():
-            own = cosines(self.model, self.parts(share or examples[:1]))
-        found = from_all((len(share), own))
-        total = sum(weight for weight, _ in found)
-        return [sum(weight * values[i] for weight, values in found) / total for i in range(len(own))]
+            own = cosine_sums(self.model, self.parts(share or examples[:1]))
+        total, tokens = torch.stack(from_all(own if share else torch.zeros_like(own))).sum(0)
+        return [float(value) for value in total / tokens]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
