@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 import eas
 from eas.attachment.save import adapter_state
+from eas.errors import DataError
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
 from eas.training import EASTrainer, WithPromptMask, last_checkpoint
@@ -124,6 +125,28 @@ def test_a_step_weighs_every_label_the_same_however_it_is_cut(tmp_path, family):
     whole = trained(8)
     assert whole.norm() > 0.01
     assert (trained(2) - whole).norm() < 1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize("family", ["LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration"])  # both ways to weigh
+def test_a_batch_without_a_label_adds_nothing_and_a_step_without_one_is_refused(tmp_path, family):
+    examples = rows(4)
+    for example in examples[:2]:
+        example["labels"][:] = -100
+
+    def trained(size, data):
+        model = eas.attach(lively(family), eas.EASConfig(2, **CONFIG))
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        fixed = {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "lr_scheduler_type": "constant"}
+        trainer = EASTrainer(model, arguments(tmp_path / str(size), **cut, **fixed), train_dataset=data)
+        before = {key: value.clone() for key, value in adapter_state(model).items()}
+        trainer.train()
+        return torch.cat([(value - before[key]).flatten() for key, value in adapter_state(model).items()])
+
+    whole = trained(4, examples)
+    assert whole.norm() > 0.01
+    assert (trained(1, examples) - whole).norm() < 1e-4 * whole.norm()
+    with pytest.raises(DataError, match="step 0 has no label: every token of its examples is -100"):
+        trained(1, examples[:2])
 
 
 def test_smoothed_labels_of_a_model_with_images_are_shifted(tmp_path):

@@ -19,6 +19,7 @@ from eas.attachment.quantised import keep_gradients
 from eas.attachment.save import CheckpointError, save
 from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
+from eas.errors import DataError
 from eas.files import writing
 from eas.hf.labelled import heads_all, labelled_only
 from eas.hf.prompt import PromptedModel, prompt_tokens
@@ -170,8 +171,13 @@ class EASTrainer(OpenTrainer):
             inputs = labelled_only(inputs)
         return inputs
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if num_items_in_batch is not None and not num_items_in_batch:
+            raise DataError(
+                f"step {self.state.global_step} has no label: every token of its examples is -100. Leave out examples "
+                "without an answer, and those whose answer was cut off"
+            )
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at step {self.state.global_step}; the last checkpoint in "
