@@ -10,6 +10,7 @@ from decoding import alone, answered, answers, decode, teacher_forced
 from families import IMAGE, SEEING, attached, build, every_family, logits, prompts, quick
 from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from eas import WithPromptMask, fold, select, unfold
 from eas.hf.api import cached, output_cache
@@ -271,6 +272,18 @@ def test_chunked_prefill_and_continuous_batching_are_refused():
             run()
     settings.prefill_chunk_size = None
     assert model.generate(inputs["input_ids"], settings).shape == (2, 12)
+
+
+def test_without_prompt_statistics_continuous_batching_gives_the_tokens_of_generate():
+    model = attached(LLAMA, config={"router": "constant", "pooling": "none"})
+    texts = [[1, 7, 8, 9], [1, 20, 21]]
+    settings = tf.GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    expected = [model.generate(torch.tensor([ids]), settings)[0, len(ids) :].tolist() for ids in texts]
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=8, max_batch_tokens=16, allow_block_sharing=False)
+    found = model.generate_batch(texts, settings, small, warmup=False)
+    assert [one.generated_tokens for one in found.values()] == expected
+    with pytest.raises(ValueError, match="continuous batching packs sequences into one row"):
+        attached(LLAMA).model(input_ids=prompts(LLAMA)["input_ids"], prompt_mask=None, **cached(object()))
 
 
 @every_family

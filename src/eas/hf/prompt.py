@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from eas.hf.api import Cache, cache_of
 from eas.hf.cache import prompt_layer, reads_prompt_from
-from eas.hf.skipping import Request, SkippingTextModel
+from eas.hf.skipping import PER_SEQUENCE, Request, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
@@ -108,10 +108,7 @@ class PromptedModel(nn.Module):
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         if not self.needs_prompt():
             return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
-        raise ValueError(
-            "continuous batching packs sequences into one row, but prompt statistics are per sequence; "
-            "use generate with padded batches"
-        )
+        raise ValueError(PER_SEQUENCE)
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         settings = generation_config if generation_config is not None else self.generation_config
