@@ -139,6 +139,12 @@ def test_a_tested_release_is_taken_in_silence(monkeypatch, version):
         versions.check()
 
 
+def test_an_error_blames_the_release_only_where_no_test_has_seen_it(monkeypatch):
+    for version, blamed in (("5.24.1", False), ("5.25.0.dev0", True), ("5.23.0.dev0", True)):
+        monkeypatch.setattr(versions, "installed", lambda version=version: version)
+        assert ("Install a tested release" in str(TransformersChangedError("it fails"))) is blamed
+
+
 def test_the_range_is_the_one_that_is_installed_by():
     text = (SOURCE.parent.parent / "pyproject.toml").read_text()
     assert f'"transformers>={versions.OLDEST},<{versions.BEYOND}"' in text
