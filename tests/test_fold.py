@@ -304,6 +304,11 @@ def test_a_running_mean_reads_answers_but_no_padding():
     square = torch.ones(2, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     with pytest.raises(ValueError, match="decode_pooling='running' needs a two-dimensional attention mask"):
         model(input_ids=ids, attention_mask=square, labels=labels, prompt_mask=labels == -100)
+    inner, prompt = model.model, (labels == -100) & real  # as trainers call it that fuse head and loss
+    headless = inner(input_ids=ids, attention_mask=mask, prompt_mask=prompt).last_hidden_state @ model.lm_head.weight.T
+    torch.testing.assert_close(headless[real], at_once[real], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="decode_pooling='running' needs a two-dimensional attention mask"):
+        inner(input_ids=ids, attention_mask=square, prompt_mask=prompt)
 
 
 def test_lora_is_not_merged_into_maps_that_are_not_plain():

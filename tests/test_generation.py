@@ -10,8 +10,9 @@ from decoding import alone, answered, answers, decode, teacher_forced
 from families import IMAGE, SEEING, attached, build, every_family, logits, prompts, quick
 from torch._dynamo.utils import counters
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from eas import fold, select, unfold
+from eas import WithPromptMask, fold, select, unfold
 from eas.hf.api import cached, output_cache
 from eas.hf.cache import kv_cache_bytes, prompt_layer
 
@@ -273,6 +274,18 @@ def test_chunked_prefill_and_continuous_batching_are_refused():
     assert model.generate(inputs["input_ids"], settings).shape == (2, 12)
 
 
+def test_without_prompt_statistics_continuous_batching_gives_the_tokens_of_generate():
+    model = attached(LLAMA, config={"router": "constant", "pooling": "none"})
+    texts = [[1, 7, 8, 9], [1, 20, 21]]
+    settings = tf.GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    expected = [model.generate(torch.tensor([ids]), settings)[0, len(ids) :].tolist() for ids in texts]
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=8, max_batch_tokens=16, allow_block_sharing=False)
+    found = model.generate_batch(texts, settings, small, warmup=False)
+    assert [one.generated_tokens for one in found.values()] == expected
+    with pytest.raises(ValueError, match="continuous batching packs sequences into one row"):
+        attached(LLAMA).model(input_ids=prompts(LLAMA)["input_ids"], prompt_mask=None, **cached(object()))
+
+
 @every_family
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_no_answer_token_reaches_the_prompt(family, pad):
@@ -337,6 +350,10 @@ def test_what_statistics_cannot_serve_is_refused():
         ValueError, match=r"give prompt_mask \(batch, tokens\) along with an attention mask that is not"
     ):
         model(input_ids=ids[:1], attention_mask=square)
+    with pytest.raises(ValueError, match="an attention mask that is not two-dimensional"):
+        model(input_ids=ids[:1], attention_mask=square, labels=labels[:1])
+    with pytest.raises(ValueError, match="an attention mask that is not two-dimensional"):
+        WithPromptMask(dict)({"attention_mask": square, "labels": labels[:1]})
     told = logits(model, {"input_ids": ids[:1]}, attention_mask=square, prompt_mask=ones[:1])
     close(told, logits(model, {"input_ids": ids[:1]}))
 

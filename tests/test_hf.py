@@ -139,6 +139,12 @@ def test_a_tested_release_is_taken_in_silence(monkeypatch, version):
         versions.check()
 
 
+def test_an_error_blames_the_release_only_where_no_test_has_seen_it(monkeypatch):
+    for version, blamed in (("5.24.1", False), ("5.25.0.dev0", True), ("5.23.0.dev0", True)):
+        monkeypatch.setattr(versions, "installed", lambda version=version: version)
+        assert ("Install a tested release" in str(TransformersChangedError("it fails"))) is blamed
+
+
 def test_the_range_is_the_one_that_is_installed_by():
     text = (SOURCE.parent.parent / "pyproject.toml").read_text()
     assert f'"transformers>={versions.OLDEST},<{versions.BEYOND}"' in text
@@ -267,7 +273,9 @@ def test_a_twin_that_does_not_run_says_why(monkeypatch):
 def test_the_twin_leaves_random_numbers_alone(monkeypatch):
     monkeypatch.setattr(surgery, "_deviations", {})
     torch.manual_seed(3)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
     deviation(LLAMA)
+    monkeypatch.undo()
     drawn = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(3), drawn)

@@ -244,6 +244,21 @@ def test_a_standalone_folder_opens_without_the_base(family, label, dtype, tmp_pa
     close(logits(again, inputs), logits(model, inputs))  # where a weight lies in memory may decide the kernel
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        eas.LoRAConfig(rank=2, dropout=0.5),
+        eas.DropConfig(2, rank=2, dropout=0.5),
+        eas.EASConfig(2, router="constant", pooling="none", adapt="lora", dropout=0.5),
+    ],
+    ids=["lora", "drop", "eas"],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_is_on_in_training_only(config, training):
+    model = eas.attach(build("LlamaForCausalLM").train(training), config)
+    assert {m.training for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.5} == {training}
+
+
 def test_a_method_that_skips_nothing_refuses_a_skip_set():
     model = eas.attach(build(FAMILIES[0]), config_of("lora"))
     with pytest.raises(ValueError, match="lora skips nothing"):

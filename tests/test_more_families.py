@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import eas
 from eas import DropConfig, EASConfig
+from eas.attachment.save import adapter_state
 from eas.attachment.state import candidates
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf.labelled import heads_all, labelled_only
@@ -257,6 +258,17 @@ def test_all_modules_of_a_projector_are_trained_and_saved() -> None:
     model = attached("Qwen3VL")
     keys = {key.split(".")[0] for key in eas.attachment.save.adapter_state(model)}
     assert keys == {"layers", "projector", "projector1"}
+
+
+@pytest.mark.parametrize("name", ["adapter", "parallel_adapter"])
+def test_adapters_at_experts_that_give_their_scores_too(name: str) -> None:
+    base, inputs = build("Llama4").requires_grad_(False), prompts("Llama4")
+    expected = logits(base, inputs)
+    model = eas.attach(base, eas.METHODS[name].config(rank=4))
+    assert torch.equal(logits(model, inputs), expected)
+    for parameter in adapter_state(model).values():
+        parameter.data.add_(0.1)
+    assert not torch.allclose(logits(model, inputs), expected, atol=1e-2)
 
 
 def test_norms_behind_the_residual_are_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from decoding import answered, answers, decode
 from families import attached, blocks, build, every_family, logits, prompts
 from torch import nn
-from transformers import BitsAndBytesConfig, TrainingArguments
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 
 import eas
 from eas.attachment.load import load_base
@@ -201,6 +201,14 @@ def test_refusals():
 
 
 @every_quantiser
+def test_full_tuning_is_refused(name):
+    model = quantised(name)
+    with pytest.raises(eas.ConfigError, match="quantised weights cannot be trained; load the base unquantised, or use"):
+        eas.attach(model, eas.FullConfig())
+    assert not eas.attached(model)
+
+
+@every_quantiser
 def test_a_standalone_folder_is_refused(name, tmp_path):
     with pytest.raises(
         ValueError, match=r"the base is quantised, .* eas.load\(base, adapter\) of the unquantised base"
@@ -219,6 +227,15 @@ def test_a_run_on_a_base_that_is_saved_quantised_is_refused(tmp_path):
             eas.ConfigError, match=r"model = .*base' is saved quantised; .* unquantised .* bits = 4 or 8"
         ):
             run_steps(Run.create(RunConfig().with_overrides([*options, *given])))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is missing")
+def test_a_plain_trainer_refuses_a_quantised_base_and_ours_takes_it(tmp_path):
+    model = eas.attach(load_base("tiny", quantization_config=quantisation(TINY_DIR, 8)), eas.LoRAConfig(rank=2))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="purely quantized models"):  # docs/howto.md says so
+        Trainer(model, args)
+    EASTrainer(model, args)
 
 
 @every_quantiser

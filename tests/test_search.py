@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,3 +155,47 @@ def test_a_guided_search_asks_for_the_similarities_once_and_keeps_them(tmp_path)
     (tmp_path / "search_state.json").write_text(json.dumps(damaged))
     with pytest.raises(ConfigError, match="cosines"):
         phase().load(tmp_path)
+
+
+def test_a_state_of_another_search_is_refused_and_one_that_does_not_say_is_taken(tmp_path):
+    def phase(num_skip=2, **changes):
+        model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(num_skip, skip_rank=4, adapt_rank=2))
+        config = SearchConfig(**{"rule": "bandit", "warmup_steps": 0, "interval": 1, "batch_size": 4} | changes)
+        return SearchPhase(model, config, range(12), lambda sets, _: [float(sum(s)) for s in sets], list)
+
+    phase().run(2, tmp_path)
+    for changes in (
+        {"rule": "das"},
+        {"num_skip": 1},
+        {"seed": 3},
+        {"interval": 2},
+        {"warmup_steps": 1},
+        {"samples": 2},
+        {"batch_size": 5},
+        {"num_skip_range": [1, 2]},
+    ):
+        ((name, value),) = changes.items()
+        with pytest.raises(ConfigError, match=rf"search with {name} = .*, and this one has {re.escape(repr(value))}"):
+            phase(**changes).load(tmp_path)
+    resumed = phase(score_dtype="bfloat16")
+    resumed.load(tmp_path)
+    assert len(resumed.rounds) == 2
+    old = json.loads((tmp_path / "search_state.json").read_text())
+    del old["search"]
+    (tmp_path / "search_state.json").write_text(json.dumps(old))
+    phase(rule="das").load(tmp_path)
+
+
+def test_a_search_leaves_the_set_that_it_found():
+    model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(2, skip_rank=4, adapt_rank=2))
+    config = SearchConfig(rule="regression", warmup_steps=0, interval=1, batch_size=4)
+
+    def score(sets, batch):
+        for skip_set in sets:
+            eas.select(model, skip_set)
+        return [float(sum(s)) for s in sets]
+
+    for seed in range(4):
+        phase = SearchPhase(model, replace(config, seed=seed), range(12), score, list)
+        phase.run(5)
+        assert eas.skip_set(model) == phase.result().skip_set

@@ -9,9 +9,11 @@ import pytest
 import torch
 from families import FAMILIES, build, prompts, quick
 from trainers import CONFIG, arguments, lively, rows, searcher
+from transformers import TrainingArguments
 
 import eas
 from eas.attachment.save import adapter_state
+from eas.errors import DataError
 from eas.hf.trainer import checkpoint_activations
 from eas.models.anatomy import Anatomy
 from eas.training import EASTrainer, WithPromptMask, last_checkpoint
@@ -24,7 +26,7 @@ def test_search_then_tune_leaves_the_base_untouched_and_learns(tmp_path):
     trainer.train()
     result = trainer.search_result()
     assert len(result.rounds) == 6
-    assert result.skip_set == tuple(sorted(result.ranking[:2]))
+    assert result.skip_set == tuple(sorted(result.ranking[:2])) == eas.skip_set(model)
     assert all(len(r.losses) == 3 and r.step == 2 + 2 * i for i, r in enumerate(result.rounds))
     assert "held_out_loss" in trainer.state.log_history[-2]
 
@@ -125,6 +127,42 @@ def test_a_step_weighs_every_label_the_same_however_it_is_cut(tmp_path, family):
     assert (trained(2) - whole).norm() < 1e-4 * whole.norm()
 
 
+@pytest.mark.parametrize("family", ["LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration"])  # both ways to weigh
+def test_a_batch_without_a_label_adds_nothing_and_a_step_without_one_is_refused(tmp_path, family):
+    examples = rows(4)
+    for example in examples[:2]:
+        example["labels"][:] = -100
+
+    def trained(size, data):
+        model = eas.attach(lively(family), eas.EASConfig(2, **CONFIG))
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        fixed = {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "lr_scheduler_type": "constant"}
+        trainer = EASTrainer(model, arguments(tmp_path / str(size), **cut, **fixed), train_dataset=data)
+        before = {key: value.clone() for key, value in adapter_state(model).items()}
+        trainer.train()
+        return torch.cat([(value - before[key]).flatten() for key, value in adapter_state(model).items()])
+
+    whole = trained(4, examples)
+    assert whole.norm() > 0.01
+    assert (trained(1, examples) - whole).norm() < 1e-4 * whole.norm()
+    with pytest.raises(DataError, match="step 0 has no label: every token of its examples is -100"):
+        trained(1, examples[:2])
+
+
+def test_smoothed_labels_of_a_model_with_images_are_shifted(tmp_path):
+    def loss(smoothing):
+        model = eas.attach(lively("LlavaForConditionalGeneration"), eas.EASConfig(2, **CONFIG))
+        args = arguments(tmp_path, max_steps=1, logging_steps=1, label_smoothing_factor=smoothing)
+        trainer = EASTrainer(model, args, train_dataset=rows(4), eval_dataset=rows(4))
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], trainer.evaluate()["eval_loss"]
+
+    torch.manual_seed(0)
+    expected = loss(0.0)
+    torch.manual_seed(0)
+    assert loss(1e-9) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_last_checkpoint(tmp_path):
     trainer = searcher(tmp_path)
     with torch.no_grad():
@@ -153,6 +191,21 @@ def test_a_trainer_that_fails_leaves_the_model_as_it_was(tmp_path, monkeypatch):
         assert trainer.model.training
 
 
+def test_processes_weigh_cosines_by_tokens(tmp_path, monkeypatch):
+    trainer, examples = searcher(tmp_path), rows(5)
+    for example in examples[::2]:  # of the first process
+        example["attention_mask"][:5] = 0
+    whole = trainer.cosines(examples)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    parts = []
+    for process in (0, 1):
+        monkeypatch.setattr(TrainingArguments, "process_index", process)
+        monkeypatch.setattr("eas.training.trainer.from_all", lambda own: parts.append(own) or [own])
+        assert trainer.cosines(examples) != pytest.approx(whole, rel=1e-4)
+    monkeypatch.setattr("eas.training.trainer.from_all", lambda own: parts)
+    assert trainer.cosines(examples) == pytest.approx(whole, rel=1e-6)
+
+
 def test_misuse_is_refused_at_construction(tmp_path):
     with pytest.raises(ValueError, match="attach"):
         EASTrainer(build("LlamaForCausalLM"), arguments(tmp_path))
@@ -164,6 +217,13 @@ def test_misuse_is_refused_at_construction(tmp_path):
     model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(1, **CONFIG))
     with pytest.raises(eas.ConfigError, match="held-out"):
         EASTrainer(model, arguments(tmp_path), phase="search")
+    for rule in ("similarity", "random", "last", "every_other"):
+        with pytest.raises(eas.ConfigError, match=f"rule = '{rule}' needs no search"):
+            EASTrainer(model, arguments(tmp_path), phase="search", search=eas.SearchConfig(rule), held_out=rows(2))
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"one process sees 2 GPUs, .* torchrun .*, or set CUDA_VISIBLE_DEVICES=0"):
+        EASTrainer(model, several)
     eas.fold(model)
     with pytest.raises(ValueError, match="unfold"):
         EASTrainer(model, arguments(tmp_path))

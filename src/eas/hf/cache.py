@@ -70,8 +70,8 @@ class EmptyLayer(DummyLayer):  # type: ignore[misc]
 
 
 def prompt_layer(cache: Cache | None) -> PromptLayer | None:
-    """The prompt states in a cache, None if there are none."""
-    if cache is None or not cache.layers or not isinstance(cache.layers[-1], PromptLayer):
+    """The prompt states in a cache, None if there are none, as in that of continuous batching."""
+    if not isinstance(cache, Cache) or not cache.layers or not isinstance(cache.layers[-1], PromptLayer):
         return None
     return cache.layers[-1]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from eas.hf.api import Cache, cache_of
 from eas.hf.cache import prompt_layer, reads_prompt_from
-from eas.hf.skipping import Request, SkippingTextModel
+from eas.hf.skipping import PER_SEQUENCE, Request, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
@@ -29,6 +29,8 @@ class PromptedTextModel(SkippingTextModel):
                 "the language model alone cannot tell prompt tokens from others: call the model with its head, or pass "
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
+        if "token_mask" not in kw and self.running() and not reads_prompt_from(cache):
+            kw["token_mask"] = _token_mask(kw, answered=True)
         given = {name: kw.pop(name, None) for name in ("prompt_mask", "token_mask", "routes")}
         if given["prompt_mask"] is not None:
             given["prompt_mask"] = given["prompt_mask"].bool()
@@ -62,7 +64,8 @@ class PromptedModel(nn.Module):
         if self.training and self.eas.fold_mode is not None:
             raise ValueError("a folded model cannot be trained; call unfold(model) first")
         if not reads_prompt_from(cache_of(kwargs)) and self.needs_prompt():
-            kwargs["token_mask"] = _token_mask(kwargs) if self._text_model().running() else None
+            answered = kwargs.get("labels") is not None
+            kwargs["token_mask"] = _token_mask(kwargs, answered) if self._text_model().running() else None
             kwargs["prompt_mask"] = self._prompt_mask(kwargs)
         else:
             kwargs["prompt_mask"] = None
@@ -105,10 +108,7 @@ class PromptedModel(nn.Module):
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         if not self.needs_prompt():
             return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
-        raise ValueError(
-            "continuous batching packs sequences into one row, but prompt statistics are per sequence; "
-            "use generate with padded batches"
-        )
+        raise ValueError(PER_SEQUENCE)
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         settings = generation_config if generation_config is not None else self.generation_config
@@ -136,6 +136,13 @@ class PromptedModel(nn.Module):
             _prompt_length.reset(outer)
 
 
+NO_PADDING = "give prompt_mask (batch, tokens) along with an attention mask that is not two-dimensional"
+
+
+def _two_dimensional(attention_mask: Any) -> bool:
+    return isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+
+
 def prompt_tokens(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """``(batch, tokens)``: True on the tokens before the first answer token, without padding.
 
@@ -143,11 +150,16 @@ def prompt_tokens(labels: Tensor, attention_mask: Tensor | None = None) -> Tenso
         labels: ``(batch, tokens)``, -100 on all tokens but the answer's.
         attention_mask: ``(batch, tokens)``, 0 on padding; None where there is none.
 
+    Raises:
+        ValueError: padding cannot be told from the mask.
+
     Example:
         >>> prompt_tokens(torch.tensor([[-100, -100, 7, -100]])).tolist()
         [[True, True, False, False]]
     """
     prompt = (labels != -100).cumsum(1) == 0
+    if attention_mask is not None and not _two_dimensional(attention_mask):
+        raise ValueError(NO_PADDING)
     return prompt if attention_mask is None else prompt & attention_mask.bool()
 
 
@@ -179,8 +191,10 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     mask: Tensor | None = kwargs.get("prompt_mask")
     labels: Tensor | None = kwargs.get("labels")
     attention_mask: Any = kwargs.get("attention_mask")  # in generation with a static cache it is 4-D
-    two_dimensional = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+    two_dimensional = _two_dimensional(attention_mask)
     _refuse_packing(kwargs, attention_mask if two_dimensional or attention_mask is None else mask)
+    if mask is None and attention_mask is not None and not two_dimensional:
+        raise ValueError(NO_PADDING)
     labelled = mask is None and labels is not None
     if mask is None and labels is not None:
         mask = prompt_tokens(labels)
@@ -194,16 +208,18 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
         mask = mask.bool()
     if two_dimensional:
         mask = attention_mask.bool() if mask is None else mask & attention_mask.bool()
-    elif attention_mask is not None and mask is None:
-        raise ValueError("give prompt_mask (batch, tokens) along with an attention mask that is not two-dimensional")
     if mask is None:  # nothing to leave out: a plain mean
         return None
     require_prompt(mask, labelled)
     return None if labels is None and mask.all() else mask
 
 
-def _token_mask(kwargs: dict[str, Any]) -> Tensor | None:
+def _token_mask(kwargs: dict[str, Any], answered: bool) -> Tensor | None:
     """``(batch, tokens)``: True on all tokens but padding, answers included; None means every token.
+
+    Args:
+        kwargs: of the model.
+        answered: whether there may be answers after the prompt.
 
     Raises:
         ValueError: padding cannot be told from the mask.
@@ -211,9 +227,9 @@ def _token_mask(kwargs: dict[str, Any]) -> Tensor | None:
     attention_mask: Any = kwargs.get("attention_mask")
     if attention_mask is None:
         return None
-    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        return attention_mask.bool()
-    if kwargs.get("labels") is not None:
+    if _two_dimensional(attention_mask):
+        return attention_mask.bool()  # type: ignore[no-any-return]
+    if answered:
         raise ValueError(
             "decode_pooling='running' needs a two-dimensional attention mask, to tell answers from padding"
         )

@@ -12,6 +12,11 @@ from eas.hf.api import Cache, DynamicCache, cached, output_cache, take_cache
 from eas.hf.cache import PromptLayer, prepare_cache, require_filled
 from eas.hf.versions import TransformersChangedError
 
+PER_SEQUENCE = (
+    "continuous batching packs sequences into one row, but prompt statistics are per sequence; "
+    "use generate with padded batches"
+)
+
 
 class Request(NamedTuple):
     """The keyword ``request``, which the language model passes to its blocks.
@@ -62,14 +67,17 @@ class SkippingTextModel(nn.Module):
             _refuse_lost_cache(kw)
             cache = DynamicCache(config=self.config) if wanted else None
         fresh = True
-        if cache is not None:
+        paged = cache is not None and not isinstance(cache, Cache)  # continuous batching's, which owns all layers
+        if paged and self.state_keys():
+            raise ValueError(PER_SEQUENCE)
+        if cache is not None and not paged:
             blocks = self.blocks()
             without = tuple(block.index for block in blocks if block.skip_mha)
             fresh = prepare_cache(cache, len(self.layers), without, blocks[0].built.reads_keys)
         more = self.for_blocks(cache, fresh, kw)
         output = super().forward(*args, use_cache=use_cache, **cached(cache), **more, **kw)
         # in training, gradient checkpointing takes the cache away; a tuple has no names
-        checked = fresh and wanted and not self.training and not torch.compiler.is_compiling()
+        checked = fresh and wanted and not paged and not self.training and not torch.compiler.is_compiling()
         if checked and cache is not None and isinstance(output, Mapping):
             kept = [block.index for block in self.blocks() if not block.skip_mha]
             require_filled(cache, output_cache(output), self.state_keys(), kept)

@@ -33,6 +33,7 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
     """
 
     by_tokens = False
+    label_smoother: Any
 
     def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
         known = vars(model).pop("_hf_peft_config_loaded", False)
@@ -95,6 +96,8 @@ class OpenTrainer(Trainer):  # type: ignore[misc]
         if not self.by_tokens or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if not (inputs["labels"][:, 1:] != -100).any():  # the mean of nothing is no number
+            loss = 0.0 * outputs.logits.sum()
         share = (inputs["labels"] != -100).sum() / num_items_in_batch
         if self.args.average_tokens_across_devices:  # whose gradients are averaged
             share = share * self.accelerator.num_processes

@@ -98,7 +98,7 @@ def _trying(cls: type) -> Iterator[None]:
     """Within it random numbers, devices and precision are the twin's own, and an error names the class."""
     no_autocast = torch.autocast("cpu", enabled=False)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), no_autocast:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs, which are not forked
         try:
             yield
         except (TransformersChangedError, ConfigError):  # a ConfigError is about what was asked for

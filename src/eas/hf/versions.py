@@ -13,7 +13,8 @@ INSTALL = f"pip install 'transformers>={OLDEST},<{BEYOND}'"
 
 
 class TransformersChangedError(RuntimeError):
-    """The installed transformers does not behave as eas needs; the message names the difference and a tested release.
+    """transformers does not behave as eas needs; the message names the difference, and a tested release to install, or
+    that the installed one is tested.
 
     Example:
         >>> print(TransformersChangedError("LlamaModel loses the cache"))  # doctest: +ELLIPSIS
@@ -21,10 +22,14 @@ class TransformersChangedError(RuntimeError):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__(
-            f"{what}. Installed is transformers {installed()}; eas is tested with {OLDEST} up to, not including, "
-            f"{BEYOND}. Install a tested release: {INSTALL}. `eas doctor` checks an installation."
-        )
+        version = installed()
+        if Version(OLDEST) <= Version(version) and Version(Version(version).base_version) < Version(BEYOND):
+            remedy = "which eas is tested with: this model or setting may be the cause"
+        else:
+            remedy = (
+                f"and eas is tested with {OLDEST} up to, not including, {BEYOND}. Install a tested release: {INSTALL}"
+            )
+        super().__init__(f"{what}. Installed is transformers {version}, {remedy}. `eas doctor` checks an installation.")
 
 
 def installed() -> str:

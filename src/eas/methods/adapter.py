@@ -4,7 +4,7 @@ scaled parallel adapter beside the FFN (He et al. 2022)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,8 +77,7 @@ class AdaptedFFN(nn.Module):
     adapter: Bottleneck
 
     def forward(self, x: Tensor) -> Any:
-        y = super().forward(x)
-        return y + self.adapter(y)
+        return _plus(super().forward(x), self.adapter)
 
 
 class ParallelFFN(nn.Module):
@@ -87,8 +86,14 @@ class ParallelFFN(nn.Module):
     adapter: Bottleneck
 
     def forward(self, x: Tensor) -> Any:
-        y = super().forward(x)
-        return y + self.adapter(x)
+        return _plus(super().forward(x), lambda y: self.adapter(x).view_as(y))
+
+
+def _plus(output: Any, more: Callable[[Tensor], Tensor]) -> Any:
+    """An FFN's output with something added; Llama 4's experts give rows of tokens, and the router's scores beside."""
+    if isinstance(output, tuple):
+        return output[0] + more(output[0]), *output[1:]
+    return output + more(output)
 
 
 AFTER = {"mha": AdaptedAttention, "ffn": AdaptedFFN}

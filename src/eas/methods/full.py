@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from eas.config import ConfigError, MethodConfig, method_name
 from eas.models.anatomy import Anatomy
+from eas.models.quantisation import is_quantised
 
 
 @dataclass
@@ -25,8 +26,17 @@ class FullConfig(MethodConfig):
 
 
 def attach(model: PreTrainedModel, config: FullConfig) -> None:
-    """Trains every parameter of the language model and the head."""
+    """Trains every parameter of the language model and the head.
+
+    Raises:
+        ConfigError: some of them are quantised.
+    """
     anatomy = Anatomy.of(model)
+    for module in (anatomy.text_model, *anatomy.head):
+        if any(is_quantised(part) for part in module.modules()):
+            raise ConfigError(
+                "method 'full': quantised weights cannot be trained; load the base unquantised, or use 'lora' or 'eas'"
+            )
     for module in (anatomy.text_model, *anatomy.head):
         module.requires_grad_(True)
 

@@ -63,6 +63,7 @@ def inject(model: PreTrainedModel, rank: int, alpha: float | None, dropout: floa
     alpha = 2 * rank if alpha is None else alpha
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names), model)
     for layer in lora_layers(model):
+        layer.train(layer.get_base_layer().training)  # PEFT's are made in training mode, with dropout
         for part in (*layer.lora_A.values(), *layer.lora_B.values()):
             part.float()
 

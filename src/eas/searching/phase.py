@@ -157,7 +157,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         cosines: gives every candidate's similarity of input and output over held-out examples, nothing skipped.
 
     Raises:
-        ConfigError: the model skips nothing or cannot skip as many, or there are no held-out examples.
+        ConfigError: the model skips nothing or cannot skip as many, the rule needs no search, or there are no held-out
+            examples.
     """
 
     def __init__(
@@ -172,6 +173,11 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         if not isinstance(method, SkipConfig) or (num_skip := method.num_skip) == 0:
             kind = type(method).__name__
             raise ConfigError(f"{kind}.num_skip = 0: there is nothing to search; set it to at least 1")
+        if config.rule in WITHOUT_LOSSES:
+            raise ConfigError(
+                f"rule = {config.rule!r} needs no search: eas.select(model, sorted(ranking[:k])), with the ranking of "
+                "eas.searching.FIXED[rule](n, k, seed), or of eas.searching.similarity_ranking for 'similarity'"
+            )
         if len(held_out) == 0:
             raise ConfigError("the search needs held-out examples; give it the validation split")
         self.model, self.config, self.held_out = model, config, held_out
@@ -210,9 +216,14 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         if self.config.round_after(state.global_step):
             self.round(state.global_step)
 
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.rounds:  # else a callback stopped the training before the first
+            select(self.model, self.result().skip_set)
+
     def run(self, steps: int, folder: Path | None = None, title: str = "") -> None:
         """Only the rounds of a search of ``steps`` training steps; the weights do not change.
 
+        The model is left under the skip set that was found.
         With a folder it continues from the state that an earlier call wrote there, and writes its state after every
         round. With a title it shows its progress.
 
@@ -229,6 +240,7 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
             self.round(step)
             if folder is not None and is_main():
                 self.save(folder)
+        select(self.model, self.result().skip_set)
 
     def guide(self) -> None:
         """Gives rule `guided` the similarities on the first round's batch, before anything is trained."""
@@ -272,9 +284,15 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         """Wall time of the search so far, over all its runs."""
         return self.earlier + time.perf_counter() - self.start
 
+    def settings(self) -> dict[str, Any]:
+        """What decides, beside the losses, which sets a search scores."""
+        given = {key: value for key, value in asdict(self.config).items() if key not in ("train", "score_dtype")}
+        return {**given, "num_skip": self.num_skip, "seed": self.seed}
+
     def save(self, folder: Path) -> None:
         """Writes the rule's state and the history beside a checkpoint."""
         state = {
+            "search": self.settings(),
             "rule": self.rule.state_dict(),
             "rounds": [asdict(r) for r in self.rounds],
             "round_seconds": self.round_seconds,
@@ -284,6 +302,8 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
 
     def load(self, folder: Path) -> None:
         """Continues from the state that ``save`` wrote.
+
+        A state of an older version does not name its search's settings, and is taken as this search's.
 
         Raises:
             ConfigError: the file is missing, damaged, or belongs to another search.
@@ -303,7 +323,11 @@ class SearchPhase(TrainerCallback):  # type: ignore[misc]
         self.round_seconds, self.earlier = state["round_seconds"], state["seconds"]
 
     def _misfit(self, state: SearchState) -> str | None:
-        """The first entry of the history that does not fit this search, in words; None if all fit."""
+        """The first setting, or entry of the history, that does not fit this search, in words; None if all fit."""
+        theirs = state.get("search", {})
+        for name, own in self.settings().items():
+            if theirs.get(name, own) != own:
+                return f"it is of a search with {name} = {theirs[name]!r}, and this one has {own!r}"
         known = range(self.num_candidates)
         for i, r in enumerate(state["rounds"]):
             if len(r["losses"]) != len(r["skip_sets"]) or len(r["importances"]) != len(known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class RoundRecord(TypedDict):
@@ -17,6 +17,7 @@ class RoundRecord(TypedDict):
 class SearchState(TypedDict):
     """search_state.json, beside a checkpoint."""
 
+    search: NotRequired[dict[str, Any]]
     rule: dict[str, Any]
     rounds: list[RoundRecord]
     round_seconds: float

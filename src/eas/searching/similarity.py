@@ -15,7 +15,6 @@ from eas.hf.labelled import heads_all, labelled_only
 from eas.models.anatomy import Anatomy
 
 
-@torch.no_grad()
 def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[float]:
     """For every candidate of an attached model, nothing skipped: mean cosine of the residual stream before and after.
 
@@ -29,6 +28,13 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     Returns:
         One cosine per candidate; near 1 is redundant.
     """
+    total, tokens = cosine_sums(model, batches)
+    return [float(value) for value in total / tokens]
+
+
+@torch.no_grad()
+def cosine_sums(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+    """``(2, n)``: for every candidate the sum of what `cosines` is the mean of, and the number of its tokens."""
     select(model, [])
     anatomy, known = Anatomy.of(model), candidates(model)
     layers, branches, built = list(anatomy.layers), anatomy.branches, anatomy.built
@@ -82,4 +88,4 @@ def cosines(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> lis
     finally:
         for hook in hooks:
             hook.remove()
-    return [float(value) for value in total / tokens]
+    return torch.stack([total, tokens])

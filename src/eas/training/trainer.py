@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from eas.attachment.quantised import keep_gradients
 from eas.attachment.save import CheckpointError, save
 from eas.attachment.state import attachment
 from eas.distributed import from_all, from_main, is_main
+from eas.errors import DataError
 from eas.files import writing
 from eas.hf.labelled import heads_all, labelled_only
 from eas.hf.prompt import PromptedModel, prompt_tokens
@@ -26,7 +28,7 @@ from eas.records import raised_as
 from eas.searching import SearchConfig, SearchPhase, SearchResult
 from eas.searching.base import SkipSet
 from eas.searching.scoring import loss_weight, score_sets
-from eas.searching.similarity import cosines
+from eas.searching.similarity import cosine_sums
 from eas.training import sharded
 from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
@@ -55,7 +57,8 @@ class EASTrainer(OpenTrainer):
 
     Raises:
         ValueError: the model is not attached, or is folded; or rounds cannot be scored in ``search.score_dtype``; or
-            the method cannot be trained under the given parallelism; or there is not one length for each example.
+            the method cannot be trained under the given parallelism; or one process has several GPUs; or there is not
+            one length for each example.
 
     Example:
         >>> import eas
@@ -94,6 +97,13 @@ class EASTrainer(OpenTrainer):
             raise ValueError(f"lengths has {len(lengths)} values; give one for each example of train_dataset")
         self.lengths = lengths
         super().__init__(model, args, **kwargs)
+        if self.args.n_gpu > 1:  # not of a model that lies on several
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, and nn.DataParallel would drop parts of a batch; start the "
+                "processes with torchrun (docs/distributed.md), or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.label_smoother is not None and model.can_generate():  # Trainer shifts the labels of text models only
+            self.label_smoother = partial(self.label_smoother, shift_labels=True)
         keep_gradients(model)
         # a loss that is computed outside of the model reads the logits of every token
         outside = self.label_smoother is not None or self.compute_loss_func is not None
@@ -161,8 +171,13 @@ class EASTrainer(OpenTrainer):
             inputs = labelled_only(inputs)
         return inputs
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if num_items_in_batch is not None and not num_items_in_batch:
+            raise DataError(
+                f"step {self.state.global_step} has no label: every token of its examples is -100. Leave out examples "
+                "without an answer, and those whose answer was cut off"
+            )
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at step {self.state.global_step}; the last checkpoint in "
@@ -199,10 +214,9 @@ class EASTrainer(OpenTrainer):
         """
         share = examples[self.args.process_index :: self.args.world_size]
         with self.evaluating(), self.accelerator.autocast():
-            own = cosines(self.model, self.parts(share or examples[:1]))
-        found = from_all((len(share), own))
-        total = sum(weight for weight, _ in found)
-        return [sum(weight * values[i] for weight, values in found) / total for i in range(len(own))]
+            own = cosine_sums(self.model, self.parts(share or examples[:1]))
+        total, tokens = torch.stack(from_all(own if share else torch.zeros_like(own))).sum(0)
+        return [float(value) for value in total / tokens]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

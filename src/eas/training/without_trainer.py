@@ -15,7 +15,6 @@ from eas.attachment.attach import select
 from eas.attachment.state import attachment
 from eas.config import ConfigError, SkipConfig
 from eas.searching import SearchConfig, SearchResult
-from eas.searching.phase import WITHOUT_LOSSES
 from eas.training.trainer import EASTrainer
 
 EPOCHS, FEWEST_ROUNDS, MOST_STEPS = 1.5, 30, 2000
@@ -78,11 +77,6 @@ def search(
     """
     config, method = SearchConfig() if config is None else config, attachment(model).config
     trains = not isinstance(method, SkipConfig) or config.trains(method)
-    if config.rule in WITHOUT_LOSSES:
-        raise ConfigError(
-            f"rule = {config.rule!r} needs no search: eas.select(model, sorted(ranking[:k])), with the ranking of "
-            "eas.searching.FIXED[rule](n, k, seed), or of eas.searching.similarity_ranking for 'similarity'"
-        )
     if trains and len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
     if "num_train_epochs" in arguments:
