@@ -111,6 +111,19 @@ def test_all_steps_leave_a_result_and_are_not_done_twice(tmp_path, monkeypatch, 
         short_run(tmp_path, "data=scenes:relation", "train.tune_steps=4")
 
 
+def test_a_run_trains_on_one_of_several_gpus(tmp_path, monkeypatch, capsys):
+    class Several(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2 * (self.device.type == "cpu")  # the property sets it for good
+
+    monkeypatch.setattr("eas.pipeline.phases.TrainingArguments", Several)
+    run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *SHORT, "skip_set=[0, 3, 5, 11]"]))
+    for step in ("search", "tune"):
+        STEPS[step](run)
+    assert "note: trains on one of 2 GPUs" in capsys.readouterr().out
+
+
 def test_a_standalone_folder_ends_answers_as_scores_do(tmp_path, monkeypatch):
     def of_another_end(name, **given):
         model = load_base(name, **given)

@@ -62,6 +62,11 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
     )
+    if args.n_gpu > 1:  # Trainer would copy the model to all of them, and split more than the batch
+        console.print(
+            f"note: trains on one of {args.n_gpu} GPUs; docs/distributed.md says how to use all", soft_wrap=True
+        )
+        args._n_gpu = 1
     search, method = replace(run.config.search, seed=run.config.search_seed), run.config.method
     if isinstance(method, SkipConfig):
         search = replace(search, train=search.trains(method))  # FSDP refuses a search that does not train
