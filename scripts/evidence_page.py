@@ -28,6 +28,7 @@ RESULTS = {
     "codes": "smol_codes.json",
     "smolmore": "smol_more.json",
     "smolmethods": "smol_methods.json",
+    "pictures": "smol_pictures.json",
 }
 DROPPED = ("k", "notes")
 
