@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import more_families
@@ -113,7 +114,9 @@ def test_what_cannot_be_quantised_again_is_refused(name):
     model = eas.attach(quantised(name), eas.EASConfig(skip_rank=4, adapt_rank=2, num_skip=2))
     with pytest.raises(ValueError, match="new weights with every prompt, which nothing quantises; use mode 'auto'"):
         eas.fold_quantised(model, prompts(LLAMA, (9,)), name, mode="per_example")
-    if name.startswith("torchao"):
+    if (
+        name.startswith("torchao") and version("peft") != "0.18.0"
+    ):  # the oldest makes no LoRA on torchao's weights at all
         with pytest.raises(ValueError, match=r"cannot be merged into torchao's weights.*use the unfolded model"):
             eas.fold(eas.attach(quantised(name), eas.LoRAConfig(rank=4)))
 
