@@ -121,7 +121,7 @@ def test_a_run_trains_on_one_of_several_gpus(tmp_path, monkeypatch, capsys):
     run = Run.create(RunConfig().with_overrides([f"output_dir={tmp_path}", *SHORT, "skip_set=[0, 3, 5, 11]"]))
     for step in ("search", "tune"):
         STEPS[step](run)
-    assert "note: trains on one of 2 GPUs" in capsys.readouterr().out
+    assert "note: this run trains on one of 2 GPUs" in capsys.readouterr().out
 
 
 def test_a_standalone_folder_ends_answers_as_scores_do(tmp_path, monkeypatch):

@@ -214,8 +214,8 @@ def _refuse_misnamed(row: Mapping[str, Any], named: Sequence[str | ImageSource],
                 continue
             if not named or _NUMBERED.fullmatch(key.casefold()) or os.path.isfile(folder / name):
                 raise DataError(
-                    f'{key!r} names a picture ({shown(name)}); images go under "image" or "images"; drop the key of a '
-                    "row that needs none"
+                    f'{key!r} names a picture ({shown(name)}); images go under "image" or "images"; drop the key if '
+                    "the row needs no picture"
                 )
 
 

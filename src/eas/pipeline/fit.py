@@ -44,10 +44,10 @@ def check(run: Run) -> None:
     run.task.check_metric(run)
     if run.config.train.max_length is not None and run.config.train.cut is None:
         for split in ("train", "validation"):
-            try_ = run.task.trial(run, split)
+            trial = run.task.trial(run, split)
             for example in run.data(split):
                 if not example.images:  # it would take long to open them all
-                    try_(example)
+                    trial(example)
 
 
 def check_tracker(name: str) -> None:

@@ -64,7 +64,8 @@ def make_trainer(run: Run, model: Any, phase: Phase, steps: int) -> EASTrainer:
     )
     if args.n_gpu > 1:  # Trainer would copy the model to all of them, and split more than the batch
         console.print(
-            f"note: trains on one of {args.n_gpu} GPUs; docs/distributed.md says how to use all", soft_wrap=True
+            f"note: this run trains on one of {args.n_gpu} GPUs; docs/distributed.md says how to use all",
+            soft_wrap=True,
         )
         args._n_gpu = 1
     search, method = replace(run.config.search, seed=run.config.search_seed), run.config.method

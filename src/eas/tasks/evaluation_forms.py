@@ -131,8 +131,8 @@ def named(text: str, options: Sequence[str]) -> str | None:
     """The one option that a text names as whole words; None where it names none or several.
 
     The longest are looked for first, so that "red square" does not name "red". An option of one letter must begin the
-    text and be followed by a sign or nothing: "a" is also a word. So is the letter of "The answer is A." where its case
-    differs: a sign or nothing follows.
+    text and be followed by a sign or nothing: "a" is also a word. The option "The answer is A."
+    is named with a small letter, too, if a sign or nothing follows the letter.
     """
     form = form_for(options)
     rest, found = form(text), []
