@@ -17,6 +17,7 @@ from eas.data.nlvr2 import NLVR2, NLVR2Options
 from eas.data.score import score_file
 from eas.example import DataError
 from eas.metrics.nlvr2 import consistency, correct, sentence
+from eas.pipeline import Run, RunConfig
 
 REAL = Path(os.environ.get("EAS_REAL_DATA", "none")) / "nlvr2"
 real_data = pytest.mark.skipif(not REAL.is_dir(), reason="EAS_REAL_DATA does not name the folder of real data")
@@ -155,6 +156,15 @@ def test_nlvr2_as_published(split, examples, sentences, true):
 
 
 # ------------------------------------------------------------------------------------------------ Flickr30K
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_limit_says_that_consistency_is_of_the_whole_split(nlvr2, tmp_path, recwarn, limit):
+    given = {"data": f"nlvr2:{nlvr2}", "test_limit": limit, "data_options": {"test_split": "dev"}}
+    run = Run(RunConfig.from_dict({**given, "output_dir": str(tmp_path / "run")}))
+    assert len(run.data("test")) == (limit or 4)
+    told = [str(warning.message) for warning in recwarn if "consistency is that of the whole" in str(warning.message)]
+    assert len(told) == (limit is not None)
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ class Benchmark:
         score_file: the official metric of a result file that holds no texts (a score matrix); instead of
             `read_predictions` and `score`.
         ranked: whether an answer is the likeliest of the example's choices, where it has some; nothing is generated.
+        of_whole: the numbers of its report that mean something else on a part of a split.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Benchmark:
     options: type[DataOptions] = DataOptions
     score_file: Callable[[Sequence[Example], Path], Report] | None = None
     ranked: bool = False
+    of_whole: str = ""
 
     def official(self, split: str, options: DataOptions) -> str:
         """The official split behind a run's "train", "validation" or "test"; any other name is official already."""

@@ -132,4 +132,5 @@ FLICKR30K = Benchmark(
     read_predictions=_read_predictions,
     score_file=_score_file,
     options=Flickr30KOptions,
+    of_whole="recall",
 )

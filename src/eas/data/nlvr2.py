@@ -130,4 +130,5 @@ NLVR2 = Benchmark(
     score=_score,
     read_predictions=_read_predictions,
     options=NLVR2Options,
+    of_whole="consistency",
 )

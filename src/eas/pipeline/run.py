@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from eas.attachment.load import load_base
 from eas.attachment.save import CheckpointError
 from eas.config import ConfigError
-from eas.data import load_data
+from eas.data import benchmark_of, load_data
 from eas.data.digest import GENERATED, Digest, digest
 from eas.distributed import is_main, join
 from eas.example import Example
@@ -180,6 +181,13 @@ class Run:
         if split not in self._kept:
             accept = self.task.trial(self, split) if options.get("skip_bad") else None
             self._kept[split] = load_data(self.config.data, split, limits[split], options, accept=accept)
+            benchmark = benchmark_of(self.config.data)
+            if split == "test" and limits[split] is not None and benchmark is not None and benchmark.of_whole:
+                warnings.warn(
+                    f"test_limit = {limits[split]}: {benchmark.name}'s {benchmark.of_whole} is that of the whole test "
+                    "split only; compare it with no other number, or leave test_limit out",
+                    stacklevel=2,
+                )
         return self._kept[split]
 
     def digests(self, *splits: str) -> dict[str, Digest]:
