@@ -29,13 +29,15 @@ TUNED = {
         f"{name}{rate}"
         for name in ("LoRA", "drop + LoRA, guided set", GUIDED)
         for rate in (", rate 0.001", "", ", rate 0.004")
-    ],
+    ]
+    + ["DAS, rate 0.0005", "DAS", "DAS, rate 0.002", "Adapter", "Adapter, rate 0.002", "full, rate 3e-05", "full"],
     "sets": [
         GUIDED,
         BEST,
         "EAS residual, LoRA, greedy set, small scale",
         "EAS residual, LoRA, similarity set, small scale",
         "EAS residual, LoRA, small scale",
+        "EAS residual, LoRA, last set, small scale",
         *(f"EAS residual, LoRA, random set {i}, small scale" for i in range(5)),
         "EAS residual, searched set, rate 0.001",
         "EAS residual, rate 0.001",

@@ -113,3 +113,8 @@ def test_pages_show_what_was_measured(script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     page = importlib.import_module(script)
     assert page.filled(page.PAGE.read_text()) == page.PAGE.read_text()
+
+
+def test_the_api_page_has_every_public_name():
+    shown = set(re.findall(r"^::: eas\.(\S+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
+    assert shown - {"runtime"} == {*eas.__all__}

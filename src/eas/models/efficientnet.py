@@ -24,6 +24,7 @@ STEM, MIDDLE, HEAD = 32, 112, 1280
 EPSILON = 1e-3
 MEAN, STD = 127 / 255, 128 / 255
 """Of the pixels in 0..1, for each colour: what the published weights were trained with."""
+AT_A_TIME = 4  # pictures whose maps fit a CPU's cache: one of 50 at once takes twice as long as one of 4
 
 
 class LiteVisionConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -102,7 +103,9 @@ class LiteVisionModel(PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tokens of each picture; pooled, the head's features of the whole."""
-        middle, head = self.maps(pixel_values)
+        at_a_time = AT_A_TIME if pixel_values.device.type == "cpu" else len(pixel_values)
+        parts = [self.maps(part) for part in torch.split(pixel_values, at_a_time)]
+        middle, head = (torch.cat(maps) for maps in zip(*parts, strict=True))
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         local = torch.cat([adaptive_avg_pool2d(part, (height, width)) for part in (head, middle)], dim=1).flatten(2).mT
         whole = head.mean((2, 3))
