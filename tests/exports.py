@@ -37,6 +37,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 EXPORTED = {"router": "constant", "pooling": "none", "skip_rank": 8, "adapt_rank": 4}
+RUNNING = {**EXPORTED, "pooling": "causal", "decode_pooling": "running"}
 
 
 def base(family: str = "Llama", **options: Any) -> Any:
