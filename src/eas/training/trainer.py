@@ -32,6 +32,7 @@ from eas.searching.similarity import cosine_sums
 from eas.training import sharded
 from eas.training.grouping import GroupedByLength
 from eas.training.resuming import PARTIAL, REMEDY, check_checkpoint, last_checkpoint
+from eas.training.wide_weights import keep_float32
 
 Phase = Literal["search", "tune"]
 PART = 8
@@ -243,6 +244,7 @@ class EASTrainer(OpenTrainer):
 
     def prepared(self, checkpoint: str | None) -> None:
         sharded.keep_class_names(self.model)
+        self.keep_float32()
         if checkpoint is not None and self.search_phase is not None:
             self.search_phase.load(Path(checkpoint))
 
@@ -289,7 +291,13 @@ class EASTrainer(OpenTrainer):
         if is_main():
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
+    def keep_float32(self) -> None:
+        """Gives trained weights of 16 bits their copies; again, it does nothing."""
+        if not self.is_deepspeed_enabled:  # which keeps copies itself
+            keep_float32(self.optimizer.optimizer)  # accelerate's holds the optimizer
+
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:
+        self.keep_float32()
         if not self.is_fsdp_enabled:
             try:
                 read()
