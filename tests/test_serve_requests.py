@@ -1,4 +1,4 @@
-"""What requests to `eas serve` may ask for, and how they are refused."""
+"""What requests to `eas serve` may ask for: stop strings, sampling; and how they are refused."""
 
 from __future__ import annotations
 
@@ -49,6 +49,14 @@ def reads(**fields):
     )
 
 
+KINDS = {"sees": sees, "reads": reads, "is parsed": lambda: reads(content={"content": "text"})}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(request):
+    return KINDS[request.param]()
+
+
 @pytest.fixture(scope="module")
 def seen():
     return sees()
@@ -64,6 +72,75 @@ def body_of(served, path=CHAT, **more):
     given = served.prompt if path == COMPLETIONS else served.messages
     length = "max_output_tokens" if path == RESPONSES else "max_tokens"
     return {"model": "mine", asked: given, "temperature": 0, length: 8, **more}
+
+
+def post(served, path=CHAT, **more):
+    """The answer's text, why it ended and how many tokens it has; streamed, the pieces' text."""
+    reply = served.client.post(path, json=body_of(served, path, **more))
+    assert reply.status_code == 200, reply.text
+    if more.get("stream"):
+        told = [json.loads(line.removeprefix("data: ")) for line in reply.text.splitlines() if line]
+        key = "delta" if path == CHAT else "text"
+        found = [piece["choices"][0][key] for piece in told]
+        text = "".join(piece.get("content") or "" if path == CHAT else piece for piece in found)
+        return text, told[-1]["choices"][0]["finish_reason"], told[-1]["usage"]["completion_tokens"]
+    told = reply.json()
+    choice = told["choices"][0]
+    text = choice["message"]["content"] if path == CHAT else choice["text"]
+    return text, choice["finish_reason"], told["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_an_answer_ends_before_its_first_stop_string(served, path, stream):
+    whole, reason, length = post(served, path, stream=stream)
+    assert (reason, length) == ("length", 8)
+    assert len(whole) > 6
+    for stop in (whole[2], whole[1:4], [whole[4:6], "never said"], [whole[5:], whole[3:5]], whole[-1]):
+        first = min(at for text in ([stop] if isinstance(stop, str) else stop) if (at := whole.find(text)) >= 0)
+        text, reason, length = post(served, path, stop=stop, stream=stream)
+        assert (text, reason) == (whole[:first], "stop")
+        assert post(served, path, stop=stop, max_tokens=length, stream=stream) == (text, "stop", length)
+        if length > 1:  # the token before the last one did not end it
+            assert post(served, path, stop=stop, max_tokens=length - 1, stream=stream)[1] == "length"
+    for stop in ([], None, "never said", whole + whole):
+        assert post(served, path, stop=stop, stream=stream) == (whole, "length", 8)
+
+
+def test_what_may_begin_a_stop_string_waits():
+    from eas.hf.generating import Pieces
+
+    pieces = Pieces(["end"])
+    assert [pieces.add(piece) for piece in ("we", "ep; e", "at; en", "d", "more")] == ["w", "eep; ", "eat; ", "", ""]
+    assert pieces.found
+
+
+def test_what_may_begin_a_stop_string_is_shown_at_the_end(read):
+    whole = post(read)[0]
+    assert post(read, stop=[whole[-2:] + "!"], stream=True)[0] == whole
+
+
+def test_a_stop_string_is_looked_for_in_the_answer_only(read):
+    whole = post(read)[0]
+    assert post(read, stop=":" + whole[0])[0] == whole  # the prompt ends with a colon
+
+
+def test_thoughts_end_at_a_stop_string(read):
+    """Where a tokenizer says how answers are parsed, a stop string ends thoughts, too."""
+    whole = post(read)[0]
+    thinks = reads(reasoning_content={"open": whole[0], "close": "never", "content": "text"}, content={})
+    body = body_of(thinks, stop=whole[4:6])
+    said = thinks.client.post(CHAT, json=body).json()["choices"][0]["message"]
+    assert (said["content"], said["reasoning_content"]) == ("", whole[1:4])
+    streamed = thinks.client.post(CHAT, json={**body, "stream": True}).text
+    assert (
+        "".join(
+            json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("reasoning_content") or ""
+            for line in streamed.splitlines()
+            if line
+        )
+        == whole[1:4]
+    )
 
 
 # refusals

@@ -16,16 +16,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException  # of which FastAPI's own is a kind
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import GenerationState, Modality
+from transformers.cli.serving.utils import Modality
 
 from eas.hf.bodies import checked
 from eas.hf.classes import become
+from eas.hf.generating import OneAfterAnother, Parses, asked, tokenizer_of
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 """From the messages of a request to the model's inputs, of batch size 1. A ValueError is the client's mistake."""
@@ -45,7 +46,10 @@ def application(model: PreTrainedModel, processor: Any, name: str, ask: Ask) -> 
     served = copy.copy(processor)
     become(served, _Prompts)
     served.ask = ask
-    manager, state = _OneModel(model, served, name), GenerationState()
+    if tokenizer_of(served) is not served:
+        served.tokenizer = copy.copy(processor.tokenizer)
+    become(tokenizer_of(served), Parses)
+    manager, state = _OneModel(model, served, name), OneAfterAnother()
     absent = _Absent()
     app = build_server(
         manager,
@@ -116,6 +120,12 @@ class _Checked:
     @staticmethod
     def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
         return messages
+
+    def _build_generation_config(self, body: dict[str, Any], own: GenerationConfig, use_cb: bool) -> GenerationConfig:
+        rest = {name: value for name, value in body.items() if name not in ("stop", "seed")}
+        config = super()._build_generation_config(rest, own, use_cb=use_cb)  # type: ignore[misc]
+        stop = body.get("stop", [])
+        return asked(config, [stop] if isinstance(stop, str) else stop, body.get("seed"))
 
 
 class _Chat(_Checked, ChatCompletionHandler):  # type: ignore[misc]
