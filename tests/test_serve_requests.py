@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import torch
 from exports import tuned, words
 from test_serve import TEMPLATE, parts, server
 
@@ -141,6 +143,42 @@ def test_thoughts_end_at_a_stop_string(read):
         )
         == whole[1:4]
     )
+
+
+# sampling
+
+
+def sampled(served, seed, temperature):
+    prompt = served.processor(served.prompt, return_tensors="pt", return_token_type_ids=False)
+    torch.manual_seed(seed)
+    tokens = served.model.generate(**prompt, max_new_tokens=8, do_sample=True, temperature=temperature)
+    return served.processor.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_temperature_samples_and_a_seed_repeats(read):
+    want = [sampled(read, seed, 1.5) for seed in range(4)]
+    assert len(set(want)) == 4
+    for seed, text in enumerate(want):
+        assert post(read, COMPLETIONS, temperature=1.5, seed=seed)[0] == text
+    assert post(read, COMPLETIONS, temperature=1.5, seed=0, stream=True)[0] == want[0]
+    with ThreadPoolExecutor(4) as pool:  # seeds of requests at once do not mix
+        assert [*pool.map(lambda seed: post(read, COMPLETIONS, temperature=1.5, seed=seed)[0], range(4))] == want
+    torch.manual_seed(5)
+    free = set()
+    for _ in range(3):  # a request without a seed does not repeat after one with a seed
+        free.add(post(read, COMPLETIONS, temperature=1.5)[0])
+        assert post(read, COMPLETIONS, temperature=1.5, seed=0)[0] == want[0]
+    assert len(free) == 3
+    assert post(read, temperature=1e-30) == post(read)  # too cold to sample
+
+
+def test_without_a_temperature_the_bases_own_settings_rule():
+    served = reads()
+    greedy = post(served, COMPLETIONS)[0]
+    assert post(served, COMPLETIONS, temperature=None, seed=0)[0] == greedy
+    served.model.generation_config.update(do_sample=True, temperature=1.5)
+    assert post(served, COMPLETIONS, temperature=None, seed=0)[0] == sampled(served, 0, 1.5) != greedy
+    assert post(served, COMPLETIONS)[0] == greedy
 
 
 # refusals

@@ -30,6 +30,8 @@ from eas.hf.generating import OneAfterAnother, Parses, asked, tokenizer_of
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 """From the messages of a request to the model's inputs, of batch size 1. A ValueError is the client's mistake."""
+COLDEST = 1e-5
+"""The lowest temperature to sample at: the greedy answer is all but certain there, and soon logits overflow."""
 
 
 def application(model: PreTrainedModel, processor: Any, name: str, ask: Ask) -> FastAPI:
@@ -124,6 +126,8 @@ class _Checked:
     def _build_generation_config(self, body: dict[str, Any], own: GenerationConfig, use_cb: bool) -> GenerationConfig:
         rest = {name: value for name, value in body.items() if name not in ("stop", "seed")}
         config = super()._build_generation_config(rest, own, use_cb=use_cb)  # type: ignore[misc]
+        if "temperature" in body:
+            config.do_sample = body["temperature"] >= COLDEST
         stop = body.get("stop", [])
         return asked(config, [stop] if isinstance(stop, str) else stop, body.get("seed"))
 
