@@ -59,7 +59,7 @@ test-newest:
 # What models are served in. The environment borrows eas and torch from the other one, and is kept. -rs names
 # the engines that are left out: mlx where its wheel cannot be installed.
 test-engines: .engines/.installed
-	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_serve.py
+	.engines/bin/python -m pytest -rs tests/test_engines.py tests/test_serve.py tests/test_serve_requests.py
 
 .engines/.installed: $(VENV)/.installed-dev pyproject.toml $(LOCK)
 	$(call borrow,.engines)

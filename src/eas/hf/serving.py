@@ -11,23 +11,27 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException  # of which FastAPI's own is a kind
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import GenerationState, Modality
+from transformers.cli.serving.utils import Modality
 
+from eas.hf.bodies import checked
 from eas.hf.classes import become
+from eas.hf.generating import OneAfterAnother, Parses, asked, tokenizer_of
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 """From the messages of a request to the model's inputs, of batch size 1. A ValueError is the client's mistake."""
-EXPECTED = {"add_generation_prompt", "return_tensors", "return_dict", "tokenize", "load_audio_from_video"}
-"""What the server always says about a prompt."""
+COLDEST = 1e-5
+"""The lowest temperature to sample at: the greedy answer is all but certain there, and soon logits overflow."""
 
 
 def application(model: PreTrainedModel, processor: Any, name: str, ask: Ask) -> FastAPI:
@@ -44,25 +48,33 @@ def application(model: PreTrainedModel, processor: Any, name: str, ask: Ask) -> 
     served = copy.copy(processor)
     become(served, _Prompts)
     served.ask = ask
-    manager, state = _OneModel(model, served, name), GenerationState()
+    if tokenizer_of(served) is not served:
+        served.tokenizer = copy.copy(processor.tokenizer)
+    become(tokenizer_of(served), Parses)
+    manager, state = _OneModel(model, served, name), OneAfterAnother()
     absent = _Absent()
     app = build_server(
         manager,
         _Chat(manager, state),
-        completion_handler=CompletionHandler(manager, state),
+        completion_handler=_Completions(manager, state),
         response_handler=_Responses(manager, state),
         transcription_handler=absent,
         systemone_handler=absent,
         generation_state=state,
     )
-    app.add_exception_handler(ValueError, _mistake)
-    app.add_exception_handler(HTTPException, _mistake)
+    for kind in (ValueError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _mistake)
     return app
 
 
 async def _mistake(request: Request, error: Exception) -> JSONResponse:
     """The form in which OpenAI's clients look for a message."""
     status, said = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+    if isinstance(error, RequestValidationError):
+        reason = "; ".join(
+            f"{found['msg']} {found.get('ctx', {}).get('error', '')}".strip() for found in error.errors()
+        )
+        said = f"the body must be a JSON object, of the content type application/json ({reason})"
     return JSONResponse({"error": {"message": said, "type": "invalid_request_error"}}, status_code=status)
 
 
@@ -97,22 +109,51 @@ class _OneModel(ModelManager):  # type: ignore[misc]
     get_gen_models = list_models  # its name in 5.23
 
 
-class _AsSent:
-    """Hands the messages of a request to the processor as they are."""
+class _Checked:
+    """Checks a request before anything else, and hands its messages to the processor as they are."""
+
+    interface: str
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        # OpenAI's client streams only if it is asked to
+        asked_for = {"stream": False, **checked(body, self.interface)}
+        return await super().handle_request(asked_for, request_id)  # type: ignore[misc]
 
     @staticmethod
     def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
         return messages
 
+    def _build_generation_config(self, body: dict[str, Any], own: GenerationConfig, use_cb: bool) -> GenerationConfig:
+        rest = {name: value for name, value in body.items() if name not in ("stop", "seed")}
+        config = super()._build_generation_config(rest, own, use_cb=use_cb)  # type: ignore[misc]
+        if "temperature" in body:
+            config.do_sample = body["temperature"] >= COLDEST
+        stop = body.get("stop", [])
+        return asked(config, [stop] if isinstance(stop, str) else stop, body.get("seed"))
 
-class _Chat(_AsSent, ChatCompletionHandler):  # type: ignore[misc]
-    pass
+
+class _Chat(_Checked, ChatCompletionHandler):  # type: ignore[misc]
+    interface = "chat"
 
 
-class _Responses(_AsSent, ResponseHandler):  # type: ignore[misc]
+class _Completions(_Checked, CompletionHandler):  # type: ignore[misc]
+    interface = "completions"
+
+
+class _Responses(_Checked, ResponseHandler):  # type: ignore[misc]
+    interface = "responses"
+
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
-        # OpenAI's client streams only if it is asked to
-        return await super().handle_request({"stream": False, **body}, request_id)
+        match body:
+            case {"instructions": str(), "input": [{"role": "system"}, *_]}:  # transformers would drop the message
+                raise ValueError("instructions: the input starts with a system message of its own; send one of the two")
+            case {"input": [*items]}:  # earlier thoughts are no part of a prompt
+                body = {**body, "input": [item for item in items if not _is_thought(item)]}
+        return await super().handle_request(body, request_id)
+
+
+def _is_thought(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "reasoning"
 
 
 class _Absent:
@@ -128,8 +169,4 @@ class _Prompts:
     ask: Ask
 
     def apply_chat_template(self, messages: list[dict[str, Any]], tools: Any = None, **options: Any) -> BatchFeature:
-        if tools:
-            raise ValueError("tools: the model knows of none; leave them out")
-        if more := sorted(options.keys() - EXPECTED):
-            raise ValueError(f"chat_template_kwargs: {', '.join(more)}: prompts are made as in tuning; leave it out")
         return BatchFeature(dict(self.ask(messages)))

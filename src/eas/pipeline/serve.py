@@ -161,7 +161,10 @@ def _part(part: Any, number: int, images: list[Image.Image]) -> dict[str, str]:
         case {"type": str(kind), "image_url": {"url": str(url)} | str(url)} if kind in IMAGES:
             images.append(_image(url, number))
             return {"type": "image"}
-    raise DataError(f"message {number}: a part of its content is neither text nor an image")
+    raise DataError(
+        f"message {number}: a part of its content is neither text nor an image: it must be "
+        '{"type": "text", "text": ...} or {"type": "image_url", "image_url": {"url": ...}}'
+    )
 
 
 def _image(url: str, number: int) -> Image.Image:
