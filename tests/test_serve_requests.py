@@ -36,12 +36,12 @@ def sees():
     )
 
 
-def reads(**fields):
+def reads(anchor="assistant:", **fields):
     """A text model whose answers are random letters, and how its tokenizer says that they are parsed."""
     model, tokenizer = tuned(), words()
     tokenizer.chat_template = TEMPLATE
     if fields:
-        tokenizer.response_template = {"start_anchor": "assistant:", "fields": fields}
+        tokenizer.response_template = {"start_anchor": anchor, "fields": fields}
     eas.fold(model)
     unsaid = range(len(tokenizer), model.config.vocab_size)
     model.generation_config.suppress_tokens = [*tokenizer.all_special_ids, *unsaid]
@@ -125,6 +125,15 @@ def test_what_may_begin_a_stop_string_is_shown_at_the_end(read):
 def test_a_stop_string_is_looked_for_in_the_answer_only(read):
     whole = post(read)[0]
     assert post(read, stop=":" + whole[0])[0] == whole  # the prompt ends with a colon
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("anchor", ["<|im_start|>assistant\n", ["<|turn>model\n", "<other>"]])
+def test_a_prompt_without_the_mark_of_an_answer_is_no_part_of_the_answer(read, anchor, stream):
+    """Such as Vicuna's, of a Qwen without a chat template of its own."""
+    other = reads(anchor, content={"content": "text"})
+    for more in ({}, {"stop": [post(read)[0][3:5]]}):
+        assert post(other, stream=stream, **more) == post(read, stream=stream, **more)
 
 
 def test_thoughts_end_at_a_stop_string(read):

@@ -8,6 +8,7 @@ Here the answer's own text is searched, and ends before the stop string, as Open
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers.cli.serving.utils import (
     GenerationState,
     _GenerationCancelled,
     _StreamError,
+    get_response_template,
     response_events_to_chunks,
 )
 
@@ -122,13 +124,26 @@ class _Tokens(list[int]):
     stops: Sequence[str]
 
 
+def anchored(template: Mapping[str, Any], prompt: str) -> bool:
+    """Whether a prompt holds the mark behind which an answer begins; without the mark a parser takes the prompt for
+    part of the answer. transformers has templates for Qwen's and Gemma's models, whatever their prompts look like."""
+    if (pattern := template.get("start_anchor_pattern")) is not None:
+        return re.search(pattern, prompt) is not None
+    marks = template["start_anchor"]
+    return any(mark in prompt for mark in ([marks] if isinstance(marks, str) else marks))
+
+
 class Parses:
     """A tokenizer that parses an answer up to the first stop string."""
 
-    def parse_response(self, response: Any, *args: Any, **options: Any) -> Any:
+    def parse_response(self, response: Any, template: Any, *, prefix: str, **options: Any) -> Any:
         if isinstance(response, _Tokens):
-            response = before(self.decode(response), response.stops)  # type: ignore[attr-defined]
-        return super().parse_response(response, *args, **options)  # type: ignore[misc]
+            plain = not anchored(template, prefix)
+            text = self.decode(response, skip_special_tokens=plain)  # type: ignore[attr-defined]
+            response = before(text, response.stops)
+            if plain:
+                return {"content": response}
+        return super().parse_response(response, template, prefix=prefix, **options)  # type: ignore[misc]
 
 
 class Generating(GenerateManager):  # type: ignore[misc]
@@ -144,8 +159,10 @@ class Generating(GenerateManager):  # type: ignore[misc]
         response_parser: Any = None,
     ) -> tuple[asyncio.Queue[Any], DirectStreamer]:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        tokenizer = tokenizer_of(processor)._tokenizer
-        streamer = _Streamer(tokenizer, loop, queue, response_parser=response_parser, stops=gen_config.stops)
+        tokenizer, template = tokenizer_of(processor), get_response_template(processor, model)
+        if template is not None and not anchored(template, tokenizer.decode(inputs["input_ids"][0])):
+            response_parser = None
+        streamer = _Streamer(tokenizer._tokenizer, loop, queue, response_parser=response_parser, stops=gen_config.stops)
 
         def run() -> None:
             try:
