@@ -126,7 +126,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype 
     if str(model) in SHAPES:
         return build(str(model), dtype=dtype)
     if not (folder / WEIGHTS_FILE).is_file():
-        return _from_config(_config(str(model)), dtype)
+        return _from_config(_config(str(model), as_base=method is not None), dtype)
     if method is not None:
         raise ValueError(f"{folder} holds an adapter; leave method, k and skip_set out, or name its base")
     record = read_adapter_record(folder)
@@ -142,12 +142,12 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype 
     return built
 
 
-def _config(name: str) -> Any:
+def _config(name: str, as_base: bool = False) -> Any:
     name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:
-        config = model_config(name)
+        config = model_config(name, as_base=as_base)
     except OSError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     if vars(config).get("quantization_config") is not None:
