@@ -24,6 +24,7 @@ from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
+from eas.measure.vision import require_room_in_prompt
 from eas.methods import method_config, recorded_method
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.bases import base_folder
@@ -69,7 +70,8 @@ def count(
         UnsupportedModelError: the family is not supported.
         ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
         ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
-            sees none, or whose tower is not known; ``patch_grid`` is missing; or the base is saved quantised.
+            sees none, or whose tower is not known; ``patch_grid`` is missing or impossible; the prompt is shorter than
+            its images; or the base is saved quantised.
 
     Example:
         >>> import eas
@@ -94,6 +96,7 @@ def count(
         model = on_meta(model, method, k, chosen, mode, dtype)
     if Anatomy.of(model).form == "coattention":  # which the paper counts as we do
         return count_coattention(model, prompt_tokens, images)
+    require_room_in_prompt(model, prompt_tokens, images, patch_grid)
     counts = count_modules(model, prompt_tokens, images, patch_grid)
     return as_the_paper_counts(counts) if convention == "paper" else counts
 
