@@ -11,7 +11,7 @@ import torch
 from eas.demo.tiny import load_tiny
 from eas.example import Example
 from eas.tasks.evaluation import Evaluation, evaluate, score_answers, target_losses
-from eas.tasks.evaluation_forms import Blind, blind, meant, named
+from eas.tasks.evaluation_forms import Blind, _chance, blind, meant, named
 
 torch.set_num_threads(1)
 
@@ -109,6 +109,10 @@ def test_blind_answers() -> None:
     assert blind("exact", asked(["yes"] * 6 + ["no"] * 4)) == Blind(None, 0.6, "yes")
     assert blind("exact", asked(["a", "b", "b", "a", "b"], ("a", "b", "c", "d"))) == Blind(0.25, 0.6, "b")
     assert blind("exact", asked(["one", "two", "three"])) == Blind(None, None, None)
+    for metric in ("choice", "ranking", "scienceqa-text"):
+        twice = _chance(Example.ask("x", "q", "a", choices=("a", "b", "a", "c")), metric)
+        assert (twice, _chance(Example.ask("x", "q", "no", choices=("no", "No")), metric)) == (0.5, 0.5)
+    assert _chance(Example.ask("x", "q", "no", choices=("no", "No")), "exact") == 1  # to which both are right
     assert blind("none", asked(["yes", "yes"])) == Blind()
     science = asked(["The answer is B. BECAUSE: so", "The answer is B. BECAUSE: no"])
     about = {"choices": ["x", "y", "z"], "answer": 1, "subject": "s", "grade": "grade1", "hint": False, "image": False}

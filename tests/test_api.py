@@ -63,6 +63,9 @@ def test_search_says_what_it_cannot_do():
         search(model(), rows(8), rows(8), eas.SearchConfig(rule="similarity"))
     with pytest.raises(eas.ConfigError, match="num_train_epochs has no meaning in a search; give max_steps"):
         search(model(), rows(8), rows(8), num_train_epochs=2)
+    for name, value in (("output_dir", "x"), ("resume_from_checkpoint", True), ("push_to_hub", True)):
+        with pytest.raises(eas.ConfigError, match=f"{name} has no meaning in a search; nothing is kept"):
+            search(model(), rows(8), rows(8), **{name: value})
 
 
 def test_a_search_that_trains_nothing_needs_no_training_examples_and_its_seed_counts():

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import eas
 from eas import cli
 from eas.config import ConfigError
+from eas.demo.tiny import load_tiny
 from eas.measure import shapes
 from eas.measure.count import count
 
@@ -137,8 +138,8 @@ def test_the_paper_s_closed_form_at_other_sizes(d: int, ff: int, heads: int, kv:
 
 
 def test_the_paper_counts_vision_twice_and_folds_for_nothing() -> None:
-    honest = count("llava-0.5b", 300, 2, k=4, fold_mode="per_example")
-    paper = count("llava-0.5b", 300, 2, k=4, convention="paper")
+    honest = count("llava-0.5b", 400, 2, k=4, fold_mode="per_example")
+    paper = count("llava-0.5b", 400, 2, k=4, convention="paper")
     assert paper.macs == honest.macs + honest.vision_macs - honest.statistics_macs - honest.fold_macs
     assert (paper.vision_macs, paper.fold_macs, paper.statistics_macs) == (2 * honest.vision_macs, 0, 0)
     assert honest.fold_macs > honest.statistics_macs > 0
@@ -258,3 +259,38 @@ def test_the_command() -> None:
     for words in (["--skip-set", "1;2"], ["--patch-grid", "3"], ["--dtype", "int8"], ["--fold", "shared"]):
         with pytest.raises(ValueError, match=words[0]):
             CliRunner().invoke(cli.app, ["count", "llava-0.5b", *words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "words"),
+    [
+        (
+            "qwen2.5-vl-3b",
+            {"patch_grid": (0, 0)},
+            "patch_grid = 0x0: .* merges 2x2 patches; give multiples of 2, above 0",
+        ),
+        ("qwen2.5-vl-3b", {"patch_grid": (-2, -4)}, "patch_grid = -2x-4"),
+        ("qwen2.5-vl-3b", {"patch_grid": (25, 31)}, "patch_grid = 25x31: .* merges 2x2 patches; give multiples of 2"),
+        ("qwen2.5-vl-3b", {"prompt_tokens": 191, "patch_grid": (24, 32)}, "its images, which are 192 tokens or more"),
+        (
+            "llava-7b",
+            {"prompt_tokens": 100},
+            "prompt_tokens = 100: .* its images, which are 576 tokens or more; give image",
+        ),
+        ("llava-7b", {"prompt_tokens": 1151, "images": 2}, "which are 1152 tokens or more"),
+        ("smolvlm-500m", {"prompt_tokens": 63}, "which are 64 tokens or more"),
+    ],
+)
+def test_images_that_no_prompt_holds_are_refused(model: str, sizes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        count(model, **{"prompt_tokens": 512, "images": 1, **sizes})
+
+
+def test_a_prompt_may_be_nothing_but_its_images() -> None:
+    assert count("llava-7b", 576, 1).vision_macs > 0
+    assert count("qwen2.5-vl-3b", 192, 1, (24, 32)).vision_macs > 0
+    model, _ = load_tiny()
+    eas.keep_visual_tokens(model, 4)
+    assert count(model, 4, 1, method="lora").vision_macs > 0
+    with pytest.raises(ValueError, match="which are 4 tokens or more"):
+        count(model, 3, 1)

@@ -342,6 +342,16 @@ def test_choices_and_annotators_answers(write):
         load_jsonl(write(row | {"choices": "ab"}))
     with pytest.raises(DataError, match=r"data.jsonl:1: example 1: answer 'ring' is not among the choices"):
         load_jsonl(write(row | {"choices": ["disc"]}))
+    assert load_jsonl(write(row | {"choices": ["ring", "Ring"]}))[0].choices == ("ring", "Ring")
+    for again, words in (
+        ("ring", "'ring' is there twice"),
+        (" ring</s>", "'ring' is there twice"),
+        (" ", "one is empty"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"data.jsonl:1: choices are .*: {words}.*; write every choice once, or drop"
+        ):
+            load_jsonl(write(row | {"choices": ["ring", "disc", again]}))
 
 
 def test_the_official_accuracy_needs_four_annotators(write):

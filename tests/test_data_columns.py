@@ -38,6 +38,10 @@ def test_datasets_with_the_same_columns(tmp_path, monkeypatch):
         assert [part["type"] for part in first.messages[0]["content"]] == ["text", "image", "text", "image", "text"]
         assert plain.images == ()
     assert len(load_data(str(tmp_path / "saved"), "test")) == 1
+    rows = [{"prompt": "q", "completion": "red", "choices": ["red", "blue", "red"]}]
+    DatasetDict({"test": Dataset.from_list(rows)}).save_to_disk(tmp_path / "twice")
+    with pytest.raises(DataError, match=r"row 0 of .*twice: choices are .*: 'red' is there twice.* drop the row"):
+        load_data(str(tmp_path / "twice"), "test")
     with pytest.raises(DataError, match="has no split 'validation'; use one of train, test"):
         load_data(str(tmp_path / "saved"), "validation")
     spec, parts = f"hub:{tmp_path / 'parquet'}", {"validation": "train[1:]"}

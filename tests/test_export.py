@@ -265,6 +265,19 @@ def test_a_sliding_window_shortens_the_context():
     assert plain(model).sizes.context == 32
 
 
+@pytest.mark.parametrize(("context", "read", "answered"), [(64, 19, 24), (24, 19, 5), (8, 7, 1)])
+@pytest.mark.parametrize("limit", ["sliding_window", "max_position_embeddings"])
+def test_the_model_is_asked_within_its_context(limit, context, read, answered, tmp_path):
+    model = tuned("Mistral", **{"sliding_window": None, limit: context})
+    folder = eas.export(model, "decilm", tmp_path / "out", processor=words(), dtype="float32")
+    want = read_expected(folder)
+    assert (len(want["prompt_tokens"]), len(want["tokens"])) == (read, answered)
+    assert (want["prompt"] is None) == (context == 8)
+    log_probs = read_decilm(folder, [*want["prompt_tokens"], *want["tokens"][:-1]])[read - 1 :]
+    found = log_probs.gather(1, torch.tensor(want["likeliest"]))
+    assert (found - torch.tensor(want["log_probs"])).abs().max() < 1e-3
+
+
 def test_the_runtime_loads_neither_torch_nor_transformers():
     code = "import sys; from eas import runtime; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

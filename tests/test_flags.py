@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import eas
 from eas import cli
+from eas.demo.tiny import load_tiny
 from eas.keys import as_typed
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.run import CONFIG_FILE
@@ -236,3 +237,46 @@ def test_a_second_command_does_not_change_the_settings_of_the_first(tmp_path):
         refused = CliRunner().invoke(cli.app, ["run", "--output-dir", str(tmp_path), "-o", "seed=2"])
     assert "another eas command works in it" in str(refused.exception)
     assert Run.open(tmp_path).config.seed == 1
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """An adapter and a standalone model of one base, and a run's folder without a model."""
+    root = tmp_path_factory.mktemp("folders")
+    model = eas.attach(load_tiny()[0], eas.EASConfig(num_skip=2, skip_rank=8, adapt_rank=4))
+    eas.select(model, [2, 5])
+    eas.prune(model)
+    eas.save(model, root / "adapter")
+    eas.save_standalone(model, root / "standalone")
+    RunConfig(output_dir=str(root / "run")).to_file(root / "run" / CONFIG_FILE)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("adapter", "adapter holds an adapter and no model; name its base ("),
+        (
+            "standalone",
+            "standalone is a standalone model: it has its method, and lacks attentions already; name its base",
+        ),
+        ("run", "run is the folder of a run and no model; name its base, the model in its run.yaml"),
+    ],
+)
+def test_what_is_no_base_is_named_wherever_a_base_is_asked_for(folders, kind, words, tmp_path, monkeypatch, capsys):
+    folder, out = str(folders / kind), str(tmp_path / "out")
+    entry = {"label": "EAS", "skips": [2]}
+    (tmp_path / "compare.yaml").write_text(json.dumps({"run": {"model": folder}, "entries": [entry]}))
+    shared = ["--data", "scenes:relation", "--skip", "2"]
+    for arguments in (
+        ["run", "--model", folder, *shared, "--output-dir", out],
+        ["search", out, "--model", folder, *shared],
+        ["compare", "--config", str(tmp_path / "compare.yaml"), "--output-dir", out],
+        ["data", "check", "scenes:relation", "--model", folder],
+        ["bench", folder, "--output", str(tmp_path / "bench.json")],
+        ["export", str(folders / "adapter"), "--base", folder, "--to", "vllm", "--output", f"{out}2"],
+    ):
+        assert words in error_of(monkeypatch, capsys, *arguments), arguments
+    if kind == "standalone":
+        with pytest.raises(ValueError, match="is a standalone model"):
+            eas.count(folder, 32, method="lora")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from eas.attachment.save import adapter_state
 from eas.measure.count import count
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline.frontier import Budget, fit_rounds, frontier, held_out_losses
+from eas.reports.frontier import recommendation
 from eas.tasks.collate import Collator
 
 torch.set_num_threads(1)
@@ -86,13 +88,26 @@ def test_recommendation_keeps_to_every_limit():
     shares = [{"macs_share": 1 - k / 10, "kv_share": 1 - k / 4, "decode_bound": 1 + k / 10} for k in range(4)]
     rows = [row(0, 1.0, 1.0, **shares[0]), row(1, 0.9, **shares[1]), row(2, 1.2, 1.0, **shares[2])]
     rows.append(row(3, 1.1, 1.6, **shares[3]))
-    assert Budget().recommend(rows) is None
-    assert Budget(max_loss_increase=0.2).recommend(rows) == 2  # the measured loss counts; the largest k
-    assert Budget(max_loss_increase=0.05).recommend(rows) == 1
-    assert Budget(max_kv=0.75).recommend(rows) == 1  # the smallest that saves enough
+    rows.append(row(4, -1.3, **shares[3] | {"kv_share": 0.0}))
+    assert Budget().recommend(rows, unmeasured=True) is None
+    assert Budget(max_loss_increase=0.2).recommend(rows) == 2  # the lowest loss that was measured counts; the largest k
+    assert Budget(max_loss_increase=0.2).recommend(rows, unmeasured=True) == 4  # to be measured next
+    assert Budget(max_loss_increase=0).recommend(rows[:3]) == 2
+    assert Budget(max_kv=0.75).recommend(rows) == 2
+    assert Budget(max_kv=0.75).recommend(rows, unmeasured=True) == 1  # the smallest that saves enough
     assert Budget(max_macs=0.8).recommend(rows) == 2
     assert Budget(speedup=1.3).recommend(rows) == 3
     assert Budget(speedup=1.3, max_loss_increase=0.2).recommend(rows) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [*((name, limit) for name in ("max_macs", "max_kv", "speedup") for limit in (0, -1, math.nan, math.inf))]
+    + [("max_loss_increase", limit) for limit in (-5, math.nan, math.inf)],
+)
+def test_a_budget_that_cannot_be_is_refused(name, limit):
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} {limit}: must be a finite number"):
+        Budget(**{name: limit})
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +126,8 @@ def test_the_command_from_a_finished_search(searched):
     rows, run = record["rows"], Run.open(searched)
     assert last["recommended"] == record["recommended"] == 4  # of 12 attentions 8 keep 67 % of the cache
     assert last["skip_set"] == rows[4]["skip_set"]
+    assert (last["measured"], last["tried"]) == (rows[4]["measured"], [])
+    assert "recommended: k = 4, measured loss" in done.output
     assert [row["k"] for row in rows] == list(range(12))
     assert all(set(a["skip_set"]) < set(b["skip_set"]) for a, b in pairwise(rows))
     assert {row["k"] for row in rows if row["measured"] is not None} == {0, 2, 4}
@@ -132,6 +149,50 @@ def test_the_command_from_a_finished_search(searched):
     assert held_out_losses(run, model, [tuple(rows[2]["skip_set"])], 4) == pytest.approx([loss], rel=1e-5)
     fold(model)
     assert count(model, record["prompt_tokens"], 1).macs == rows[2]["macs"]
+
+
+@pytest.mark.parametrize("most", [8, 2])
+def test_a_recommended_k_meets_the_budget_by_a_measured_loss(searched, most, monkeypatch):
+    """The predictions are far too low for all k but the run's own; measured, only k = 1 and 2 are within the budget."""
+    losses = {k: 1.0 + 0.04 * k if k <= 2 else 4.0 for k in range(12)}
+    seen: list[list[int]] = []
+
+    def measured(run, model, skip_sets, examples):
+        seen.append([len(skip_set) for skip_set in skip_sets])
+        return [losses[len(skip_set)] for skip_set in skip_sets]
+
+    class TooLow:
+        def ranking(self):
+            return list(range(12))
+
+        num_candidates = 12
+
+        def contrast(self, difference):
+            return -9.0, 0.1
+
+    monkeypatch.setattr("eas.pipeline.frontier.held_out_losses", measured)
+    monkeypatch.setattr("eas.pipeline.frontier.fit_rounds", lambda *_: (TooLow(), False))
+    monkeypatch.setattr("eas.pipeline.frontier.TRIES", most)
+    record = frontier(Run.open(searched), [1], budget=Budget(max_loss_increase=0.1))
+    assert seen[0] == [0, 1, 4, 4]
+    assert [k for (k,) in seen[1:]] == record["tried"] == [11, 10, 9, 8, 7, 6, 5, 3][:most]
+    assert record["recommended"] == 1  # k = 2 would fit, but that many were not tried
+    assert [row["k"] for row in record["rows"] if row["measured"] is not None] == sorted({0, 1, 4, *record["tried"]})
+    said = recommendation(record)
+    assert "recommended: k = 1, measured loss 1.040, 0.040 above the lowest measured, that of k = 0; measured" in said
+    record = frontier(Run.open(searched), [1], budget=Budget(max_macs=0.99, max_loss_increase=0.1))
+    assert (record["recommended"], record["tried"]) == (1, [])
+    record = frontier(Run.open(searched), [], budget=Budget(max_kv=0.8))
+    assert (record["recommended"], record["tried"], record["rows"][3]["measured"]) == (3, [3], 4.0)
+
+
+def test_what_is_measured_for_a_budget_is_the_model_of_the_search(searched):
+    """Also where folding for the costs merges LoRA, which leaves the base's weights up to rounding."""
+    run = Run.open(searched)
+    found = frontier(run, [], examples=4, budget=Budget(speedup=1.001))
+    (k,) = found["tried"]
+    again = frontier(run, [k], examples=4)
+    assert found["rows"][k]["measured"] == again["rows"][k]["measured"]
 
 
 def test_what_cannot_be_drawn_is_refused(searched, tmp_path):

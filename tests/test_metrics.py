@@ -1,10 +1,13 @@
 """Metrics of answers, and answers and losses scored by them."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from eas.data import load_data
 from eas.example import DataError, Example
 from eas.metrics import METRICS
+from eas.metrics.exact import contains, exact_match
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,11 @@ from eas.metrics import METRICS
         ("contains", "1,300", "300", 0.0),
         ("contains", "2-3", "3", 1.0),
         ("contains", "2,red", "red", 1.0),
+        ("contains", "red", ".", 0.0),
+        ("contains", " .", ".", 1.0),
+        ("contains", "red", " ", 0.0),
+        ("exact", "", ".", 0.0),
+        ("exact", ".", ". ", 1.0),
         ("choice", "Red square, of course", "red square", 1.0),
         ("choice", "red squares", "red square", 0.0),
         ("choice", "red square", "red", 0.0),
@@ -29,6 +37,17 @@ from eas.metrics import METRICS
 def test_metrics(metric, prediction, target, score):
     choices = () if metric != "choice" else ("red", "red square")
     assert METRICS[metric](prediction, Example.ask("x", "q", target, choices=choices)) == score
+
+
+@given(st.text(), st.text())
+@example("", ".")
+@example("red", ". ")
+def test_nothing_and_something_are_never_alike(text, other):
+    for metric in (exact_match, contains):
+        assert metric(text, text) == 1
+        if text.strip():
+            assert metric("", text) == metric(text, " ") == 0
+    assert exact_match(text, other) <= contains(text, other)
 
 
 @pytest.mark.parametrize("choices", [("no", "No"), ("US", "us"), ("a.", "a"), ("b c", "b  c")])

@@ -19,6 +19,7 @@ from results import comparison, run_result, write
 from typer.testing import CliRunner
 
 from eas.cli import app
+from eas.paper.compare_config import CompareConfig
 from eas.reports.front import Point, front_plot, pareto, points_of
 from eas.reports.page import Page, write_page
 from eas.reports.pattern import of_frontier
@@ -260,6 +261,23 @@ def test_the_page_in_a_browser(several: Page, browser: Any, width: int, scheme: 
     serious = [f"{f['id']}: {f['nodes'][0]['html']}" for f in faults if f["impact"] in ("serious", "critical")]
     assert not serious
     page.context.close()
+
+
+@pytest.mark.parametrize("trials", [True, False])
+def test_a_comparison_without_a_table_yet_is_not_finished(trials: bool, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.yaml").write_text("seed: 0\n")
+    with pytest.raises(ReportError, match=r"result\.json is missing; name the folder of a run"):
+        write_page([tmp_path], tmp_path / "page")
+    entry = {"label": "EAS, own", "skips": [3], "learning_rates": [1e-3, 3e-3]}
+    settings = CompareConfig.from_dict({"output_dir": str(tmp_path), "entries": [entry]})
+    jobs = settings.trials()["EAS, own"] if trials else settings.jobs_of_seed(0, {})
+    jobs[0].folder.mkdir(parents=True)
+    jobs[0].config.to_file(jobs[0].folder / "run.yaml")
+    with pytest.raises(
+        ReportError, match=r"a comparison that is not finished.* continue it with the same `eas compare`"
+    ):
+        write_page([tmp_path], tmp_path / "page")
 
 
 def test_the_readmes_picture_is_current(monkeypatch: pytest.MonkeyPatch) -> None:

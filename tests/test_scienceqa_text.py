@@ -109,6 +109,14 @@ def test_choices_that_differ_in_case_are_told_apart(right):
     assert scores == [float(right == 0), float(right == 1)]
 
 
+@pytest.mark.parametrize("answer", [0, 2])
+def test_a_choice_that_is_there_twice_is_right_wherever_the_answer_stands(answer):
+    texts = ("red", "blue", "red")
+    about = {"choices": list(texts), "answer": answer, "subject": "language science", "grade": "grade3"}
+    example = Example.ask("0", "q", "red", choices=texts, metadata=about | {"hint": False, "image": False})
+    assert [score_answers("scienceqa-text", [example], {"0": text}).score for text in texts] == [1, 0, 1]
+
+
 def test_ranking_needs_choices(folder):
     with pytest.raises(DataError, match="metric 'ranking' needs choices in every example"):
         evaluate(*load_tiny(), read(folder, target="rationale"), metric="ranking", batch_size=4, max_new_tokens=1)

@@ -205,3 +205,10 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         eas.keep_visual_tokens(model, 8)
     with pytest.raises(ConfigError, match=r"visual_tokens fits LLaVA 1.5 \(model type llava\), not llama"):
         eas.keep_visual_tokens(eas.attachment.load.load_base("tiny").model.language_model, 2)
+
+
+@pytest.mark.parametrize("type_", ["llama", "llava_next", "idefics3"])
+def test_a_processor_of_another_family_is_refused_too(type_):
+    config = tf.AutoConfig.for_model(type_)
+    with pytest.raises(ConfigError, match=f"visual_tokens fits LLaVA 1.5 .* not {type_}; leave it out"):
+        eas.fit_processor(object(), config, 4)

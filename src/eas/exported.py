@@ -68,9 +68,9 @@ class Expected(TypedDict):
     """``expected.json``: what eas itself answers, so that an engine can be checked.
 
     Args:
-        prompt: a text; null where the model has no tokenizer.
-        prompt_tokens: the same as tokens.
-        tokens: the most likely token, step by step, but for those that end an answer.
+        prompt: a text; null where the model has no tokenizer, or its context is too short for it.
+        prompt_tokens: the same as tokens, or the first ones that the context holds.
+        tokens: the most likely token, step by step within the context, but for those that end an answer.
         likeliest: at every step the five likeliest tokens.
         log_probs: their log-probabilities.
         dtype: eas computed in it.

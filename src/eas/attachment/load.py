@@ -98,6 +98,8 @@ def load(
         record, file = _read(folder)
     model: Any = model_or_id
     if not isinstance(model, nn.Module):
+        with raised_as(CheckpointError):
+            model_config(base_folder(str(model)), base_revision, as_base=True)
         model = load_base(str(model), revision=base_revision, **from_pretrained)
     config = recorded_method(record["config"])
     if attached(model) and name is not None:

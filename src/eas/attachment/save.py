@@ -27,11 +27,12 @@ from eas.card import adapter_card, write
 from eas.distributed import full, is_main
 from eas.files import WriteError, writing
 from eas.models.anatomy import paths
+from eas.models.folder import ADAPTER_FILE
 from eas.models.quantisation import unpack
 from eas.models.visual_tokens import kept_tokens
 from eas.weights import is_finite
 
-CONFIG_FILE, WEIGHTS_FILE = "eas_config.json", "adapter.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILE, "adapter.safetensors"
 FINGERPRINT, RECORD = "base_fingerprint", "eas"
 REMEDY = "copy or save it again"
 

@@ -48,7 +48,7 @@ def frontier(
     ] = None,
     examples: Annotated[int, typer.Option(help="Maximum number of validation examples to score.", min=1)] = 256,
     max_loss_increase: Annotated[
-        float | None, typer.Option(help="Budget: loss above the lowest loss of all k.")
+        float | None, typer.Option(help="Budget: loss above the lowest measured loss.")
     ] = None,
     max_macs: Annotated[float | None, typer.Option(help="Budget: MACs of a prefill, as a share of the base's.")] = None,
     max_kv: Annotated[float | None, typer.Option(help="Budget: KV cache, as a share of the base's.")] = None,
@@ -56,13 +56,13 @@ def frontier(
 ) -> None:
     """Show what every k would cost and save, from one finished search (frontier.json, .png, .svg).
 
-    With a budget the command recommends a k; see docs/frontier.md. The last line is JSON.
+    With a budget the command recommends a k, whose loss it measures; see docs/frontier.md. The last line is JSON.
     """
     from eas.pipeline import Run
     from eas.pipeline.frontier import Budget
     from eas.pipeline.frontier import frontier as draw
     from eas.pipeline.run import working
-    from eas.reports.frontier import frontier_table
+    from eas.reports.frontier import frontier_table, recommendation
 
     try:
         chosen = [int(k) for k in measure.split(",")] if measure is not None else None
@@ -74,7 +74,8 @@ def frontier(
         result = draw(opened, chosen, examples, budget)
     console().print(frontier_table(result))
     k = result["recommended"]
-    if k is None and budget != Budget():
-        console().print("no k meets the budget")
-    skip_set = None if k is None else result["rows"][k]["skip_set"]
-    print(json.dumps({"frontier": str(folder / "frontier.json"), "recommended": k, "skip_set": skip_set}))
+    if budget != Budget():
+        console().print(recommendation(result))
+    row = {"skip_set": None, "measured": None} if k is None else result["rows"][k]
+    found = {"recommended": k, "skip_set": row["skip_set"], "measured": row["measured"], "tried": result["tried"]}
+    print(json.dumps({"frontier": str(folder / "frontier.json"), **found}))

@@ -34,8 +34,8 @@ def export(
     """
     from rich.table import Table
 
-    from eas.exporting.export import explain as explained
-    from eas.exporting.export import export as write
+    from eas import explain as explained  # knows standalone folders too
+    from eas import export as write
 
     if explain:
         rows = explained(model, base)

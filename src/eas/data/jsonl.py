@@ -117,7 +117,7 @@ def leaving_out(left_out: list[str] | None) -> Iterator[None]:
 
 def _examples(row: Mapping[str, Any], id: str, folder: Path) -> Iterator[Example]:
     _refuse_unread(row)
-    choices, given = _texts(row, "choices"), [without_end(text)[0] for text in _texts(row, "answers")]
+    choices, given = _choices(row), [without_end(text)[0] for text in _texts(row, "answers")]
     turns, context = _turns(row)
     roles = [role for role, _ in map(_turn, turns)]
     contents = [_parts(role, content) for role, content in map(_turn, turns)]
@@ -221,6 +221,17 @@ def _refuse_misnamed(row: Mapping[str, Any], named: Sequence[str | ImageSource],
 
 def _is_image(value: Any) -> bool:
     return isinstance(value, str | Path | Image.Image) or callable(value)
+
+
+def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The row's choices, which must differ by more than white space around them or an end token."""
+    texts, seen = _texts(row, "choices"), set[str]()
+    for text in texts:
+        if not (bare := without_end(text)[0].strip()) or bare in seen:
+            how = f"{shown(bare)} is there twice" if bare else "one is empty"
+            raise DataError(f"choices are {shown(list(texts))}: {how}; write every choice once, or drop the row")
+        seen.add(bare)
+    return texts
 
 
 def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -96,11 +96,11 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str], options: 
     """As `eas.metrics.scienceqa.score_scienceqa`; the text of a choice counts as its letter."""
     letters = {}
     for example in examples:
-        choices = example.metadata["choices"]
+        choices, answer = example.metadata["choices"], example.metadata["answer"]
         form = form_for(choices)
-        said, texts = form(predictions[example.id]), map(form, choices)
-        named = [f"The answer is {letter}." for letter, text in zip(LETTERS, texts, strict=False) if text == said]
-        letters[example.id] = named[0] if named else predictions[example.id]
+        said, texts = form(predictions[example.id]), [form(choice) for choice in choices]
+        named = [LETTERS[i] for i in (answer, *range(len(texts))) if texts[i] == said]  # a repeated text is right
+        letters[example.id] = f"The answer is {named[0]}." if named else predictions[example.id]
     return score_scienceqa(examples, letters)
 
 

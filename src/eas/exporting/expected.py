@@ -18,22 +18,25 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 @torch.no_grad()
-def expected(model: PreTrainedModel, tokenizer: Any, ends: list[int]) -> Expected:
+def expected(model: PreTrainedModel, tokenizer: Any, ends: list[int], context: int) -> Expected:
     """The most likely tokens after a prompt, and at every step the likeliest with their log-probabilities.
 
-    A token that ends an answer is never taken, as engines leave it out when they are to go on.
+    A token that ends an answer is never taken, as engines leave it out when they are to go on. Prompt and answer fit
+    the context: behind it the model, with its window, computes something else than the plain weights.
     """
     training = model.training
-    prompt, ids = None, [[1 + i % 7 for i in range(9)]]
+    prompt, ids = None, [1 + i % 7 for i in range(9)]
     if tokenizer is not None:
-        prompt, ids = PROMPT, [tokenizer(PROMPT)["input_ids"]]
-    new, cache = torch.tensor(ids, device=model.device), None
+        prompt, ids = PROMPT, tokenizer(PROMPT)["input_ids"]
+    if len(ids) >= context:
+        prompt, ids = None, ids[: max(context - 1, 1)]
+    new, cache = torch.tensor([ids], device=model.device), None
     likeliest: list[list[int]] = []
     log_probs: list[list[float]] = []
     tokens: list[int] = []
     model.eval()
     try:
-        for _ in range(STEPS):
+        for _ in range(min(STEPS, max(context - len(ids), 1))):
             output = model(input_ids=new, use_cache=True, **cached(cache))
             cache = output_cache(output)
             row = output.logits[0, -1].float().log_softmax(-1)
@@ -48,7 +51,7 @@ def expected(model: PreTrainedModel, tokenizer: Any, ends: list[int]) -> Expecte
     dtype = str(model.dtype).removeprefix("torch.")
     return {
         "prompt": prompt,
-        "prompt_tokens": ids[0],
+        "prompt_tokens": ids,
         "tokens": tokens,
         "likeliest": likeliest,
         "log_probs": log_probs,

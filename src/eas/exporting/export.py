@@ -108,7 +108,7 @@ def export(
     source = Source(model, processor, plain(model))
     PlainDecoder(source.plain.sizes, source.plain.tensors, source.plain.frequencies)  # every weight is there
     settings = as_scored(model, source.tokenizer)
-    want = expected(model, source.tokenizer, settings["eos_token_id"])
+    want = expected(model, source.tokenizer, settings["eos_token_id"], source.plain.sizes.context)
     require_equal(source.plain, want)
     with aside(output) as folder:
         if processor is not None:

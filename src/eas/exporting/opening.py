@@ -47,7 +47,7 @@ def opened(
         raise CheckpointError(f"{adapter} does not name its base; give --base")
     home = base_folder(named)
     try:
-        model = load(load_base(home, revision=revision, dtype=_dtype(dtype, home, revision)), adapter)
+        model = load(home, adapter, base_revision=revision, dtype=_dtype(dtype, home, revision))
     except OSError as error:
         raise CheckpointError(f"{adapter}: its base {named} cannot be opened ({error}); give --base") from error
     return model.eval(), _fitted(processor_of(home, revision), model)

@@ -35,6 +35,7 @@ from eas.models.bases import base_folder
 from eas.models.dtype import in_software
 from eas.models.folder import model_config
 from eas.progress import Bar
+from eas.records import raised_as
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTIMED = 2  # decode steps of a request that are left out: with a new cache, a CUDA graph is recorded anew
@@ -185,12 +186,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedMode
     name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(f"BenchConfig.model = {name!r}: no folder, no Hub id, and no shape; those are {[*SHAPES]}")
-    model_type = model_config(name).model_type
-    if model_type.startswith("eas_"):
-        raise ConfigError(
-            f"{name} is a standalone model, which lacks attentions already; name its base, and its --skip-set"
-        )
-    auto = auto_class(model_type)
+    with raised_as(ConfigError):
+        auto = auto_class(model_config(name, as_base=True).model_type)
     model: PreTrainedModel = auto.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(device).eval()
     return model
 

@@ -24,6 +24,7 @@ from eas.measure.coattention import count_coattention
 from eas.measure.modules import Counts, count_modules
 from eas.measure.paper import PAPER_FOLDS, as_the_paper_counts
 from eas.measure.shapes import SHAPES, build
+from eas.measure.vision import require_room_in_prompt
 from eas.methods import method_config, recorded_method
 from eas.models.anatomy import Anatomy, auto_class
 from eas.models.bases import base_folder
@@ -69,7 +70,8 @@ def count(
         UnsupportedModelError: the family is not supported.
         ConfigError: the method, its keys, ``k`` or ``skip_set`` are refused.
         ValueError: the name is unknown, an argument is impossible or does not apply; images are given to a model that
-            sees none, or whose tower is not known; ``patch_grid`` is missing; or the base is saved quantised.
+            sees none, or whose tower is not known; ``patch_grid`` is missing or impossible; the prompt is shorter than
+            its images; or the base is saved quantised.
 
     Example:
         >>> import eas
@@ -94,6 +96,7 @@ def count(
         model = on_meta(model, method, k, chosen, mode, dtype)
     if Anatomy.of(model).form == "coattention":  # which the paper counts as we do
         return count_coattention(model, prompt_tokens, images)
+    require_room_in_prompt(model, prompt_tokens, images, patch_grid)
     counts = count_modules(model, prompt_tokens, images, patch_grid)
     return as_the_paper_counts(counts) if convention == "paper" else counts
 
@@ -126,7 +129,7 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype 
     if str(model) in SHAPES:
         return build(str(model), dtype=dtype)
     if not (folder / WEIGHTS_FILE).is_file():
-        return _from_config(_config(str(model)), dtype)
+        return _from_config(_config(str(model), as_base=method is not None), dtype)
     if method is not None:
         raise ValueError(f"{folder} holds an adapter; leave method, k and skip_set out, or name its base")
     record = read_adapter_record(folder)
@@ -142,12 +145,12 @@ def _built(model: PreTrainedModel | str | Path, method: Any, dtype: torch.dtype 
     return built
 
 
-def _config(name: str) -> Any:
+def _config(name: str, as_base: bool = False) -> Any:
     name = base_folder(name)
     if "/" not in name and not Path(name).is_dir():  # spares a typing error the way to the Hub
         raise ValueError(f"{name} is neither a folder nor a shape; use one of {', '.join(SHAPES)}")
     try:
-        config = model_config(name)
+        config = model_config(name, as_base=as_base)
     except OSError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     if vars(config).get("quantization_config") is not None:

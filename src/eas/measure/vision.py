@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from eas.hf.api import no_init_weights
 from eas.measure.maps import module_macs
 from eas.models.anatomy import Anatomy, model_class
+from eas.models.visual_tokens import kept_tokens
 
 # where a family keeps the vision tower in front of its projector
 VISION_TOWERS = {
@@ -51,6 +52,12 @@ VISION_TOWERS = {
 }
 ONEVISION = "LlavaOnevisionForConditionalGeneration"
 ENCODERS = ("CLIPVisionModel", "LavinVisionModel", "Idefics3VisionTransformer", "SmolVLMVisionTransformer")
+TOKENS_KNOWN = (
+    "LlavaForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
+)
+"""Families whose every image, or tile of one, takes as many tokens as its tower's size says."""
 QWEN = ("blocks", "patch_embed.proj")
 GRIDS: dict[str, tuple[str, str]] = {
     "Qwen2VisionTransformerPretrainedModel": QWEN,
@@ -86,7 +93,7 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
     """MACs of one image of the tower's size, or of ``grid`` = (height, width) in patches where the tower reads any.
 
     Raises:
-        ValueError: the family takes no images, its tower is not known, or the grid is missing.
+        ValueError: the family takes no images, its tower is not known, or the grid is missing or impossible.
     """
     family, anatomy, config = type(model).__name__, Anatomy.of(model), model.config
     if family not in VISION_TOWERS:
@@ -122,23 +129,23 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
 
 def _of_grid(model: Any, tower: Any, grid: tuple[int, int]) -> int:
     """One image whose patches attend to each other, and not to those of other images."""
-    config, vision, kind = model.config, model.config.vision_config, type(tower).__name__
+    vision, kind = model.config.vision_config, type(tower).__name__
     blocks, embedding = (tower.get_submodule(path) for path in GRIDS[kind])
-    patches, side, beside = grid[0] * grid[1], 1, 0
+    patches, side, beside = grid[0] * grid[1], _merge(model, kind), 0
+    if min(grid) < 1 or grid[0] % side or grid[1] % side:
+        raise ValueError(
+            f"patch_grid = {grid[0]}x{grid[1]}: {type(model).__name__} merges {side}x{side} patches; give multiples of "
+            f"{side}, above 0"
+        )
     pairs, width = len(blocks) * patches**2, vision.hidden_size
     match kind:
-        case "PixtralVisionModel":
-            side = 1 if type(model).__name__ == "LlavaForConditionalGeneration" else config.spatial_merge_size
         case "Siglip2VisionModel" if vision.vision_use_head:
             raise UncountedError("a SigLIP 2 tower with a pooling head cannot be counted; leave images = 0")
         case "Siglip2VisionModel":
-            side = config.downsample_factor
             beside = patches * tower.embeddings.position_embedding.weight.numel()  # resized by a product
         case "Gemma4VisionModel":
-            side, width = vision.pooling_kernel_size, vision.num_attention_heads * vision.head_dim
+            width = vision.num_attention_heads * vision.head_dim
             beside = vision.hidden_size * patches * (patches // side**2) if side > 1 else 0  # pools by a product
-        case _:
-            side = vision.spatial_merge_size
     merged = patches // side**2
     if kind.startswith("Qwen2VisionTransformer"):
         width = vision.embed_dim
@@ -156,6 +163,49 @@ def _of_grid(model: Any, tower: Any, grid: tuple[int, int]) -> int:
         + beside
         + sum(module_macs(module, merged) for module in Anatomy.of(model).projector)
     )
+
+
+def _merge(model: Any, kind: str) -> int:
+    """Patches along each side of what a tower for images of any size makes one token of."""
+    config, vision = model.config, model.config.vision_config
+    match kind:
+        case "PixtralVisionModel":
+            side = 1 if type(model).__name__ == "LlavaForConditionalGeneration" else config.spatial_merge_size
+        case "Siglip2VisionModel":
+            side = config.downsample_factor
+        case "Gemma4VisionModel":
+            side = vision.pooling_kernel_size
+        case _:
+            side = vision.spatial_merge_size
+    return int(side)
+
+
+def require_room_in_prompt(
+    model: PreTrainedModel, prompt_tokens: int, images: int, grid: tuple[int, int] | None
+) -> None:
+    """Refuses a prompt that is shorter than its images, where their tokens are known (LLaVA, Idefics 3, any size).
+
+    Raises:
+        ValueError: it is.
+    """
+    family, config = type(model).__name__, model.config
+    if not images or family not in VISION_TOWERS:
+        return
+    kind = type(model.get_submodule(VISION_TOWERS[family])).__name__
+    if kind in GRIDS and grid is not None:
+        least = grid[0] * grid[1] // _merge(model, kind) ** 2  # of one image: others may be smaller
+    elif kind in GRIDS or family not in TOKENS_KNOWN:
+        return
+    elif (kept := kept_tokens(model)) is not None:
+        least = images * kept["number"]
+    else:
+        merge = 1 if family == "LlavaForConditionalGeneration" else config.scale_factor
+        least = images * (config.vision_config.image_size // config.vision_config.patch_size) ** 2 // merge**2
+    if prompt_tokens < least:
+        raise ValueError(
+            f"prompt_tokens = {prompt_tokens}: the prompt holds its images, which are {least} tokens or more; give "
+            "image and question tokens together"
+        )
 
 
 def _window_pairs(length: int, side: int) -> int:

@@ -19,9 +19,10 @@ def exact_match(prediction: str, target: str) -> float:
 def contains(prediction: str, target: str) -> float:
     """1.0 if the prediction holds the target as whole words or numbers, else 0.0.
 
-    "no" is not in "normal", and "3" is neither in "3.5" nor in "-3".
+    "no" is not in "normal", and "3" is neither in "3.5" nor in "-3". An empty target is in an empty prediction only.
     """
-    return float(re.search(rf"{START}{re.escape(normalise(target))}{END}", normalise(prediction)) is not None)
+    words, said = normalise(target), normalise(prediction)
+    return float(re.search(rf"{START}{re.escape(words)}{END}", said) is not None if words else not said)
 
 
 def choice(prediction: str, example: Example) -> float:
@@ -61,5 +62,6 @@ def form_for(choices: Iterable[str]) -> Callable[[str], str]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no final period."""
-    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+    """Lower case, single spaces, no final period; of a period alone nothing is taken off."""
+    words = " ".join(text.lower().split())
+    return words.removesuffix(".").rstrip() or words

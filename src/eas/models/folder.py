@@ -17,10 +17,12 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from eas.card import on_hub
-from eas.records import GenerationRecord, ModelRecord, RecordError, read_record
+from eas.records import AdapterRecord, GenerationRecord, ModelRecord, RecordError, read_record
 from eas.weights import Safetensors
 
 REMEDY = "copy or download the folder again"
+ADAPTER_FILE = "eas_config.json"
+"""What ``eas.save`` writes beside an adapter's weights."""
 TINY_DIR = Path(__file__).parents[1] / "demo" / "tiny-llava"
 """The embedded model."""
 BLOCKS = ("num_hidden_layers", "num_layers", "depth")
@@ -30,7 +32,9 @@ WIDTHS, WIDEST = re.compile(r"(hidden|intermediate|vocab)_size|(embed|projection
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
-def model_config(id_or_folder: str, revision: str | None = None, own_attention: bool = True) -> Any:
+def model_config(
+    id_or_folder: str, revision: str | None = None, own_attention: bool = True, as_base: bool = False
+) -> Any:
     """The configuration of a model in a folder or on the Hub; no code that comes with it is run.
 
     Args:
@@ -38,10 +42,11 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
         revision: commit, branch or tag on the Hub.
         own_attention: whether the model would compute attention as the file says; a caller who names another way asks
             for that one, and the file's counts for nothing.
+        as_base: whether a method is to be attached to the model.
 
     Raises:
-        RecordError: config.json is damaged, names sizes that no model has, or code of the Hub; or a file of weights is
-            truncated.
+        RecordError: config.json is damaged, names sizes that no model has, or code of the Hub; a file of weights is
+            truncated; the folder is that of an adapter or a run; or a base is a standalone model.
         OSError: there is none, or the Hub cannot be reached.
     """
     local = Path(id_or_folder) / "config.json"
@@ -51,7 +56,14 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
         if isinstance(error.__cause__, HFValidationError):
             raise OSError(f"{id_or_folder}: there is no such folder; a Hub id has the form owner/name") from error
         raise OSError(f"{id_or_folder}: {' '.join(str(error).split())}") from error
+    if path == local and not local.is_file():
+        _refuse_other_folder(local.parent)
     record = read_record(path, ModelRecord, REMEDY)
+    if as_base and record["model_type"].startswith("eas_"):
+        raise RecordError(
+            f"{id_or_folder} is a standalone model: it has its method, and lacks attentions already; name its base, "
+            "which it was tuned from"
+        )
     if (generation := path.with_name("generation_config.json")).is_file():  # transformers passes over a damaged one
         read_record(generation, GenerationRecord, REMEDY)
     files = sorted(path.parent.glob("model*.safetensors"))
@@ -77,6 +89,15 @@ def model_config(id_or_folder: str, revision: str | None = None, own_attention: 
         raise RecordError(
             f"{path} is no configuration of a model ({' '.join(str(error).split())}); {REMEDY}"
         ) from error
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Says what a folder without a model is, where it is one of ours."""
+    if (folder / ADAPTER_FILE).is_file():
+        base = read_record(folder / ADAPTER_FILE, AdapterRecord, REMEDY)["base"]["id"]
+        raise RecordError(f"{folder} holds an adapter and no model; name its base ({base or 'which it does not name'})")
+    if (folder / "run.yaml").is_file():
+        raise RecordError(f"{folder} is the folder of a run and no model; name its base, the model in its run.yaml")
 
 
 def adapter_folder(name: str | Path, revision: str | None, files: Sequence[str]) -> Path:

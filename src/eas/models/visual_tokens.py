@@ -110,6 +110,9 @@ def fit_processor(processor: Processor, config: Any, number: int | None = None) 
         config: the model's; of a model that reads all tokens nothing is changed.
         number: of tokens, where the configuration does not say it yet.
 
+    Raises:
+        ConfigError: the model is of another family, and images are to have fewer tokens.
+
     Example:
         >>> import eas
         >>> from eas.demo.tiny import load_tiny
@@ -120,9 +123,10 @@ def fit_processor(processor: Processor, config: Any, number: int | None = None) 
     """
     said: VisualTokens | None = vars(config).get("visual_tokens")
     if (number := number if said is None else said["number"]) is not None:
+        side = _side(config)  # before the processor is read: another family's is another
         ours: Any = processor  # which adds a number to the patches of an image, and takes one off for "default"
         default = ours.vision_feature_select_strategy == "default"
-        ours.num_additional_image_tokens = number - _side(config) ** 2 + default
+        ours.num_additional_image_tokens = number - side**2 + default
     return processor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from eas.searching.scoring import loss_weight, score_sets
 from eas.tasks.task import Size
 
 POINTS = 5  # sets measured where none are named
+TRIES = 8  # more sets that are measured to find a k within the budget
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,13 @@ class Budget:
     """Limits that a k must meet; None: no limit.
 
     Args:
-        max_loss_increase: held-out loss above the lowest of all k.
+        max_loss_increase: held-out loss above the lowest that was measured.
         max_macs: of a prefill, as a share of the base's.
         max_kv: keys and values per token, as a share of the base's.
         speedup: at least; what fewer bytes read allow in decoding, against the base.
+
+    Raises:
+        ConfigError: a limit that nothing meets, or that is no number.
     """
 
     max_loss_increase: float | None = None
@@ -47,19 +52,29 @@ class Budget:
     max_kv: float | None = None
     speedup: float | None = None
 
-    def recommend(self, rows: Sequence[dict[str, Any]]) -> int | None:
+    def __post_init__(self) -> None:
+        for name, limit in asdict(self).items():
+            least = "0 or more" if name == "max_loss_increase" else "above 0"
+            if limit is not None and not (
+                math.isfinite(limit) and (limit > 0 or (limit == 0 and least == "0 or more"))
+            ):
+                raise ConfigError(f"--{name.replace('_', '-')} {limit}: must be a finite number, {least}")
+
+    def recommend(self, rows: Sequence[dict[str, Any]], unmeasured: bool = False) -> int | None:
         """The smallest k that meets the budget; if only the loss is limited, the largest. None: no k fits.
 
         Args:
-            rows: of ``frontier.json``; a measured loss counts before a predicted one.
+            rows: of ``frontier.json``.
+            unmeasured: whether a k is named that was not measured, and that fits if its prediction holds.
         """
         if not any(limit is not None for limit in asdict(self).values()):
             return None
-        lowest = min(_loss(row) for row in rows)
+        lowest = min(row["measured"] for row in rows if row["measured"] is not None)
         fits = [
             row["k"]
             for row in rows[1:]
-            if (self.max_loss_increase is None or _loss(row) - lowest <= self.max_loss_increase)
+            if (unmeasured or row["measured"] is not None)
+            and (self.max_loss_increase is None or _loss(row) - lowest <= self.max_loss_increase)
             and (self.max_macs is None or row["macs_share"] <= self.max_macs)
             and (self.max_kv is None or row["kv_share"] <= self.max_kv)
             and (self.speedup is None or row["decode_bound"] >= self.speedup)
@@ -76,7 +91,8 @@ def frontier(
     The linear model of ``RegressionRule``, or of ``GuidedRule`` after a guided search, is fitted to the search's
     losses, of every rule: its ranking gives the set of every k, its importances the differences between sets. The
     losses at k = 0 and at the run's own k are measured, and the prediction passes through both. If the search drew sets
-    of several sizes, the fit also gives the level, and only k = 0 is an anchor.
+    of several sizes, the fit also gives the level, and only k = 0 is an anchor. A k that is recommended was measured:
+    predictions only say which k is measured next, ``TRIES`` of them at most.
 
     Args:
         run: a run whose search has finished.
@@ -95,13 +111,13 @@ def frontier(
     base = run.load_base()
     prompt = counted_size(base, run.task.first(run, "validation")[1])
     base_counts = count(base, *prompt)
-    model = attach(base, run.config.method)
-    load_into(model, run.folder / "search" / "adapter")
-    model.eval()
+    model = _searched(run, base)
+    del base
+    number = len(candidates(model))
     most = len({block.index for block, _ in candidates(model)}) - 1  # at least one attention is kept
     if wrong := [k for k in measure or () if not 1 <= k <= most]:
         raise ConfigError(f"--measure {wrong}: k is 1 to {most} here")
-    fit, varied = fit_rounds(record["rounds"], len(candidates(model)), own, record.get("cosines"))
+    fit, varied = fit_rounds(record["rounds"], number, own, record.get("cosines"))
     sets: list[SkipSet] = [tuple(sorted(fit.ranking()[:k])) for k in range(most + 1)]
     spread = [round(k) for k in np.linspace(1, most, min(POINTS, most))]
     measured = sorted({0, own, *(spread if measure is None else measure)})
@@ -129,9 +145,16 @@ def frontier(
                 "decode_bound": base_reads / (costs.weight_bytes + prompt[0] * costs.kv_bytes_per_token),
             }
         )
+    limits, tried = budget or Budget(), list[int]()
+    while (best := limits.recommend(rows, len(tried) < TRIES)) is not None and rows[best]["measured"] is None:
+        if not tried:  # counting merges LoRA, and takes it off up to rounding
+            del model
+            model = _searched(run, run.load_base())
+        (rows[best]["measured"],) = held_out_losses(run, model, [sets[best]], examples)
+        tried.append(best)
     result = {
         "k": own,
-        "candidates": len(candidates(model)),
+        "candidates": number,
         "rule": run.config.search.rule,
         "evaluations": sum(len(r["losses"]) for r in record["rounds"]),
         "anchors": [0] if varied else [0, own],
@@ -140,8 +163,9 @@ def frontier(
         "base": asdict(base_counts),
         "rows": rows,
         "searched": {"skip_set": list(searched), "measured": searched_loss},
-        "budget": asdict(budget or Budget()),
-        "recommended": budget.recommend(rows) if budget else None,
+        "budget": asdict(limits),
+        "tried": tried,
+        "recommended": best,
         "git_revision": git_revision(),
         "hardware": hardware(),
         "seconds": time.perf_counter() - began,
@@ -191,6 +215,13 @@ def held_out_losses(run: Run, model: Any, skip_sets: Sequence[SkipSet], examples
             total += weight * np.array(score_sets(model, inputs, skip_sets))
         weights += weight
     return [float(loss) for loss in total / weights]
+
+
+def _searched(run: Run, base: Any) -> Any:
+    """The base with the weights that the search left."""
+    model = attach(base, run.config.method)
+    load_into(model, run.folder / "search" / "adapter")
+    return model.eval()
 
 
 def _loss(row: dict[str, Any]) -> float:

@@ -142,7 +142,7 @@ class Run:
     def load_config(self) -> Any:
         """The base's own configuration."""
         with raised_as(CheckpointError):
-            return model_config(self.base_id, self.config.revision)
+            return model_config(self.base_id, self.config.revision, as_base=True)
 
     @cached_property
     def processor(self) -> Any:

@@ -15,6 +15,7 @@ from eas.measure.vision import counted
 from eas.methods import method_of
 from eas.models.anatomy import auto_class
 from eas.models.dtype import in_software, loaded_dtype
+from eas.models.visual_tokens import keep_visual_tokens
 from eas.pipeline.config import INTO_WEIGHTS
 from eas.pipeline.run import Run
 from eas.reports.findings import saves_nothing
@@ -59,6 +60,8 @@ def warning(run: Run) -> str:
     dtype = loaded_dtype(run.dtype, config)
     with torch.device("meta"), no_init_weights():
         base = auto_class(config.model_type).from_config(config, dtype=dtype).eval()
+    if run.config.visual_tokens is not None:
+        keep_visual_tokens(base, run.config.visual_tokens, run.config.visual_choice)
     size = size[0], counted(base, *size[1:]), size[2]  # the measurement says what is left out
     before = count(base, *size)
 

@@ -82,3 +82,16 @@ def frontier_table(result: Mapping[str, Any]) -> Table:
             style="bold" if row["k"] == result["recommended"] else None,
         )
     return table
+
+
+def recommendation(result: Mapping[str, Any]) -> str:
+    """Which k meets the budget, by which measured loss; or that none does."""
+    k, rows = result["recommended"], [row for row in result["rows"] if row["measured"] is not None]
+    tried = f"; measured for the budget: k = {', '.join(map(str, result['tried']))}" if result["tried"] else ""
+    if k is None:
+        left = "" if result["budget"]["max_loss_increase"] is None else "; --measure 2,4,6 measures the k that you name"
+        return f"no k meets the budget{tried}{left}"
+    lowest = min(rows, key=lambda row: float(row["measured"]))
+    loss = result["rows"][k]["measured"]
+    above = f"{loss - lowest['measured']:.3f} above the lowest measured, that of k = {lowest['k']}"
+    return f"recommended: k = {k}, measured loss {loss:.3f}, {above}{tried}"

@@ -12,6 +12,8 @@ from eas.records import misfit
 from eas.reports.records import FrontierRecord, ResultRecord, ShownComparison
 
 RESULT_FILE, COMPARISON_FILE, FRONTIER_FILE = "result.json", "comparison.json", "frontier.json"
+OF_COMPARISON = ("runs/*-k*-s*/run.yaml", "trials/*-k*-lr*/run.yaml")
+"""Where `eas compare` keeps its runs, which are there before its table is."""
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What a file raises that holds something else than it should."""
 
@@ -40,9 +42,14 @@ def read_result(folder: Path) -> dict[str, Any]:
 
     Raises:
         ReportError: it is missing, is not JSON, is of something else, has a field of another kind, or is that of a
-            comparison's run.
+            comparison's run; or the folder is of a comparison without a table yet.
     """
     path = folder / RESULT_FILE
+    if not path.is_file() and any(found for names in OF_COMPARISON for found in folder.glob(names)):
+        raise ReportError(
+            f"{folder} holds a comparison that is not finished, and no {COMPARISON_FILE} yet; wait for it, or continue "
+            "it with the same `eas compare` command"
+        )
     if not path.is_file():
         raise ReportError(f"{path} is missing; name the folder of a run or of a comparison")
     result = read_json(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from eas.data import BENCHMARKS
 from eas.example import Example
-from eas.metrics import LOSS_ONLY, RANKING
+from eas.metrics import LOSS_ONLY, METRICS, RANKING
 from eas.metrics.exact import END, START, form_for, normalise
 from eas.metrics.scienceqa import LETTERS
 from eas.tasks.evaluation import Evaluation, choice_losses, score_answers
@@ -65,7 +65,7 @@ def blind(metric: str, examples: Sequence[Example], options: Mapping[str, Any] |
     if metric == LOSS_ONLY or (metric in BENCHMARKS and BENCHMARKS[metric].score_file is not None):
         return Blind()
     choices = [choices_of(example, metric) for example in examples]
-    chance = sum(1 / len(each) for each in choices) / len(choices) if all(choices) else None
+    chance = sum(_chance(example, metric) for example in examples) / len(examples) if all(choices) else None
     given = [dict.fromkeys((example.target, *example.metadata.get("answers", ()))) for example in examples]
     common = Counter(answer for answers in given for answer in answers).most_common(COMMON)
     constant = [answer for answer, times in common if times > 1]
@@ -77,6 +77,14 @@ def blind(metric: str, examples: Sequence[Example], options: Mapping[str, Any] |
     }
     best = max(scores, key=scores.__getitem__, default=None)
     return Blind(chance, None if best is None else scores[best], best)
+
+
+def _chance(example: Example, metric: str) -> float:
+    """What guessing among the choices scores: a benchmark may repeat one, or a metric may take two for the same."""
+    if not example.choices:
+        return 1 / len(choices_of(example, metric))
+    score = METRICS.get(metric, METRICS[RANKING])
+    return sum(score(choice, example) for choice in example.choices) / len(example.choices)
 
 
 def meant(

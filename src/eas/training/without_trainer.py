@@ -30,6 +30,13 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 
+NO_MEANING = {
+    "num_train_epochs": "give max_steps",
+    "output_dir": "nothing is kept on disk; leave it out, or use EASTrainer(phase='search'), which keeps checkpoints",
+    "resume_from_checkpoint": "nothing is kept on disk; use EASTrainer(phase='search'), which goes on after a stop",
+    "push_to_hub": "nothing is kept to upload; leave it out, and eas.push_to_hub the tuned model",
+}
+
 
 def search(
     model: PreTrainedModel,
@@ -59,7 +66,8 @@ def search(
         The skip set, the ranking of all candidates, and the history.
 
     Raises:
-        ConfigError: the model skips nothing; a split is empty; the rule needs no search; or no round fits the steps.
+        ConfigError: the model skips nothing; a split is empty; the rule needs no search; no round fits the steps; or an
+            argument has no meaning here.
         ValueError: the model is not attached, or is folded or pruned.
 
     Example:
@@ -79,8 +87,9 @@ def search(
     trains = not isinstance(method, SkipConfig) or config.trains(method)
     if trains and len(train) == 0:
         raise ConfigError("the search needs examples to train on; the training split is empty")
-    if "num_train_epochs" in arguments:
-        raise ConfigError("num_train_epochs has no meaning in a search; give max_steps")
+    for name in NO_MEANING.keys() & arguments.keys():
+        if arguments[name] is not None and arguments[name] is not False:
+            raise ConfigError(f"{name} has no meaning in a search; {NO_MEANING[name]}")
     with TemporaryDirectory() as folder:
         given = {"seed": config.seed or 0, "dataloader_pin_memory": torch.cuda.is_available(), **DEFAULTS, **arguments}
         args = TrainingArguments(output_dir=folder, **given)
