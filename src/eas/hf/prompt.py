@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +17,8 @@ from eas.hf.skipping import PER_SEQUENCE, Request, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
+IN_REQUEST = ("prompt_mask", "token_mask", "routes")
+"""Keywords of the language model that its blocks find in the request."""
 
 
 class PromptedTextModel(SkippingTextModel):
@@ -23,21 +26,22 @@ class PromptedTextModel(SkippingTextModel):
 
     layers: Any
 
-    def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
+    def with_request(self, cache: Cache | None, fresh: bool, kw: Mapping[str, Any]) -> dict[str, Any]:
         if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(cache):
             raise ValueError(
                 "the language model alone cannot tell prompt tokens from others: call the model with its head, or pass "
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
+        given = {name: kw.get(name) for name in IN_REQUEST}
         if "token_mask" not in kw and self.running() and not reads_prompt_from(cache):
-            kw["token_mask"] = _token_mask(kw, answered=True)
-        given = {name: kw.pop(name, None) for name in ("prompt_mask", "token_mask", "routes")}
+            given["token_mask"] = _token_mask(kw, answered=True)
         if given["prompt_mask"] is not None:
             given["prompt_mask"] = given["prompt_mask"].bool()
             require_prompt(given["prompt_mask"], labelled=False)
         # in training the blocks run twice under gradient checkpointing, and must find the same both times
         states = None if self.training and torch.is_grad_enabled() else prompt_layer(cache)
-        return {"request": Request(states, fresh, **given)}
+        others = {name: value for name, value in kw.items() if name not in IN_REQUEST}
+        return {**others, "request": Request(states, fresh, **given)}
 
     def state_keys(self) -> list[int]:
         return [key for layer in self.blocks() for key, pia in layer.pias().items() if pia.reads_prompt]
@@ -60,16 +64,16 @@ class PromptedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base_forward = super().forward
         if args:
-            kwargs.update(inspect.signature(base_forward).bind_partial(*args).arguments)
+            kwargs = {**kwargs, **inspect.signature(base_forward).bind_partial(*args).arguments}
         if self.training and self.eas.fold_mode is not None:
             raise ValueError("a folded model cannot be trained; call unfold(model) first")
         if not reads_prompt_from(cache_of(kwargs)) and self.needs_prompt():
             answered = kwargs.get("labels") is not None
-            kwargs["token_mask"] = _token_mask(kwargs, answered) if self._text_model().running() else None
-            kwargs["prompt_mask"] = self._prompt_mask(kwargs)
+            tokens = _token_mask(kwargs, answered) if self._text_model().running() else None
+            masks = {"token_mask": tokens, "prompt_mask": self._prompt_mask(kwargs)}
         else:
-            kwargs["prompt_mask"] = None
-        return base_forward(**kwargs)
+            masks = {"prompt_mask": None}
+        return base_forward(**{**kwargs, **masks})
 
     def needs_prompt(self) -> bool:
         """Whether anything in use depends on which tokens are the prompt's."""
@@ -214,7 +218,7 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     return None if labels is None and mask.all() else mask
 
 
-def _token_mask(kwargs: dict[str, Any], answered: bool) -> Tensor | None:
+def _token_mask(kwargs: Mapping[str, Any], answered: bool) -> Tensor | None:
     """``(batch, tokens)``: True on all tokens but padding, answers included; None means every token.
 
     Args:
