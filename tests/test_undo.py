@@ -125,6 +125,36 @@ def test_the_base_comes_back_from_mixed_precision(tmp_path):
     assert before[0][""][0] is type(model)
 
 
+@pytest.mark.parametrize("label", ["eas", "lora"])
+def test_within_disabled_the_method_is_left_alone(label, tmp_path):
+    model, inputs = with_weights(base_of(LLAMA), config_of(label)), inputs_of(LLAMA)
+    expected, tuned = logits(base_of(LLAMA), inputs), logits(model, inputs)
+    eas.save(model, tmp_path / "adapter")
+    calls = [
+        lambda: eas.save(model, tmp_path / "b"),
+        lambda: eas.save_standalone(model, tmp_path / "c"),
+        lambda: eas.fold(model),
+        lambda: eas.unfold(model),
+        lambda: eas.select(model, []),
+        lambda: eas.skip_set(model),
+        lambda: eas.prune(model),
+        lambda: eas.detach(model),
+        lambda: eas.disabled(model).__enter__(),
+        lambda: eas.set_adapter(model, "default"),
+        lambda: eas.load(model, tmp_path / "adapter", name="b"),
+        lambda: eas.freeze_router(model, []),
+        lambda: eas.search(model, [], [], list),
+        lambda: eas.EASTrainer(model, arguments(tmp_path)),
+    ]
+    with eas.disabled(model):
+        for call in calls:
+            with pytest.raises(ValueError, match=r"leave `with eas\.disabled\(model\)` first"):
+                call()
+        assert torch.equal(logits(model, inputs), expected)
+    assert torch.equal(logits(model, inputs), tuned)
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(("family", "label"), [(LLAVA, "eas"), (LLAVA, "lora"), (LLAVA, "prefix"), (METER, "eas")])
 def test_an_attach_that_fails_leaves_the_model_as_it_was(family, label, kind, monkeypatch):

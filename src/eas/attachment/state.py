@@ -41,6 +41,7 @@ class Attachment:
         fold_mode: the present fold mode; None if not folded.
         active: name of the adapter whose weights the model holds.
         adapters: the others, by name.
+        disabled: whether the model is within ``eas.disabled``, where it computes its base.
         anatomy: the model's parts.
         candidates: what the method may skip: each candidate's block, and its parts ("mha", "ffn").
         changes: what ``attach`` changed in the model's structure.
@@ -59,6 +60,7 @@ class Attachment:
     fold_mode: str | None = None
     active: str = "default"
     adapters: dict[str, Adapter] = field(default_factory=dict, compare=False, repr=False)
+    disabled: bool = field(default=False, compare=False, repr=False)
 
     @property
     def form(self) -> str:
@@ -86,11 +88,13 @@ def attachment(model: PreTrainedModel) -> Attachment:
     """The model's ``Attachment``.
 
     Raises:
-        ValueError: the model is not attached.
+        ValueError: the model is not attached, or is disabled.
     """
     if not attached(model):
         raise ValueError(f"this {type(model).__name__} is not attached; call eas.attach(model, config) first")
     state: Attachment = model.eas
+    if state.disabled:
+        raise ValueError("the model is disabled, it is its base for a while; leave `with eas.disabled(model)` first")
     return state
 
 

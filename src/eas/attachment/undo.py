@@ -22,8 +22,11 @@ MIXED_PRECISION = ("forward", "_original_forward")
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model computes what its base computes, bit for bit (as a reference policy needs, say).
 
+    What is about the method (``save``, ``fold``, ``select``, ``detach``, ...) waits until after it.
+
     Raises:
-        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained.
+        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained; or
+            the model is disabled already.
 
     Example:
         >>> import eas
@@ -36,15 +39,18 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
         ...     print(model(**inputs).logits.equal(base))
         True
     """
-    _require_base(model, attachment(model))
+    state = attachment(model)
+    _require_base(model, state)
     mixed = [(module, revert(module)) for module in model.modules() if is_mixed(module)]
     precision = _take_precision(model)
     tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for tuner in tuners:
         tuner.enable_adapters(False)
+    state.disabled = True
     try:
         yield
     finally:
+        state.disabled = False
         for module, cls in mixed:
             become_again(module, cls)
         vars(model).update(precision)
