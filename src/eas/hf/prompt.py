@@ -8,12 +8,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from eas.hf.api import Cache, cache_of
 from eas.hf.cache import prompt_layer, reads_prompt_from
-from eas.hf.skipping import PER_SEQUENCE, Request, SkippingTextModel
+from eas.hf.skipping import PER_SEQUENCE, Request, SkippingModel, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
@@ -55,11 +55,10 @@ class PromptedTextModel(SkippingTextModel):
         return any(pia.running for layer in self.blocks() for pia in layer.stand_ins())
 
 
-class PromptedModel(nn.Module):
+class PromptedModel(SkippingModel):
     """The model with its head: finds the prompt tokens, and refuses what prompt statistics cannot serve."""
 
     eas: Any  # eas.attachment.state.Attachment
-    generation_config: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base_forward = super().forward
@@ -116,7 +115,7 @@ class PromptedModel(nn.Module):
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         settings = generation_config if generation_config is not None else self.generation_config
-        if (kwargs.get("prefill_chunk_size") or settings.prefill_chunk_size) and self.needs_prompt():
+        if self.asked("prefill_chunk_size", generation_config, kwargs) and self.needs_prompt():
             raise ValueError(
                 "chunked prefill cannot be used with prompt statistics: the prompt's mean must be known before its "
                 "first chunk is finished; unset prefill_chunk_size"
@@ -126,7 +125,7 @@ class PromptedModel(nn.Module):
                 "the cache was started with an earlier prompt, and statistics are those of one whole prompt; pass the "
                 "whole text with a new cache"
             )
-        lookup = kwargs.get("prompt_lookup_num_tokens") or settings.prompt_lookup_num_tokens
+        lookup = self.asked("prompt_lookup_num_tokens", generation_config, kwargs)
         if (kwargs.get("assistant_model") is not None or lookup) and self._text_model().running():
             raise ValueError(
                 "assisted decoding takes tokens back, but decode_pooling='running' has added them to its mean; "
@@ -135,7 +134,7 @@ class PromptedModel(nn.Module):
         given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
         outer = _prompt_length.set(next((prompt.shape[1] for prompt in given if prompt is not None), 1))
         try:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(inputs, generation_config, *args, **kwargs)
         finally:
             _prompt_length.reset(outer)
 

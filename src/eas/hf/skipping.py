@@ -99,6 +99,29 @@ class SkippingTextModel(nn.Module):
         return []
 
 
+class SkippingModel(nn.Module):
+    """The model with its head: refuses to draft with its own first layers."""
+
+    generation_config: Any
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # transformers would take layers away through the configuration, and leave them away after an error
+        if self.asked("assistant_early_exit", generation_config, kwargs):
+            raise ValueError(
+                "assistant_early_exit drafts with the first layers alone, whose cache does not fit a model that skips; "
+                "use prompt_lookup_num_tokens or an assistant_model"
+            )
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def asked(self, option: str, generation_config: Any, kwargs: Mapping[str, Any]) -> Any:
+        """An option of ``generate``; what neither a call nor its configuration names is as the model's own says."""
+        known = [
+            kwargs,
+            *(vars(config) for config in (generation_config, self.generation_config) if config is not None),
+        ]
+        return next((each[option] for each in known if each.get(option) is not None), None)
+
+
 def _refuse_lost_cache(kw: Mapping[str, Any]) -> None:
     """Distinguishes "no cache" from "cache lost": a mask longer than the tokens covers tokens in a cache."""
     mask, tokens = kw.get("attention_mask"), kw.get("inputs_embeds")
