@@ -110,6 +110,25 @@ def test_detach_refuses_where_no_base_is_left():
         eas.detach(model)
 
 
+@pytest.mark.parametrize("label", ["eas", "lora"])
+def test_a_base_that_was_trained_beside_the_method_is_not_given_back(label):
+    model = with_weights(base_of(LLAMA), config_of(label))
+    weight = model.lm_head.weight.requires_grad_(True)
+    words = r"the base cannot be given back, lm_head\.weight \(1 in all\) was trained beside the method"
+    with pytest.raises(ValueError, match=words):
+        eas.detach(model)
+    with pytest.raises(ValueError, match=words), eas.disabled(model):
+        pass
+    weight.requires_grad_(False)
+    expected = logits(base_of(LLAMA), inputs_of(LLAMA))
+    with eas.disabled(model):
+        assert torch.equal(logits(model, inputs_of(LLAMA)), expected)
+    with torch.no_grad():
+        weight.add_(0.1)
+    with pytest.raises(ValueError, match=words):
+        eas.detach(model)
+
+
 def test_the_base_comes_back_from_mixed_precision(tmp_path):
     model, inputs = build(LLAMA), inputs_of(LLAMA)
     before, expected = of(model), logits(model, inputs)

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from eas.attachment.state import Attachment, attachment
+from eas.attachment.state import Attachment, attachment, overwritten, unfrozen
 from eas.hf.changes import undo
 from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
 
@@ -68,7 +68,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         ValueError: the model is not attached, or its base is not there any more: pruned, folded, sharded, compiled, or
-            its own weights are what is trained.
+            its own weights are what is trained, or were trained beside the method.
 
     Example:
         >>> import eas
@@ -79,6 +79,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """
     state = attachment(model)
     _require_base(model, state)
+    _refuse_trained(overwritten(model))
     precision = _take_precision(model)
     if replaced := [m for m in model.modules() if "forward" in vars(m) and not has_device_hook(m)]:
         vars(model).update(precision)
@@ -96,6 +97,15 @@ def _require_base(model: PreTrainedModel, state: Attachment) -> None:
     if state.pruned or state.fold_mode is not None or state.overwrites:
         why = "pruned" if state.pruned else "folded" if state.fold_mode is not None else "trained itself"
         raise ValueError(f"the base cannot be given back, it was {why}; load it a second time instead")
+    _refuse_trained(unfrozen(model))
+
+
+def _refuse_trained(names: list[str]) -> None:
+    if names:
+        raise ValueError(
+            f"the base cannot be given back, {names[0]} ({len(names)} in all) was trained beside the method; load it a "
+            "second time instead, or freeze (requires_grad_(False)) what was not trained"
+        )
 
 
 def _take_precision(model: PreTrainedModel) -> dict[str, Any]:
