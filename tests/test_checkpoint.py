@@ -74,6 +74,7 @@ def test_a_standalone_folder_opens_without_its_base(family, variant, tmp_path):
     opened = load(tmp_path / "merged")
     same(model, opened, inputs)
     assert isinstance(opened, model_class(family))
+    assert eas.parameter_counts(opened) == eas.parameter_counts(model)
     assert opened.dtype == model.dtype
     assert {p.dtype for n, p in opened.named_parameters() if "_pia." in n} == {torch.float32}
     tied = opened.lm_head.weight is opened.get_input_embeddings().weight
@@ -198,6 +199,48 @@ def test_a_base_that_differs_in_any_part_is_another_one(part, tmp_path):
         weight.add_(0.02 * torch.randn(weight.shape))  # as merged LoRA
     with pytest.raises(CheckpointError, match=rf"not those .*1 of \d+ parameters differ, first .*{part}"):
         load(base, tmp_path)
+
+
+def resized(seed=0):
+    base = build(LLAMA)
+    torch.manual_seed(seed)
+    base.resize_token_embeddings(base.config.vocab_size + 6, mean_resizing=False)
+    return base
+
+
+def test_a_base_that_was_resized_is_another_one(tmp_path):
+    model = eas.attach(resized(), eas.EASConfig(num_skip=2, skip_rank=4, adapt_rank=2))
+    save(model, tmp_path)
+    for base, words in (
+        (
+            build(LLAMA),
+            r"vocab_size = 70, this model has 64.*; if you resized its embeddings, the base is",
+        ),
+        (resized(seed=1), r"2 of \d+ parameters differ, first model\.embed_tokens"),  # rows of its own
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load(base, tmp_path)
+    same(model.eval(), load(resized(), tmp_path), prompts(LLAMA))
+    path = tmp_path / "adapter.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    record = json.loads(about["eas"])
+    del record["base"]["vocab_size"]  # as it was before
+    (tmp_path / "eas_config.json").write_text(json.dumps(record))
+    save_file(load_file(path), path, metadata={**about, "eas": json.dumps(record)})
+    same(model, load(resized(), tmp_path), prompts(LLAMA))
+
+
+def test_a_base_that_is_resized_after_attach_is_written_as_a_whole_only(tmp_path):
+    model = tuned(LLAMA)
+    model.resize_token_embeddings(70)
+    words = r"embed_tokens\.weight has shape \(70, 32\), and had \(64, 32\) at eas\.attach.*then eas\.save_standalone"
+    for write in (save, type(model).save_pretrained):
+        with pytest.raises(ValueError, match=words):
+            write(model, tmp_path)
+    prune(model)
+    save_standalone(model, tmp_path)
+    same(model.eval(), load(tmp_path), prompts(LLAMA))
 
 
 def test_an_adapter_with_the_fingerprint_of_before_opens_on_its_base_alone(tmp_path):

@@ -253,27 +253,6 @@ def test_assisted_decoding_keeps_candidates_out_of_the_statistics(family, mode):
             close(state, expected[block])
 
 
-def test_chunked_prefill_and_continuous_batching_are_refused():
-    model, inputs = attached(LLAMA), prompts(LLAMA)
-    settings = tf.GenerationConfig(prefill_chunk_size=4, max_new_tokens=2)
-    for run in (
-        lambda: model.generate(**inputs, prefill_chunk_size=4),
-        lambda: model.generate(inputs["input_ids"], settings),
-        lambda: model.generate(**inputs, generation_config=settings),
-    ):
-        with pytest.raises(ValueError, match=r"chunked prefill cannot be used .* unset prefill_chunk_size"):
-            run()
-    for run in (
-        model.init_continuous_batching,
-        lambda: model.generate_batch([[1, 7, 8]], max_new_tokens=2),
-        lambda: model.generate(inputs["input_ids"], cache_implementation="paged", max_new_tokens=2),
-    ):
-        with pytest.raises(ValueError, match=r"continuous batching packs .*; use generate with padded batches"):
-            run()
-    settings.prefill_chunk_size = None
-    assert model.generate(inputs["input_ids"], settings).shape == (2, 12)
-
-
 def test_without_prompt_statistics_continuous_batching_gives_the_tokens_of_generate():
     model = attached(LLAMA, config={"router": "constant", "pooling": "none"})
     texts = [[1, 7, 8, 9], [1, 20, 21]]

@@ -20,7 +20,7 @@ from eas import EASConfig, attach
 from eas.attachment import attach as surgery
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf import twin, versions
-from eas.hf.api import CACHE_NAME, cache_of, cached, output_cache, take_cache
+from eas.hf.api import CACHE_NAME, cache_of, cached, output_cache, without_cache
 from eas.hf.cache import PromptLayer, prompt_layer
 from eas.hf.trainer import OpenTrainer, checkpoint_activations
 from eas.hf.versions import TransformersChangedError
@@ -84,8 +84,8 @@ def test_the_cache_has_the_name_that_models_give_it():
     for name in (CACHE_NAME, "past_key_values"):
         kwargs = {name: cache, "use_cache": True}
         assert cache_of(kwargs) is cache
-        assert take_cache(kwargs) is cache
-        assert kwargs == {"use_cache": True}
+        assert without_cache(kwargs) == {"use_cache": True}
+        assert kwargs == {name: cache, "use_cache": True}
     assert cache_of({}) is None
 
 

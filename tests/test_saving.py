@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import tuned
 from families import attached, build, build_meter, logits, meter_batch, prompts, randomise
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
@@ -17,7 +18,7 @@ import eas
 import eas.attachment.load
 from eas import METHODS, attach, fold, method_config, prune, select
 
-LLAMA = "LlamaForCausalLM"
+LLAMA, LLAVA = "LlamaForCausalLM", "LlavaForConditionalGeneration"
 REFUSED = r"eas_attached|open it by eas\.load\(base, folder\)"
 
 
@@ -192,3 +193,79 @@ def test_numbers_that_are_not_finite_are_not_read(tmp_path):
     save_file(tensors, path, about)
     with pytest.raises(ValueError, match=r"layers\.0\.skip_pia\.down1\.weight holds NaN or infinite numbers"):
         eas.load(build(LLAMA), tmp_path)
+
+
+def unfrozen(label="eas", part="lm_head", **options):
+    """A tuned model whose head, or another part, the user trains beside the method."""
+    model = tuned(LLAMA, label, **options)
+    (weight,) = [parameter for name, parameter in model.named_parameters() if part in name]
+    return model, weight.requires_grad_(True)
+
+
+def step(weight):
+    """What an optimizer does."""
+    with torch.no_grad():
+        weight.add_(0.1)
+
+
+BESIDE = r"lm_head\.weight \(1 in all\) is trained beside the method '{}'.* methods 'head' and 'full'.*save_standalone"
+
+
+@pytest.mark.parametrize("label", ["eas", "lora", "drop", "prefix"])
+def test_weights_trained_beside_the_method_are_not_lost(label, tmp_path):
+    model, weight = unfrozen(label)
+    step(weight)
+    for write in (eas.save, type(model).save_pretrained):
+        with pytest.raises(ValueError, match=rf"refused is not written: {BESIDE.format(label)}"):
+            write(model, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    weight.requires_grad_(False)  # the fingerprint knows it
+    with pytest.raises(ValueError, match=rf"refused is not written: {BESIDE.format(label)}"):
+        eas.save(model, tmp_path / "refused")
+    if eas.attachment.state.candidates(model):
+        prune(model)
+    eas.save_standalone(model, tmp_path / "whole")  # the remedy
+    opened = eas.load(tmp_path / "whole")
+    assert torch.equal(opened.lm_head.weight, weight)
+    torch.testing.assert_close(logits(opened, prompts(LLAMA)), logits(model, prompts(LLAMA)), rtol=0, atol=1e-6)
+
+
+def test_a_tied_head_trained_beside_the_method_is_not_lost(tmp_path):
+    model, weight = unfrozen(part="embed_tokens", tie_word_embeddings=True)
+    step(weight)
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight \(1 in all\) is trained beside"):
+        eas.save(model, tmp_path)
+
+
+def test_a_plain_trainers_checkpoint_without_all_that_it_trained_is_refused(tmp_path):
+    trainer = plain_trainer(tmp_path, 2)
+    trainer.model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=BESIDE.format("eas")):
+        trainer.train()
+
+
+def test_whole_weights_beside_an_adapter_are_not_passed_over(tmp_path):
+    model, weight = unfrozen()
+    weight.requires_grad_(False)
+    model.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        eas.load(build(LLAMA, dtype=dtype), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][7] += 1  # a row that no fingerprint knows
+    save_file(tensors, path, metadata={"format": "pt"})
+    for base, name in ((build(LLAMA), None), (build(LLAMA, dtype=torch.bfloat16), "a")):
+        with pytest.raises(eas.CheckpointError, match=r"1 of them are neither .* first model\.embed_tokens\.weight"):
+            eas.load(base, tmp_path, name=name)
+        assert not eas.attached(base)
+
+
+def test_the_whole_weights_beside_an_adapter_may_hold_what_it_trains(tmp_path):
+    model = tuned(LLAVA, "eas")
+    projector = attach(build(LLAVA), eas.EASConfig(2, skip_rank=4, adapt_rank=2, train_projector=True))
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter.mul_(1.5 if parameter.requires_grad else 1)
+    for each in (model, projector.eval()):
+        each.save_pretrained(tmp_path)
+        assert torch.equal(logits(eas.load(build(LLAVA), tmp_path), prompts(LLAVA)), logits(each, prompts(LLAVA)))

@@ -206,6 +206,15 @@ def test_processes_weigh_cosines_by_tokens(tmp_path, monkeypatch):
     assert trainer.cosines(examples) == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.parametrize("phase", ["tune", "search"])
+def test_weights_that_no_checkpoint_would_hold_are_not_trained(tmp_path, phase):
+    model = eas.attach(build("LlamaForCausalLM"), eas.EASConfig(num_skip=1, **CONFIG))
+    model.get_input_embeddings().weight.requires_grad_(True)
+    trainer = EASTrainer(model, arguments(tmp_path), phase=phase, train_dataset=rows(8), held_out=rows(8))
+    with pytest.raises(ValueError, match=r"does not start: model\.embed_tokens\.weight \(1 in all\) is trained beside"):
+        trainer.train()
+
+
 def test_misuse_is_refused_at_construction(tmp_path):
     with pytest.raises(ValueError, match="attach"):
         EASTrainer(build("LlamaForCausalLM"), arguments(tmp_path))

@@ -110,6 +110,25 @@ def test_detach_refuses_where_no_base_is_left():
         eas.detach(model)
 
 
+@pytest.mark.parametrize("label", ["eas", "lora"])
+def test_a_base_that_was_trained_beside_the_method_is_not_given_back(label):
+    model = with_weights(base_of(LLAMA), config_of(label))
+    weight = model.lm_head.weight.requires_grad_(True)
+    words = r"the base cannot be given back, lm_head\.weight \(1 in all\) was trained beside the method"
+    with pytest.raises(ValueError, match=words):
+        eas.detach(model)
+    with pytest.raises(ValueError, match=words), eas.disabled(model):
+        pass
+    weight.requires_grad_(False)
+    expected = logits(base_of(LLAMA), inputs_of(LLAMA))
+    with eas.disabled(model):
+        assert torch.equal(logits(model, inputs_of(LLAMA)), expected)
+    with torch.no_grad():
+        weight.add_(0.1)
+    with pytest.raises(ValueError, match=words):
+        eas.detach(model)
+
+
 def test_the_base_comes_back_from_mixed_precision(tmp_path):
     model, inputs = build(LLAMA), inputs_of(LLAMA)
     before, expected = of(model), logits(model, inputs)
@@ -123,6 +142,36 @@ def test_the_base_comes_back_from_mixed_precision(tmp_path):
     eas.detach(model)
     assert torch.equal(logits(model, inputs), expected)
     assert before[0][""][0] is type(model)
+
+
+@pytest.mark.parametrize("label", ["eas", "lora"])
+def test_within_disabled_the_method_is_left_alone(label, tmp_path):
+    model, inputs = with_weights(base_of(LLAMA), config_of(label)), inputs_of(LLAMA)
+    expected, tuned = logits(base_of(LLAMA), inputs), logits(model, inputs)
+    eas.save(model, tmp_path / "adapter")
+    calls = [
+        lambda: eas.save(model, tmp_path / "b"),
+        lambda: eas.save_standalone(model, tmp_path / "c"),
+        lambda: eas.fold(model),
+        lambda: eas.unfold(model),
+        lambda: eas.select(model, []),
+        lambda: eas.skip_set(model),
+        lambda: eas.prune(model),
+        lambda: eas.detach(model),
+        lambda: eas.disabled(model).__enter__(),
+        lambda: eas.set_adapter(model, "default"),
+        lambda: eas.load(model, tmp_path / "adapter", name="b"),
+        lambda: eas.freeze_router(model, []),
+        lambda: eas.search(model, [], [], list),
+        lambda: eas.EASTrainer(model, arguments(tmp_path)),
+    ]
+    with eas.disabled(model):
+        for call in calls:
+            with pytest.raises(ValueError, match=r"leave `with eas\.disabled\(model\)` first"):
+                call()
+        assert torch.equal(logits(model, inputs), expected)
+    assert torch.equal(logits(model, inputs), tuned)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])

@@ -24,7 +24,15 @@ from typing import (
 
 Record = TypeVar("Record")
 Base = TypedDict(
-    "Base", {"id": str, "revision": str | None, "class": str, "hidden_size": int, "num_hidden_layers": int}
+    "Base",
+    {
+        "id": str,
+        "revision": str | None,
+        "class": str,
+        "hidden_size": int,
+        "num_hidden_layers": int,
+        "vocab_size": NotRequired[int],
+    },
 )
 
 

@@ -128,8 +128,9 @@ def _attach(model: PreTrainedModel, config: MethodConfig, tried: bool = False) -
         trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         overwrites = any(p.requires_grad for p in own)
         known = candidates_of(anatomy, config)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters() if name not in trained}
         model.eas = Attachment(
-            config, trained, overwrites, fingerprint, anatomy, known, before.changes(), before.trained
+            config, trained, overwrites, fingerprint, anatomy, known, before.changes(), before.trained, shapes
         )
         on_failure.pop_all()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from eas.attachment.save import (
     adapter_state,
 )
 from eas.attachment.several import add, require_agreement
-from eas.attachment.state import SAMPLED, attached, attachment, base_fingerprint
+from eas.attachment.state import SAMPLED, attached, attachment, base_fingerprint, differ
 from eas.config import ConfigError
 from eas.distributed import is_main, sharded_as
 from eas.hf.api import no_init_weights
@@ -37,6 +37,8 @@ from eas.models.folder import adapter_folder, model_config
 from eas.models.visual_tokens import hook, keep_visual_tokens, kept_tokens
 from eas.records import AdapterRecord, parse_record, raised_as
 from eas.weights import Safetensors, require_finite
+
+RESIZED = "; if you resized its embeddings, the base is what you save after that (save_pretrained)"
 
 
 def load(
@@ -65,7 +67,8 @@ def load(
         The attached model, in evaluation mode where it was loaded here.
 
     Raises:
-        CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on.
+        CheckpointError: the folder is damaged or incomplete, or the base is not the one it was trained on; or
+            ``save_pretrained`` wrote it with weights that were trained beside the method.
         ValueError: the adapter cannot stand beside those that the model has.
 
     Example:
@@ -112,6 +115,7 @@ def load(
     expected = _without_storage(model, record, folder)
     tensors = _tensors(file, adapter_state(expected), folder)
     _check_fingerprint(model, tensors.pop(FINGERPRINT), file, record, folder)
+    _check_whole_weights(model, attachment(expected).trained, folder)
     if attached(model) and name is not None:
         add(model, name, config, record["skip_set"], tensors)
         return model
@@ -304,12 +308,13 @@ def _check_base(model: PreTrainedModel, record: AdapterRecord, folder: Path) -> 
         "class": type(model).__name__,
         "hidden_size": text_config.hidden_size,
         "num_hidden_layers": text_config.num_hidden_layers,
+        "vocab_size": text_config.vocab_size,
     }
     for key, value in mine.items():
-        if base[key] != value:
+        if base.get(key, value) != value:  # what was written before has no vocab_size
             raise CheckpointError(
                 f"{folder} was trained on {base['id'] or 'a base'} with {key} = {base[key]}, this model has {value}; "
-                f"load it onto its own base"
+                f"load it onto its own base{RESIZED if key == 'vocab_size' else ''}"
             )
     said, found = record.get("visual_tokens"), kept_tokens(model)
     if said != found and (found is not None or attached(model)):
@@ -339,18 +344,40 @@ def _check_fingerprint(
             f"{folder / WEIGHTS_FILE}: {FINGERPRINT} has shape {tuple(sampled.shape)}, not {len(names)} rows of "
             f"{2 * SAMPLED}; {REMEDY}"
         )
-    other = []
-    for name, theirs in zip(names, sampled.float(), strict=True):
-        if name in mine and theirs.any():
-            near = (mine[name][: len(theirs)].float() - theirs).abs() <= 1e-7  # what float16 rounds beyond bfloat16
-            if near.float().mean() < 0.6:
-                other.append(name)
+    pairs = zip(names, sampled, strict=True)
+    other = [name for name, theirs in pairs if name in mine and theirs.any() and differ(mine[name], theirs)]
     if other:
         base = record["base"]
         raise CheckpointError(
             f"this model's weights are not those that the adapter was trained on: {base['id'] or 'unnamed base'} "
             f"(revision {base['revision']}); {len(other)} of {len(names)} parameters differ, first {other[0]}; load "
             "the adapter onto that base"
+        )
+
+
+def _check_whole_weights(model: PreTrainedModel, trained: Collection[str], folder: Path) -> None:
+    """Compares the weights that ``save_pretrained`` wrote beside an adapter, and ``load`` does not take.
+
+    Raises:
+        CheckpointError: some differ, though the adapter does not hold them.
+    """
+    if not is_main():
+        return
+    with raised_as(CheckpointError):
+        weights = Safetensors(sorted(folder.glob("model*.safetensors")), REMEDY)
+    known = base_fingerprint(model).keys() & weights.keys() - trained
+    other = []
+    for name in sorted(known):
+        mine, theirs = model.get_parameter(name), weights[name]
+        mine = mine.detach().to(theirs.device)
+        if not (mine.equal(theirs.to(mine.dtype)) or theirs.equal(mine.to(theirs.dtype))):
+            other.append(name)
+    if other:
+        raise CheckpointError(
+            f"{folder} holds whole weights beside its adapter, and {len(other)} of them are neither this base's nor "
+            f"the adapter's, first {other[0]}: trained beside the method, or of another base. Load them all into a "
+            "model that is attached alike (load_state_dict), and write it: eas.prune, then eas.save_standalone. If you "
+            f"want the adapter alone, copy {CONFIG_FILE} and {WEIGHTS_FILE} into a folder of their own"
         )
 
 

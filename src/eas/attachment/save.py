@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from eas.attachment.state import attachment, base_fingerprint, skip_set
+from eas.attachment.state import attachment, base_fingerprint, overwritten, refuse_beside, skip_set, unfrozen
 from eas.card import adapter_card, write
 from eas.distributed import full, is_main
 from eas.files import WriteError, writing
@@ -61,7 +61,8 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         folder: is created; an adapter in it is replaced, and its card, if it is not one of your own.
 
     Raises:
-        ValueError: the model is not attached, or what was trained holds NaN or infinite numbers.
+        ValueError: the model is not attached; what was trained holds NaN or infinite numbers; or weights of the base,
+            which are not written, were trained beside the method or have other shapes than at ``attach``.
         WriteError: the folder cannot be written; an adapter in it is intact.
 
     Example:
@@ -76,6 +77,8 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     """
     state, folder = attachment(model), Path(folder)
     text_config = model.config.get_text_config()
+    _refuse_resized(model, folder)
+    refuse_beside(model, unfrozen(model) or overwritten(model), f"{folder} is not written")
     record = {
         "config": state.config.to_dict(),
         "skip_set": list(skip_set(model)),
@@ -87,6 +90,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
             "class": type(model).__name__,
             "hidden_size": text_config.hidden_size,
             "num_hidden_layers": text_config.num_hidden_layers,
+            "vocab_size": text_config.vocab_size,
         },
         "versions": library_versions(),
     }
@@ -117,6 +121,20 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         if new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
+
+
+def _refuse_resized(model: PreTrainedModel, folder: Path) -> None:
+    """Refuses embeddings and a head of other shapes than at ``attach``: no adapter holds them, and no base has them."""
+    shapes, names = attachment(model).shapes, {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for parameter in () if module is None else module.parameters():
+            before = shapes.get(name := names[id(parameter)], parameter.shape)
+            if parameter.is_floating_point() and parameter.shape != before:
+                raise ValueError(
+                    f"{folder} is not written: {name} has shape {tuple(parameter.shape)}, and had {tuple(before)} at "
+                    "eas.attach; an adapter holds no weights of its base. Write the whole model: eas.prune, then "
+                    "eas.save_standalone. Or resize the base first, save it, and attach to that"
+                )
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -130,6 +130,8 @@ def _standalone_class(name: str) -> Any:
             raise CheckpointError(f"{folder} is not a complete standalone folder: {wrong}; write it again")
         with raised_as(CheckpointError):
             require_finite(model.named_parameters(), folder, REMEDY)
+        for key, parameter in model.named_parameters():  # what was read requires gradients, all of it
+            parameter.requires_grad_(key in model.eas.trained)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self: Any, folder: Any, **kwargs: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from eas.config import MethodConfig, SkipConfig
@@ -41,10 +42,12 @@ class Attachment:
         fold_mode: the present fold mode; None if not folded.
         active: name of the adapter whose weights the model holds.
         adapters: the others, by name.
+        disabled: whether the model is within ``eas.disabled``, where it computes its base.
         anatomy: the model's parts.
         candidates: what the method may skip: each candidate's block, and its parts ("mha", "ffn").
         changes: what ``attach`` changed in the model's structure.
         trained_before: names of the parameters that were trained before.
+        shapes: of the parameters that the method does not train, by name.
     """
 
     config: MethodConfig
@@ -55,10 +58,12 @@ class Attachment:
     candidates: list[tuple[SkippableBlock, tuple[str, ...]]] = field(compare=False, repr=False)
     changes: list[Change] = field(compare=False, repr=False)
     trained_before: frozenset[str] = field(compare=False, repr=False)
+    shapes: dict[str, Size] = field(compare=False, repr=False)
     pruned: bool = False
     fold_mode: str | None = None
     active: str = "default"
     adapters: dict[str, Adapter] = field(default_factory=dict, compare=False, repr=False)
+    disabled: bool = field(default=False, compare=False, repr=False)
 
     @property
     def form(self) -> str:
@@ -86,11 +91,13 @@ def attachment(model: PreTrainedModel) -> Attachment:
     """The model's ``Attachment``.
 
     Raises:
-        ValueError: the model is not attached.
+        ValueError: the model is not attached, or is disabled.
     """
     if not attached(model):
         raise ValueError(f"this {type(model).__name__} is not attached; call eas.attach(model, config) first")
     state: Attachment = model.eas
+    if state.disabled:
+        raise ValueError("the model is disabled, it is its base for a while; leave `with eas.disabled(model)` first")
     return state
 
 
@@ -147,3 +154,46 @@ def base_fingerprint(model: PreTrainedModel) -> dict[str, Tensor]:
             spread = [i * last // (SAMPLED - 1) for i in range(SAMPLED)]
             found[name] = parameter.detach().reshape(-1)[first + spread].to("cpu", torch.bfloat16)
     return found
+
+
+def differ(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether the fingerprints of two parameters are of different ones."""
+    mine, theirs = mine[: len(theirs)].float(), theirs.float()
+    near = (mine - theirs).abs() <= 1e-7  # what float16 rounds beyond bfloat16
+    # of rows that were added to embeddings or a head, nothing but the last number is in it
+    added = bool((mine[-1] - theirs[-1]).abs() > 1e-7 + theirs[-1].abs() / 64)
+    return bool(near.float().mean() < 0.6) or added
+
+
+def unfrozen(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that require gradients though the method does not train them."""
+    trained = attachment(model).trained
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in trained]
+
+
+def overwritten(model: PreTrainedModel) -> list[str]:
+    """Names of the base's parameters that are others than at ``attach``, as far as the fingerprint tells.
+
+    Those of other shapes are left out: METER's positions follow the size of its images.
+    """
+    before, shapes = attachment(model).fingerprint, attachment(model).shapes
+    if before is None or isinstance(model, FSDPModule):  # shards
+        return []
+    now = {name: own for name, own in base_fingerprint(model).items() if name in before}
+    kept = [name for name in now if model.get_parameter(name).shape == shapes.get(name)]
+    return [name for name in kept if differ(now[name], before[name])]
+
+
+def refuse_beside(model: PreTrainedModel, names: list[str], what: str) -> None:
+    """Refuses parameters that are trained beside the method.
+
+    Raises:
+        ValueError: there are names; the message begins with ``what``, and says what to do.
+    """
+    if names:
+        raise ValueError(
+            f"{what}: {names[0]} ({len(names)} in all) is trained beside the method {attachment(model).config.name!r}, "
+            "whose adapter holds its own weights only. Freeze what was not trained (requires_grad_(False)); methods "
+            "'head' and 'full' train weights of the base, train_projector=True the projector. To train both in a loop "
+            "of your own, write the whole model: eas.prune, then eas.save_standalone"
+        )

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from eas.attachment.state import Attachment, attachment
+from eas.attachment.state import Attachment, attachment, overwritten, unfrozen
 from eas.hf.changes import undo
 from eas.hf.classes import become_again, has_device_hook, is_mixed, revert
 
@@ -22,8 +22,11 @@ MIXED_PRECISION = ("forward", "_original_forward")
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model computes what its base computes, bit for bit (as a reference policy needs, say).
 
+    What is about the method (``save``, ``fold``, ``select``, ``detach``, ...) waits until after it.
+
     Raises:
-        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained.
+        ValueError: the base is not there any more: pruned, folded, sharded, or its own weights are what is trained; or
+            the model is disabled already.
 
     Example:
         >>> import eas
@@ -36,15 +39,18 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
         ...     print(model(**inputs).logits.equal(base))
         True
     """
-    _require_base(model, attachment(model))
+    state = attachment(model)
+    _require_base(model, state)
     mixed = [(module, revert(module)) for module in model.modules() if is_mixed(module)]
     precision = _take_precision(model)
     tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for tuner in tuners:
         tuner.enable_adapters(False)
+    state.disabled = True
     try:
         yield
     finally:
+        state.disabled = False
         for module, cls in mixed:
             become_again(module, cls)
         vars(model).update(precision)
@@ -62,7 +68,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         ValueError: the model is not attached, or its base is not there any more: pruned, folded, sharded, compiled, or
-            its own weights are what is trained.
+            its own weights are what is trained, or were trained beside the method.
 
     Example:
         >>> import eas
@@ -73,6 +79,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """
     state = attachment(model)
     _require_base(model, state)
+    _refuse_trained(overwritten(model))
     precision = _take_precision(model)
     if replaced := [m for m in model.modules() if "forward" in vars(m) and not has_device_hook(m)]:
         vars(model).update(precision)
@@ -90,6 +97,15 @@ def _require_base(model: PreTrainedModel, state: Attachment) -> None:
     if state.pruned or state.fold_mode is not None or state.overwrites:
         why = "pruned" if state.pruned else "folded" if state.fold_mode is not None else "trained itself"
         raise ValueError(f"the base cannot be given back, it was {why}; load it a second time instead")
+    _refuse_trained(unfrozen(model))
+
+
+def _refuse_trained(names: list[str]) -> None:
+    if names:
+        raise ValueError(
+            f"the base cannot be given back, {names[0]} ({len(names)} in all) was trained beside the method; load it a "
+            "second time instead, or freeze (requires_grad_(False)) what was not trained"
+        )
 
 
 def _take_precision(model: PreTrainedModel) -> dict[str, Any]:

@@ -39,7 +39,7 @@ __all__ = [
     "rotate_half",
     "sdpa_attention_forward",
     "set_attention_implementation",
-    "take_cache",
+    "without_cache",
 ]
 
 FORMER_CACHE_NAME = "past_key_values"
@@ -58,12 +58,9 @@ def cache_of(kwargs: Mapping[str, Any]) -> Cache | None:
     return kwargs.get(FORMER_CACHE_NAME) if cache is None else cache
 
 
-def take_cache(kwargs: dict[str, Any]) -> Cache | None:
-    """The same, and no keyword argument names the cache any more."""
-    cache = cache_of(kwargs)
-    kwargs.pop(CACHE_NAME, None)
-    kwargs.pop(FORMER_CACHE_NAME, None)
-    return cache
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call but the cache."""
+    return {name: value for name, value in kwargs.items() if name not in (CACHE_NAME, FORMER_CACHE_NAME)}
 
 
 def cached(cache: Cache | None) -> dict[str, Cache | None]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from eas.hf.api import Cache, cache_of
 from eas.hf.cache import prompt_layer, reads_prompt_from
-from eas.hf.skipping import PER_SEQUENCE, Request, SkippingTextModel
+from eas.hf.skipping import PER_SEQUENCE, Request, SkippingModel, SkippingTextModel
 
 # tokens of the prompt that the current ``generate`` call, of this thread or task, was given
 _prompt_length: ContextVar[int | None] = ContextVar("_prompt_length", default=None)
+IN_REQUEST = ("prompt_mask", "token_mask", "routes")
+"""Keywords of the language model that its blocks find in the request."""
 
 
 class PromptedTextModel(SkippingTextModel):
@@ -23,21 +26,22 @@ class PromptedTextModel(SkippingTextModel):
 
     layers: Any
 
-    def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
+    def with_request(self, cache: Cache | None, fresh: bool, kw: Mapping[str, Any]) -> dict[str, Any]:
         if "prompt_mask" not in kw and self.needs_prompt() and not reads_prompt_from(cache):
             raise ValueError(
                 "the language model alone cannot tell prompt tokens from others: call the model with its head, or pass "
                 "prompt_mask (batch, tokens), True on the tokens of the prompt"
             )
+        given = {name: kw.get(name) for name in IN_REQUEST}
         if "token_mask" not in kw and self.running() and not reads_prompt_from(cache):
-            kw["token_mask"] = _token_mask(kw, answered=True)
-        given = {name: kw.pop(name, None) for name in ("prompt_mask", "token_mask", "routes")}
+            given["token_mask"] = _token_mask(kw, answered=True)
         if given["prompt_mask"] is not None:
             given["prompt_mask"] = given["prompt_mask"].bool()
             require_prompt(given["prompt_mask"], labelled=False)
         # in training the blocks run twice under gradient checkpointing, and must find the same both times
         states = None if self.training and torch.is_grad_enabled() else prompt_layer(cache)
-        return {"request": Request(states, fresh, **given)}
+        others = {name: value for name, value in kw.items() if name not in IN_REQUEST}
+        return {**others, "request": Request(states, fresh, **given)}
 
     def state_keys(self) -> list[int]:
         return [key for layer in self.blocks() for key, pia in layer.pias().items() if pia.reads_prompt]
@@ -51,25 +55,24 @@ class PromptedTextModel(SkippingTextModel):
         return any(pia.running for layer in self.blocks() for pia in layer.stand_ins())
 
 
-class PromptedModel(nn.Module):
+class PromptedModel(SkippingModel):
     """The model with its head: finds the prompt tokens, and refuses what prompt statistics cannot serve."""
 
     eas: Any  # eas.attachment.state.Attachment
-    generation_config: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base_forward = super().forward
         if args:
-            kwargs.update(inspect.signature(base_forward).bind_partial(*args).arguments)
+            kwargs = {**kwargs, **inspect.signature(base_forward).bind_partial(*args).arguments}
         if self.training and self.eas.fold_mode is not None:
             raise ValueError("a folded model cannot be trained; call unfold(model) first")
         if not reads_prompt_from(cache_of(kwargs)) and self.needs_prompt():
             answered = kwargs.get("labels") is not None
-            kwargs["token_mask"] = _token_mask(kwargs, answered) if self._text_model().running() else None
-            kwargs["prompt_mask"] = self._prompt_mask(kwargs)
+            tokens = _token_mask(kwargs, answered) if self._text_model().running() else None
+            masks = {"token_mask": tokens, "prompt_mask": self._prompt_mask(kwargs)}
         else:
-            kwargs["prompt_mask"] = None
-        return base_forward(**kwargs)
+            masks = {"prompt_mask": None}
+        return base_forward(**{**kwargs, **masks})
 
     def needs_prompt(self) -> bool:
         """Whether anything in use depends on which tokens are the prompt's."""
@@ -112,7 +115,7 @@ class PromptedModel(nn.Module):
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         settings = generation_config if generation_config is not None else self.generation_config
-        if (kwargs.get("prefill_chunk_size") or settings.prefill_chunk_size) and self.needs_prompt():
+        if self.asked("prefill_chunk_size", generation_config, kwargs) and self.needs_prompt():
             raise ValueError(
                 "chunked prefill cannot be used with prompt statistics: the prompt's mean must be known before its "
                 "first chunk is finished; unset prefill_chunk_size"
@@ -122,7 +125,7 @@ class PromptedModel(nn.Module):
                 "the cache was started with an earlier prompt, and statistics are those of one whole prompt; pass the "
                 "whole text with a new cache"
             )
-        lookup = kwargs.get("prompt_lookup_num_tokens") or settings.prompt_lookup_num_tokens
+        lookup = self.asked("prompt_lookup_num_tokens", generation_config, kwargs)
         if (kwargs.get("assistant_model") is not None or lookup) and self._text_model().running():
             raise ValueError(
                 "assisted decoding takes tokens back, but decode_pooling='running' has added them to its mean; "
@@ -131,7 +134,7 @@ class PromptedModel(nn.Module):
         given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
         outer = _prompt_length.set(next((prompt.shape[1] for prompt in given if prompt is not None), 1))
         try:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(inputs, generation_config, *args, **kwargs)
         finally:
             _prompt_length.reset(outer)
 
@@ -214,7 +217,7 @@ def _prompt_mask(kwargs: dict[str, Any]) -> Tensor | None:
     return None if labels is None and mask.all() else mask
 
 
-def _token_mask(kwargs: dict[str, Any], answered: bool) -> Tensor | None:
+def _token_mask(kwargs: Mapping[str, Any], answered: bool) -> Tensor | None:
     """``(batch, tokens)``: True on all tokens but padding, answers included; None means every token.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eas.hf.api import Cache, DynamicCache, cached, output_cache, take_cache
+from eas.hf.api import Cache, DynamicCache, cache_of, cached, output_cache, without_cache
 from eas.hf.cache import PromptLayer, prepare_cache, require_filled
 from eas.hf.versions import TransformersChangedError
 
@@ -61,7 +61,7 @@ class SkippingTextModel(nn.Module):
     config: Any
 
     def forward(self, *args: Any, use_cache: bool | None = None, **kw: Any) -> Any:
-        cache = take_cache(kw)
+        cache, others = cache_of(kw), without_cache(kw)
         wanted = self.config.use_cache if use_cache is None else use_cache
         if cache is None:
             _refuse_lost_cache(kw)
@@ -74,8 +74,8 @@ class SkippingTextModel(nn.Module):
             blocks = self.blocks()
             without = tuple(block.index for block in blocks if block.skip_mha)
             fresh = prepare_cache(cache, len(self.layers), without, blocks[0].built.reads_keys)
-        more = self.for_blocks(cache, fresh, kw)
-        output = super().forward(*args, use_cache=use_cache, **cached(cache), **more, **kw)
+        given = self.with_request(cache, fresh, others)
+        output = super().forward(*args, use_cache=use_cache, **cached(cache), **given)
         # in training, gradient checkpointing takes the cache away; a tuple has no names
         checked = fresh and wanted and not paged and not self.training and not torch.compiler.is_compiling()
         if checked and cache is not None and isinstance(output, Mapping):
@@ -87,13 +87,39 @@ class SkippingTextModel(nn.Module):
         """The layers whose parts may be skipped; in hybrids not all."""
         return [layer for layer in self.layers if isinstance(layer, SkippableBlock)]
 
-    def for_blocks(self, cache: Cache | None, fresh: bool, kw: dict[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the blocks, from the cache and from ``kw``; used ones are removed from ``kw``."""
-        return {}
+    def with_request(self, cache: Cache | None, fresh: bool, kw: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of the stock forward: those of ``kw``, with what the blocks need of them in a request.
+
+        ``kw`` stays as it is: compiled code that was cut (a graph break) looks at it again.
+        """
+        return {**kw}
 
     def state_keys(self) -> list[int]:
         """Keys of the prompt states that a cache holds after the prompt was read."""
         return []
+
+
+class SkippingModel(nn.Module):
+    """The model with its head: refuses to draft with its own first layers."""
+
+    generation_config: Any
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # transformers would take layers away through the configuration, and leave them away after an error
+        if self.asked("assistant_early_exit", generation_config, kwargs):
+            raise ValueError(
+                "assistant_early_exit drafts with the first layers alone, whose cache does not fit a model that skips; "
+                "use prompt_lookup_num_tokens or an assistant_model"
+            )
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def asked(self, option: str, generation_config: Any, kwargs: Mapping[str, Any]) -> Any:
+        """An option of ``generate``; what neither a call nor its configuration names is as the model's own says."""
+        known = [
+            kwargs,
+            *(vars(config) for config in (generation_config, self.generation_config) if config is not None),
+        ]
+        return next((each[option] for each in known if each.get(option) is not None), None)
 
 
 def _refuse_lost_cache(kw: Mapping[str, Any]) -> None:

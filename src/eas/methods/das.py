@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from eas.config import ConfigError, SkipConfig, method_name, option
 from eas.hf.classes import become
 from eas.hf.prompt import PromptedModel, PromptedTextModel
-from eas.hf.skipping import Request, SkippingTextModel
+from eas.hf.skipping import Request, SkippingModel, SkippingTextModel
 from eas.methods.adapter import BESIDE, AdaptedInput, Bottleneck, bottleneck, put
 from eas.methods.eas_block import EASBlock, given
 from eas.models.anatomy import Anatomy, norm_of
@@ -139,6 +139,7 @@ def attach(model: PreTrainedModel, config: DASConfig) -> None:
         layer.skip_adapter = bottleneck(norm, _ranks(config)[0], layer.training, dropout=config.dropout)
         put(getattr(layer, mha.body), AdaptedInput, norm, _ranks(config)[1], dropout=config.dropout)
     become(anatomy.text_model, SkippingTextModel)
+    become(model, SkippingModel)
 
 
 def attach_post_norm(model: PreTrainedModel, config: DASConfig) -> None:

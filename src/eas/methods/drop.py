@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from eas.config import Candidates, SkipConfig, method_name, option
 from eas.hf.classes import become
-from eas.hf.skipping import SkippableBlock, SkippingTextModel
+from eas.hf.skipping import SkippableBlock, SkippingModel, SkippingTextModel
 from eas.methods.lora import MAPS, inject
 from eas.models.anatomy import Anatomy
 from eas.models.block import Block, become_blocks
@@ -75,6 +75,7 @@ def attach(model: PreTrainedModel, config: DropConfig) -> None:
     if anatomy.form == "decoder":
         become_blocks(anatomy.layers, anatomy.built, DropBlock)
         become(anatomy.text_model, SkippingTextModel)
+        become(model, SkippingModel)
     else:
         for index, block in enumerate(anatomy.blocks(config.candidates)):
             block.index, block.skip_mha, block.skip_ffn, block.built = index, False, False, anatomy.built

@@ -98,13 +98,12 @@ class ModalityRoutedTextModel(PromptedTextModel):
 
     modality_token: ModalityToken
 
-    def forward(self, *args: Any, **kw: Any) -> Any:
-        modality: Tensor | None = kw.pop("modality", None)
-        if not reads_prompt_from(cache_of(kw)):
-            if modality is None:
-                raise ValueError("the language model alone cannot tell which rows have an image; call LaVIN as a whole")
-            kw["routes"] = self.modality_token.routes(self, modality)
-        return super().forward(*args, **kw)
+    def forward(self, *args: Any, modality: Tensor | None = None, **kw: Any) -> Any:
+        if reads_prompt_from(cache_of(kw)):
+            return super().forward(*args, **kw)
+        if modality is None:
+            raise ValueError("the language model alone cannot tell which rows have an image; call LaVIN as a whole")
+        return super().forward(*args, **{**kw, "routes": self.modality_token.routes(self, modality)})
 
 
 def attach(model: PreTrainedModel, config: LavinAdapterConfig) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from eas.attachment.load import load_into
 from eas.attachment.quantised import keep_gradients
 from eas.attachment.save import CheckpointError, save
-from eas.attachment.state import attachment
+from eas.attachment.state import attachment, refuse_beside, unfrozen
 from eas.distributed import from_all, from_main, is_main
 from eas.errors import DataError
 from eas.files import writing
@@ -147,7 +147,9 @@ class EASTrainer(OpenTrainer):
 
         Raises:
             CheckpointError: the checkpoint is damaged; or True, and there is none that is whole.
+            ValueError: weights were unfrozen that the method does not train; no checkpoint would hold them.
         """
+        refuse_beside(self.model, unfrozen(self.model), "EASTrainer does not start")
         searching = self.search_phase is not None
         if resume_from_checkpoint is True:
             found = last_checkpoint(self.args.output_dir, searching) if is_main() else None
