@@ -100,6 +100,7 @@ def test_base_revision_is_the_base_s(hub, monkeypatch):
         return build(LLAMA)
 
     monkeypatch.setattr("eas.attachment.load.load_base", load_base)
+    monkeypatch.setattr("eas.attachment.load.model_config", lambda *_, **__: None)
     eas.load("user/base", "user/adapter", base_revision="v1", dtype="float32")
     eas.load("user/base", "user/adapter", revision=None)
     assert asked == [("user/base", {"revision": "v1", "dtype": "float32"}), ("user/base", {"revision": None})]

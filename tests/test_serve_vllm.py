@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+import torch
 from exports import EXPORTED, base, shaken, words
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -37,11 +38,15 @@ READY = {"vllm": True, "plugins": [["eas", "eas_vllm:register"]]}
 @pytest.fixture
 def adapter(tmp_path):
     """Of a base that lies beside it."""
-    model, tokenizer = base(**HEADS), words()
+    model, tokenizer = shaken(base(**HEADS)), words()
     tokenizer.chat_template = TEMPLATE
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "base")
-    model = shaken(eas.attach(load_base(str(tmp_path / "base")), eas.EASConfig(num_skip=2, **EXPORTED)))
+    model = eas.attach(load_base(str(tmp_path / "base")), eas.EASConfig(num_skip=2, **EXPORTED))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.2)
     eas.select(model, (0, 3))
     eas.prune(model)
     eas.save(model, tmp_path / "mine")
