@@ -29,6 +29,9 @@ RESULTS = {
     "smolmore": "smol_more.json",
     "smolmethods": "smol_methods.json",
     "pictures": "smol_pictures.json",
+    "kinds": "smol_kinds.json",
+    "codessets": "smol_codes_sets.json",
+    "codesdrop": "smol_codes_drop.json",
 }
 DROPPED = ("k", "notes")
 
