@@ -55,12 +55,14 @@ TUNED = {
     ],
 }
 STEPS = ["0", "50", "100", "200"]
+MENDED = ("6087f31", "497e3e2")
+"""Revisions whose score tells choices apart that differ in upper and lower case alone."""
 
 
 def tuned(names: list[str]) -> Rows:
     """Loss on validation questions by step, and the test split: the mean over seeds, and every seed's value.
 
-    Runs say their dtype if it is not that of the first ones, bfloat16.
+    Runs say their dtype if it is not that of the first ones, bfloat16; a dagger marks the mended score.
     """
     runs = measured("smollm2")
     rows = [["method", "rate", *(f"step {step}" for step in STEPS), "test loss", "test accuracy", "trained"]]
@@ -77,7 +79,7 @@ def tuned(names: list[str]) -> Rows:
         seeds = "" if len(wide) == len(own) else ", seed " + ", ".join(map(str, wide))
         rows.append(
             [
-                f"{name} (float32{seeds})" if wide else name,
+                (f"{name} (float32{seeds})" if wide else name) + " †" * own[0]["git_revision"].startswith(MENDED),
                 f"{own[0]['learning_rate']:g}",
                 *(f"{sum(run['curve'][step] for run in own) / len(own):.2f}" for step in STEPS),
                 cell([run["test"]["loss"] for run in own]),
