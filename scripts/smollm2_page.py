@@ -55,7 +55,7 @@ TUNED = {
     ],
 }
 STEPS = ["0", "50", "100", "200"]
-MENDED = ("6087f31", "497e3e2")
+MENDED = ("6087f31", "497e3e2", "0a5e6e2")
 """Revisions whose score tells choices apart that differ in upper and lower case alone."""
 
 
