@@ -73,6 +73,17 @@ def test_a_weight_that_was_set_from_outside_is_where_the_copy_goes_on():
     assert torch.equal(weight[:8], torch.full((8,), 7.0).bfloat16())
 
 
+def test_scaled_gradients_are_refused(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, num_hidden_layers=2, **sizes)).half()
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    rows = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}]
+    trainer = eas.EASTrainer(eas.attach(model, eas.FullConfig()), args, train_dataset=rows)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(ValueError, match=r"fp16 training scales gradients, and model\..* is trained in 16 bits; load"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_full_tuning_in_bfloat16_adds_up_small_updates_and_resumes_exactly(own, tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -159,9 +159,10 @@ class Generating(GenerateManager):  # type: ignore[misc]
         response_parser: Any = None,
     ) -> tuple[asyncio.Queue[Any], DirectStreamer]:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        tokenizer, template = tokenizer_of(processor), get_response_template(processor, model)
-        if template is not None and not anchored(template, tokenizer.decode(inputs["input_ids"][0])):
-            response_parser = None
+        tokenizer = tokenizer_of(processor)
+        if response_parser is not None:
+            prompt = tokenizer.decode(inputs["input_ids"][0])
+            response_parser = response_parser if anchored(get_response_template(processor, model), prompt) else None
         streamer = _Streamer(tokenizer._tokenizer, loop, queue, response_parser=response_parser, stops=gen_config.stops)
 
         def run() -> None:

@@ -294,9 +294,20 @@ class EASTrainer(OpenTrainer):
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
     def keep_float32(self) -> None:
-        """Gives trained weights of 16 bits their copies; again, it does nothing."""
-        if not self.is_deepspeed_enabled:  # which keeps copies itself
-            keep_float32(self.optimizer.optimizer)  # accelerate's holds the optimizer
+        """Gives trained weights of 16 bits their copies; again, it does nothing.
+
+        Raises:
+            ValueError: there are such weights, and gradients are scaled: those of the copies would stay so.
+        """
+        if self.is_deepspeed_enabled:  # which keeps copies itself
+            return
+        narrow = [name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+        if narrow and self.accelerator.scaler is not None:
+            raise ValueError(
+                f"fp16 training scales gradients, and {narrow[0]} ({len(narrow)} in all) is trained in 16 bits; load "
+                "the base in float32, or train with bf16=True"
+            )
+        keep_float32(self.optimizer.optimizer)  # accelerate's holds the optimizer
 
     def read_optimizer(self, folder: Path, read: Callable[[], None]) -> None:
         self.keep_float32()
