@@ -27,7 +27,7 @@ from eas.reports.places import without_places
 from eas.reports.reproduce import markdown as reproduced
 from eas.reports.summary import headline, milliseconds, remarks, summary_rows
 from eas.reports.terminal import summary_view
-from eas.reports.tradeoff import reach
+from eas.reports.tradeoff import CROWDED, reach, tradeoff
 
 
 def said_everywhere(result: dict[str, Any], folder: Path) -> list[str]:
@@ -212,6 +212,23 @@ def test_error_bars_of_one_seed_are_its_examples_interval() -> None:
     result["task"]["examples"] = 200
     result["rows"][2]["test"]["sd"] = None
     assert [p.reach for p in points_of(result, "macs")] == [reach(row["test"], 200) for row in result["rows"][2:]]
+
+
+@pytest.mark.parametrize("number", [CROWDED - 1, CROWDED])
+def test_many_rows_of_a_comparison_are_numbered_and_have_a_key(number: int) -> None:
+    result = comparison()
+    one, time = result["rows"][2], {"prefill_ms": {"median": 7.0}, "decode_ms": {"median": 2.0}}
+    names = [f"row {i}" for i in range(number)]
+    rows = [{**one, "label": name, "row": name} for name in names]
+    figure = tradeoff(rows, {"variants": dict.fromkeys(names, time)})
+    assert figure is not None
+    written = [text.get_text() for text in figure.axes[0].texts]
+    keys = [text.get_text() for key in figure.legends for text in key.get_texts()]
+    if number < CROWDED:
+        assert (written, keys) == (names, [])
+    else:
+        assert written == [str(i + 1) for i in range(number)]
+        assert keys == [f"{i}  {name}" for i, name in enumerate(names, 1)]
 
 
 def test_a_prediction_file_s_numbers_have_intervals() -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from eas.reports.certainty import interval
@@ -21,6 +22,8 @@ COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY)  # of
 MARKERS = "osD^vP*X<>"  # ten, so that colour and shape together repeat late
 PANELS = {"prefill_ms": "prefill, ms", "decode_ms": "decode, ms per token"}
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+CROWDED = 10
+"""Rows from which on numbers stand beside the markers, and the names in a key."""
 DPI = 160
 Colour = tuple[float, float, float]
 Extents = tuple[float, float, float, float]
@@ -31,7 +34,8 @@ def tradeoff(
 ) -> Figure | None:
     """Mean test accuracy against prefill and decode; lines join the k of one entry.
 
-    Its error bars are the standard deviation of the seeds; of one seed, the 95 % interval of the examples.
+    Its error bars are the standard deviation of the seeds; of one seed, the 95 % interval of the examples. Many rows
+    have numbers beside their markers, and a key with their names.
 
     Args:
         rows: of ``comparison.json``.
@@ -45,8 +49,11 @@ def tradeoff(
     drawn = [row for row in rows if row.get("test") and row["method"] is not None and row["row"] in variants]
     if not drawn:
         return None
-    figure = Figure(figsize=(9, 4.4), dpi=DPI, facecolor="white")
-    canvas, labels = FigureCanvasAgg(figure), list(dict.fromkeys(row["label"] for row in drawn))
+    crowded, labels = len(drawn) >= CROWDED, list(dict.fromkeys(row["label"] for row in drawn))
+    looks = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(labels)}
+    size = (11, max(4.4, 0.2 * len(drawn) + 0.6)) if crowded else (9, 4.4)
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
     base = next((row["test"]["mean"] for row in rows if row["method"] is None and row.get("test")), None)
     shown = {key: title for key, title in PANELS.items() if all(variants[row["row"]][key] for row in drawn)}
     panels: list[Axes] = list(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0])
@@ -55,15 +62,15 @@ def tradeoff(
         axes.set_axisbelow(True)
         axes.margins(x=0.18, y=0.14)
         axes.set_xlabel(title)
-        for i, label in enumerate(labels):
+        for label, (colour, marker) in looks.items():
             group = sorted((row for row in drawn if row["label"] == label), key=lambda row: int(row["k"]))
             axes.errorbar(
                 [variants[row["row"]][key]["median"] for row in group],
                 [100 * row["test"]["mean"] for row in group],
                 yerr=[*zip(*(reach(row["test"], examples) for row in group), strict=True)],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=10 if MARKERS[i % len(MARKERS)] == "*" else 7,
+                color=colour,
+                marker=marker,
+                markersize=10 if marker == "*" else 7,
                 linewidth=1.4,
                 elinewidth=1.0,
                 capsize=2.5,
@@ -78,18 +85,25 @@ def tradeoff(
     panels[0].set_ylabel("test accuracy, %")
     if timing.get("name"):
         figure.supxlabel(f"timed in: {timing['name']}", fontsize=8.5)
+    if crowded:
+        marks = [
+            Line2D([], [], color=colour, marker=marker, linestyle="None")
+            for colour, marker in (looks[row["label"]] for row in drawn)
+        ]
+        names = [f"{i}  {row['row']}" for i, row in enumerate(drawn, 1)]
+        figure.legend(marks, names, loc="outside right center", frameon=False, fontsize=8.5)
     canvas.draw()  # lays out, so that names can be placed by pixels
     for axes, key in zip(panels, shown, strict=True):
         write_names(
             axes,
             [
                 (
-                    row["row"],
-                    _dark(COLOURS[labels.index(row["label"]) % len(COLOURS)]),
+                    str(i) if crowded else row["row"],
+                    _dark(looks[row["label"]][0]),
                     variants[row["row"]][key]["median"],
                     100 * row["test"]["mean"],
                 )
-                for row in drawn
+                for i, row in enumerate(drawn, 1)
             ],
         )
     figure.set_layout_engine("none")  # they stay where they were found to fit
