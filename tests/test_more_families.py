@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from eas.attachment.state import candidates
 from eas.attachment.twin import TOLERANCE, deviation
 from eas.hf.labelled import heads_all, labelled_only
 from eas.measure.count import count
-from eas.measure.vision import VISION_TOWERS
+from eas.measure.vision import CUT, VISION_TOWERS
 from eas.models import anatomy
 from eas.searching.scoring import score_sets
 from eas.searching.similarity import cosines
@@ -204,6 +205,23 @@ def test_the_macs_of_its_images_are_those_that_torch_counts(label: str) -> None:
     assert (
         count(model, 4096, images=3 * tiles, patch_grid=grid).vision_macs * 2 * number == 3 * counter.get_total_flops()
     )
+
+
+@pytest.mark.parametrize("label", quick(COUNTED, QUICK))
+def test_a_prompt_is_at_least_as_long_as_its_images(label: str) -> None:
+    model, (_, _, tokens, images) = build(label), FAMILIES[label]
+    pixels, grid = images(1)["pixel_values"], (2, 2) if label == "Lfm2Vl" else (4, 4)
+    tiles = pixels.shape[1] if pixels.ndim == 5 else 1
+
+    def least() -> int:
+        for n in range(1, tokens + 1):
+            with suppress(ValueError):
+                count(model, n, images=tiles, patch_grid=grid)
+                return n
+        raise AssertionError("the prompt of the test is refused")
+
+    vision = model.config.vision_config  # of tiles that are cut the overview alone is known
+    assert least() == ((vision.image_size // vision.patch_size) ** 2 if type(model).__name__ in CUT else tokens)
 
 
 def uncounted(counter: FlopCounterMode, model: Any) -> int:

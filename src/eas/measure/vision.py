@@ -58,6 +58,8 @@ TOKENS_KNOWN = (
     "SmolVLMForConditionalGeneration",
 )
 """Families whose every image, or tile of one, takes as many tokens as its tower's size says."""
+CUT = ("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration", ONEVISION)
+"""Families that cut the padding out of an image's tiles; its overview, one tile, stays whole."""
 QWEN = ("blocks", "patch_embed.proj")
 GRIDS: dict[str, tuple[str, str]] = {
     "Qwen2VisionTransformerPretrainedModel": QWEN,
@@ -109,7 +111,7 @@ def image_macs(model: PreTrainedModel, grid: tuple[int, int] | None) -> int:
             raise UncountedError(
                 f"the vision tower {kind} cannot be counted; leave images = 0 to count the language model"
             )
-        return _as_it_runs(model, vision)
+        return _as_it_runs(model)[0]
     patches = tokens = (vision.image_size // vision.patch_size) ** 2
     if kind == "CLIPVisionModel":
         tokens = patches + 1  # the class token, which the projector may see or not
@@ -183,7 +185,7 @@ def _merge(model: Any, kind: str) -> int:
 def require_room_in_prompt(
     model: PreTrainedModel, prompt_tokens: int, images: int, grid: tuple[int, int] | None
 ) -> None:
-    """Refuses a prompt that is shorter than its images, where their tokens are known (LLaVA, Idefics 3, any size).
+    """Refuses a prompt that is shorter than its images, as far as their tokens are known.
 
     Raises:
         ValueError: it is.
@@ -194,13 +196,16 @@ def require_room_in_prompt(
     kind = type(model.get_submodule(VISION_TOWERS[family])).__name__
     if kind in GRIDS and grid is not None:
         least = grid[0] * grid[1] // _merge(model, kind) ** 2  # of one image: others may be smaller
-    elif kind in GRIDS or family not in TOKENS_KNOWN:
+    elif kind in GRIDS or kind == "LavinVisionModel":
         return
     elif (kept := kept_tokens(model)) is not None:
         least = images * kept["number"]
+    elif family in TOKENS_KNOWN or family in CUT:
+        merge = config.scale_factor if kind in ("Idefics3VisionTransformer", "SmolVLMVisionTransformer") else 1
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        least = patches // merge**2 * (1 if family in CUT else images)
     else:
-        merge = 1 if family == "LlavaForConditionalGeneration" else config.scale_factor
-        least = images * (config.vision_config.image_size // config.vision_config.patch_size) ** 2 // merge**2
+        least = images * _as_it_runs(model)[1]
     if prompt_tokens < least:
         raise ValueError(
             f"prompt_tokens = {prompt_tokens}: the prompt holds its images, which are {least} tokens or more; give "
@@ -213,16 +218,17 @@ def _window_pairs(length: int, side: int) -> int:
     return length // side * side**2 + (length % side) ** 2
 
 
-def _as_it_runs(model: Any, vision: Any) -> int:
-    """Counted by torch while tower and projector run on tensors without storage."""
-    size = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+def _as_it_runs(model: Any) -> tuple[int, int]:
+    """MACs and tokens of one image or tile, as tower and projector run on tensors without storage."""
+    size = model.config.vision_config.image_size
+    size = size if isinstance(size, int) else size[0]
     with torch.device("meta"), no_init_weights():
         seeing = model_class(type(model).__name__)(copy.deepcopy(model.config))
     seeing.set_attn_implementation("eager")  # torch counts no fused attention
     pixels = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if type(model).__name__ == ONEVISION:  # one tile; it joins them afterwards
-            seeing.model.multi_modal_projector(seeing.model.vision_tower(pixels).last_hidden_state)
+            features = seeing.model.multi_modal_projector(seeing.model.vision_tower(pixels).last_hidden_state)
         else:
-            seeing.get_image_features(pixel_values=pixels)
-    return int(counter.get_total_flops()) // 2
+            features = seeing.get_image_features(pixel_values=pixels).pooler_output
+    return int(counter.get_total_flops()) // 2, sum(one.shape[:-1].numel() for one in features)
