@@ -191,6 +191,19 @@ def test_images_that_cannot_be_counted() -> None:
     assert isinstance(count(build("Qwen2VLForConditionalGeneration"), 8), Counts)
 
 
+def test_benchmark_times_weights_that_all_start_alike() -> None:
+    model, inputs = build(LLAVA), prompts(LLAVA, (7, 7))
+    with torch.inference_mode():
+        before = model(**inputs).logits
+    for weight in model.parameters():  # as in a file, behind a header of any length
+        aside = torch.empty(weight.numel() + 1)[1:].view_as(weight)
+        weight.data = aside.copy_(weight.data)
+    benchmark({"base": model}, inputs, new_tokens=1, repeats=1)
+    assert not any(weight.data_ptr() % 64 for weight in model.parameters())
+    with torch.inference_mode():
+        assert torch.equal(model(**inputs).logits, before)
+
+
 def test_benchmark_alternates_base_and_folded() -> None:
     models, calls = {"base": build(LLAVA), "folded": variant("shared")}, []
     for name, model in models.items():
