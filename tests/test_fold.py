@@ -7,16 +7,17 @@ from functools import cache, partial
 import pytest
 import torch
 from decoding import answers, decode
-from families import IMAGE, attached, blocks, build, logits, prompts
+from families import IMAGE, attached, blocks, build, logits, prompts, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
 from transformers.cache_utils import DynamicCache, StaticCache
 
 import eas
 from eas import ConfigError, EASConfig, count, fold, unfold
 from eas.hf.api import cached
 from eas.hf.cache import kv_cache_bytes, prompt_layer
-from eas.methods.lora import lora_layers
+from eas.methods.lora import lora_layers, unwrap
 from eas.pipeline.config import RunConfig
 
 torch.set_num_threads(1)
@@ -309,6 +310,24 @@ def test_a_running_mean_reads_answers_but_no_padding():
     torch.testing.assert_close(headless[real], at_once[real], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="decode_pooling='running' needs a two-dimensional attention mask"):
         inner(input_ids=ids, attention_mask=square, prompt_mask=prompt)
+
+
+@pytest.mark.parametrize("case", ["lora", *(case for case in CASES if "lora" in case)])
+def test_merged_maps_can_do_without_their_wrappers(case):
+    if case == "lora":
+        model, mode = eas.attach(build(LLAMA), eas.LoRAConfig(2)), "merged"
+        randomise(model)
+    else:
+        model, mode = of(case)
+    inputs, wrapped = prompts(LLAMA), len([*lora_layers(model)])
+    answer = answers(len(inputs["input_ids"]))
+    unwrap(model)
+    assert len([*lora_layers(model)]) == wrapped  # nothing is merged yet
+    fold(model, mode)
+    expected = decode(model, inputs, answer)
+    unwrap(model)
+    assert not any(isinstance(m, LoraLayer) for _, m in model.named_modules(remove_duplicate=False))
+    assert torch.equal(decode(model, inputs, answer), expected)
 
 
 def test_lora_is_not_merged_into_maps_that_are_not_plain():

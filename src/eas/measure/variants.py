@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from eas.config import MethodConfig
 from eas.measure.count import count
 from eas.methods import method_config
 from eas.methods.eas_fold import FoldedLinear
+from eas.methods.lora import unwrap
 from eas.models.anatomy import Anatomy
 
 
@@ -88,9 +88,7 @@ def fold_variant(model: PreTrainedModel, name: str) -> None:
     mode = VARIANTS[name].fold
     if mode is not None:
         fold(model, mode)
-    if mode == "merged":
-        for path, layer in [(path, m) for path, m in model.named_modules() if isinstance(m, LoraLayer)]:
-            model.set_submodule(path, layer.get_base_layer())
+    unwrap(model)
 
 
 def quantise_variants(base: PreTrainedModel, variants: Iterable[PreTrainedModel]) -> None:

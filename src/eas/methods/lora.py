@@ -92,3 +92,10 @@ def unfold(model: PreTrainedModel) -> None:
     """Removes the merged updates again, up to rounding."""
     for layer in filter(lambda layer: layer.merged, lora_layers(model)):
         layer.unmerge()
+
+
+def unwrap(model: PreTrainedModel) -> None:
+    """Leaves merged maps without PEFT's layers, which cost time at every step; nothing can be unfolded afterwards."""
+    everywhere = model.named_modules(remove_duplicate=False)  # a folded FFN shares a map with its block
+    for path, layer in [(path, m) for path, m in everywhere if isinstance(m, LoraLayer) and m.merged]:
+        model.set_submodule(path, layer.get_base_layer())

@@ -11,6 +11,7 @@ from eas.attachment.attach import fold
 from eas.attachment.load import load
 from eas.demo.larger import larger_base, larger_tuned
 from eas.measure.latency import benchmark, hardware
+from eas.methods.lora import unwrap
 from eas.paper.compare_config import BASE, CompareConfig, Job
 from eas.pipeline.config import RunConfig
 from eas.pipeline.run import Run
@@ -114,4 +115,5 @@ def _folded(job: Job) -> Any:
     model = load(run.load_base(), run.folder / "adapter").eval()
     if (mode := fold_mode(run)) is not None:
         fold(model, mode)
+    unwrap(model)
     return model

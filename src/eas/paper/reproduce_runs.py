@@ -21,6 +21,7 @@ from eas.hf.api import no_init_weights
 from eas.measure.latency import benchmark, hardware
 from eas.measure.modules import count_modules
 from eas.measure.shapes import build
+from eas.methods.lora import unwrap
 from eas.models.anatomy import Anatomy
 from eas.models.folder import model_config
 from eas.paper.reproduce import RECIPES, RowSpec, recipe, row_method, skipped, table_spec
@@ -150,6 +151,7 @@ def _variant(base: PreTrainedModel, method: MethodConfig, row: RowSpec) -> PreTr
     model: PreTrainedModel = attached_copy(base, method, chosen)
     if model.eas.method.fold is not None and row.fold_mode != "none":
         fold(model)
+    unwrap(model)
     return model
 
 

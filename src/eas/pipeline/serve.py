@@ -22,6 +22,7 @@ from eas.attachment.state import attached, attachment
 from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
+from eas.methods.lora import unwrap
 from eas.models.visual_tokens import fit_processor
 from eas.pipeline.config import DTYPES
 from eas.pipeline.run import CONFIG_FILE, Run
@@ -103,6 +104,7 @@ def served(
     answer_as_scored(found, own)
     if mode is not None:
         fold(found, mode)
+    unwrap(found)
     return found.eval(), own
 
 

@@ -24,6 +24,7 @@ from eas.measure.count import count
 from eas.measure.latency import benchmark, git_revision, hardware
 from eas.measure.layers import block_costs
 from eas.methods.eas import EASConfig
+from eas.methods.lora import unwrap
 from eas.pipeline.decode_check import decode, relative_error, require_small, teacher_forced
 from eas.pipeline.fit import check, check_room
 from eas.pipeline.gathering import gather_into
@@ -234,6 +235,7 @@ def measure(run: Run) -> None:
     blocks = {name: [asdict(b) for b in block_costs(m, prompt_tokens, images)] for name, m in models.items()}
     timing = {"new_tokens": run.task.new_tokens(run), "repeats": config.benchmark_repeats}
     inputs = {key: value.to(base.device) for key, value in inputs.items()}
+    unwrap(tuned)
     latency = _time({"base": base, "folded" if mode else "tuned": tuned}, inputs, **timing)
     latency["bounds"] = bounds(counts["base"], counts["tuned"], prompt_tokens)
     if not latency["new_tokens"]:
