@@ -108,7 +108,7 @@ def test_the_table_of_methods_names_them_all():
     assert folds == {name: method.fold_modes for name, method in eas.METHODS.items()}
 
 
-@pytest.mark.parametrize("script", ["evidence_page", "search_page", "smollm2_page"])
+@pytest.mark.parametrize("script", ["evidence_page", "search_page", "smol_page", "smollm2_page"])
 def test_pages_show_what_was_measured(script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     page = importlib.import_module(script)

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,11 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eas.hf.aligned import align
 from eas.hf.api import cached, output_cache
 from eas.progress import track
-
-ALIGNMENT = 64
-"""Bytes: of a cache line, and of what torch allocates on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def benchmark(
     if any("attention_mask" in given and not given["attention_mask"].all() for given in (inputs, *own_inputs.values())):
         raise ValueError("the prompts are padded, which would be timed as well; pass prompts of one length")
     for model in models.values():
-        _align(model)
+        align(model)
     prefill: dict[str, list[float]] = {name: [] for name in models}
     decode: dict[str, list[float]] = {name: [] for name in models}
     rounds = [(repeat, name) for repeat in range(repeats + 1) for name in models]
@@ -106,13 +103,6 @@ def benchmark(
             prefill[name].append(first)
             decode[name].append(each)
     return {name: Latency(Spread.of(prefill[name]), Spread.of(decode[name]) if new_tokens else None) for name in models}
-
-
-def _align(model: PreTrainedModel) -> None:
-    """Gives every weight on a CPU the start that torch's own memory has."""
-    for tensor in chain(model.parameters(), model.buffers()):
-        if type(tensor.data) is Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from eas.attachment.state import attached, attachment
 from eas.config import ConfigError
 from eas.example import DataError, Example
 from eas.exporting.opening import opened, processor_of
+from eas.hf.aligned import align
 from eas.methods.lora import unwrap
 from eas.models.visual_tokens import fit_processor
 from eas.pipeline.config import DTYPES
@@ -105,6 +106,7 @@ def served(
     if mode is not None:
         fold(found, mode)
     unwrap(found)
+    align(found)
     return found.eval(), own
 
 

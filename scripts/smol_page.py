@@ -1,0 +1,40 @@
+"""Fills the tables of docs/smol.md from benchmarks/smol_scores.json: `python scripts/smol_page.py`."""
+
+from search_page import ROOT, Rows, fill, measured
+
+PAGE = ROOT / "docs" / "smol.md"
+NAMES = {
+    "name": "`name`, the four names listed",
+    "name, not listed": "`name`, not listed",
+    "category": "`category`, 82 kinds",
+    "odd": "`odd`",
+    "same": "`same`",
+}
+
+
+def scores() -> Rows:
+    """Of every task, the share of right answers in % by what picture was shown."""
+    found, shown = measured("smol_scores")["scores"], ("the picture", "another picture", "no picture")
+    rows = [["`openmoji:`", "questions", *shown, "guessing"]]
+    for task, name in NAMES.items():
+        one = found[task]
+        cells = [f"{one[what]:.1f}" if what in one else "" for what in shown]
+        rows.append([name, str(one["questions"]), *cells, f"{100 / one['choices']:.1f}"])
+    return rows
+
+
+def texts() -> Rows:
+    """ScienceQA's questions without pictures, with what eas ships and without it."""
+    found = measured("smol_scores")["texts"]
+    return [["model", f"right of {found['questions']} questions, %"]] + [
+        [name, f"{found[name]:.1f}"] for name in ("smol", "SmolLM2-135M-Instruct")
+    ]
+
+
+def filled(page: str) -> str:
+    """The page with its tables rewritten."""
+    return fill(page, {"scores": scores, "texts": texts})
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
