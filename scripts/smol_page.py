@@ -24,11 +24,13 @@ def scores() -> Rows:
 
 
 def texts() -> Rows:
-    """ScienceQA's questions without pictures, with what eas ships and without it."""
+    """ScienceQA's texts, with what eas ships and without it."""
     found = measured("smol_scores")["texts"]
-    return [["model", f"right of {found['questions']} questions, %"]] + [
-        [name, f"{found[name]:.1f}"] for name in ("smol", "SmolLM2-135M-Instruct")
-    ]
+    rows = [["", f"right of {found['questions']} questions, %", "loss of the right choice", "loss of prose"]]
+    for name in ("smol", "SmolLM2-135M-Instruct"):
+        one = found[name]
+        rows.append([name, f"{one['score']:.1f}", f"{one['loss']:.2f}", f"{one['prose']:.2f}"])
+    return rows
 
 
 def filled(page: str) -> str:
