@@ -2,6 +2,7 @@
 
 python benchmarks/skip_sets.py smollm2-135m scienceqa-text:FOLDER benchmarks/smollm2_sets.json
 python benchmarks/skip_sets.py smol scenes:textures benchmarks/smol_sets.json
+python benchmarks/skip_sets.py smol scenes:codes benchmarks/smol_sets_codes.json
 
 FOLDER is ScienceQA's. In the residual form an untrained skip is the attention left out, so losses before training say
 something. Every set is scored once on the same 16 validation questions (loss per token of the answer) and kept in

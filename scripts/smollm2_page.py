@@ -132,6 +132,7 @@ TABLES = {
     "smol_sets": partial(sets, "smol_sets"),
     "smol_searches": partial(searches, "smol_sets"),
     "smol_predicted": partial(predicted, "smol_sets"),
+    "codes_searches": partial(searches, "smol_sets_codes"),
 }
 
 
