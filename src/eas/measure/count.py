@@ -96,8 +96,8 @@ def count(
         model = on_meta(model, method, k, chosen, mode, dtype)
     if Anatomy.of(model).form == "coattention":  # which the paper counts as we do
         return count_coattention(model, prompt_tokens, images)
+    counts = count_modules(model, prompt_tokens, images, patch_grid)  # first: it refuses towers that nobody knows
     require_room_in_prompt(model, prompt_tokens, images, patch_grid)
-    counts = count_modules(model, prompt_tokens, images, patch_grid)
     return as_the_paper_counts(counts) if convention == "paper" else counts
 
 
