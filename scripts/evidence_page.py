@@ -27,7 +27,7 @@ RESULTS = {
     "smol": "smol.json",
     "codes": "smol_codes.json",
     "smolmore": "smol_more.json",
-    "smolmethods": "smol_methods.json",
+    "codesmethods": "smol_codes_methods.json",
     "pictures": "smol_pictures.json",
     "kinds": "smol_kinds.json",
     "codessets": "smol_codes_sets.json",
