@@ -28,6 +28,8 @@ RESULTS = {
     "codes": "smol_codes.json",
     "smolmore": "smol_more.json",
     "codesmethods": "smol_codes_methods.json",
+    "codeschoice": "smol_codes_choice.json",
+    "codeskinds": "smol_codes_kinds.json",
     "pictures": "smol_pictures.json",
     "kinds": "smol_kinds.json",
     "codessets": "smol_codes_sets.json",
