@@ -29,6 +29,7 @@ from eas.config import ConfigError
 from eas.data.scenes import scenes
 from eas.demo.tiny import load_tiny
 from eas.example import DataError, Example
+from eas.methods.lora import lora_layers
 from eas.pipeline import STEPS, Run, RunConfig
 from eas.pipeline import serve as serving
 from eas.tasks.evaluation import answer
@@ -344,3 +345,11 @@ def test_the_command_serves_a_run_under_its_name(run):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     done = CliRunner().invoke(app, ["serve", str(tmp_path / "none"), "--port", "0"])
     assert str(tmp_path / "none") in str(done.exception)
+
+
+def test_what_is_served_has_plain_maps_and_weights_of_its_own(tmp_path):
+    model, _ = load_tiny()
+    eas.save(eas.attach(model, eas.LoRAConfig(2)), tmp_path / "adapter")
+    found, _ = serving.served(str(tmp_path / "adapter"))
+    assert not [*lora_layers(found)]
+    assert not any(weight.data_ptr() % 64 for weight in found.parameters())
