@@ -17,6 +17,7 @@ from eas.data.benchmark import match
 from eas.data.scienceqa import ScienceQAOptions, make_example
 from eas.example import DataError
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, extract
+from eas.tasks.evaluation import generated, score_answers
 
 real = pytest.mark.skipif("EAS_REAL_DATA" not in os.environ, reason="EAS_REAL_DATA does not name the folder of data")
 REAL = Path(os.environ.get("EAS_REAL_DATA", ".")) / "scienceqa"
@@ -76,6 +77,22 @@ def test_the_letter_form():
     assert asked(PROBLEM | {"hint": ""}, form="letter", instruction=False)[0] == (
         "Which is magnetic?\nA. a nail\nB. a cup"
     )
+
+
+def test_the_choice_form_has_llavas_prompt_and_the_text_of_the_choice():
+    assert asked(form="choice") == (asked()[0], "a nail")
+    assert asked(PROBLEM | {"answer": 1}, form="choice", order="CQM-A") == (asked(order="CQM-A")[0], "a cup")
+
+
+def test_the_choice_form_is_ranked_and_scored_as_letters_are():
+    options = {"form": "choice"}
+    example = make_example("7", PROBLEM, None, "", ScienceQAOptions(**options))
+    assert example.choices == ("a nail", "a cup")
+    assert not generated("scienceqa", [example], options)
+    assert generated("scienceqa", [example], {"form": "letter"})
+    for text, right in {"A nail": 1, "a cup": 0, "The answer is A.": 1, "A": 1, "a spoon": 0}.items():
+        assert score_answers("scienceqa", [example], {"7": text}, options).score == right
+    assert score_answers("scienceqa", [example], {"7": "a nail"}, {"form": "llava"}).score == 0
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class Benchmark:
         options: the class of its options.
         score_file: the official metric of a result file that holds no texts (a score matrix); instead of
             `read_predictions` and `score`.
-        ranked: whether an answer is the likeliest of the example's choices, where it has some; nothing is generated.
+        ranked: whether under some options an answer is the likeliest of the example's choices; nothing is generated.
         of_whole: the numbers of its report that mean something else on a part of a split.
     """
 
@@ -156,7 +156,7 @@ class Benchmark:
     read_predictions: Callable[[Path], dict[str, str]]
     options: type[DataOptions] = DataOptions
     score_file: Callable[[Sequence[Example], Path], Report] | None = None
-    ranked: bool = False
+    ranked: Callable[[Any], bool] = lambda options: False
     of_whole: str = ""
 
     def official(self, split: str, options: DataOptions) -> str:

@@ -18,10 +18,11 @@ from eas.data.official import find_file, read_json
 from eas.data.predictions import read_answers
 from eas.errors import shown
 from eas.example import DataError, Example, ImageSource
+from eas.metrics.exact import form_for
 from eas.metrics.report import Report
 from eas.metrics.scienceqa import EXTRACTIONS, LETTERS, score_scienceqa
 
-FORMS = ("lavin", "llava", "letter")
+FORMS = ("lavin", "llava", "letter", "choice")
 _INPUTS = ("QCM", "CQM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
 # What follows or precedes the answer. The published converters have lecture and explanation crossed in AL and AE.
 _OUTPUTS = {
@@ -48,7 +49,9 @@ class ScienceQAOptions(DataOptions):
     """Options of ScienceQA."""
 
     form: str = option(
-        "llava", "prompt and target: 'lavin', 'llava', or 'letter' (LLaVA-1.5: options A. B. and a letter)"
+        "llava",
+        "prompt and target: 'lavin', 'llava', 'letter' (LLaVA-1.5: options A. B. and a letter), or 'choice' (llava's "
+        "prompt, the answer is the likeliest text of a choice; for small models)",
     )
     order: str = option(
         "QCM-ALE", "parts of prompt and target in the forms lavin and llava, for example QCM-LEA or CQM-A"
@@ -165,14 +168,14 @@ def make_example(
         raise DataError(
             f"problem {pid}: answer {shown(answer)} is outside its {len(choices)} choices; fix or drop the row"
         )
-    parts = texts | {"context": " ".join([hint, caption]).strip(), "letter": LETTERS[answer]}
+    parts = texts | {"context": " ".join([hint, caption]).strip(), "letter": LETTERS[answer], "choice": choices[answer]}
     prompt, target = _FORMS[options.form](parts, choices, options)
     return Example.ask(
         pid,
         prompt,
         target,
         *([] if image is None else [image]),
-        choices=tuple(LETTERS[: len(choices)]) if options.form == "letter" else (),
+        choices={"letter": tuple(LETTERS[: len(choices)]), "choice": tuple(choices)}.get(options.form, ()),
         metadata=about | {"answer": answer, "choices": choices, "hint": bool(hint), "image": image is not None},
     )
 
@@ -205,7 +208,11 @@ def _letter(parts: Mapping[str, str], choices: Sequence[str], options: ScienceQA
     return f"{prompt}\n{INSTRUCTION}" if options.instruction else prompt, parts["letter"]
 
 
-_FORMS = {"lavin": _lavin, "llava": _llava, "letter": _letter}
+def _choice(parts: Mapping[str, str], choices: Sequence[str], options: ScienceQAOptions) -> tuple[str, str]:
+    return _llava(parts, choices, options)[0], parts["choice"]
+
+
+_FORMS = {"lavin": _lavin, "llava": _llava, "letter": _letter, "choice": _choice}
 
 
 def _given(order: str, parts: Mapping[str, str], choices: Sequence[str]) -> str:
@@ -261,8 +268,22 @@ def read_captions(folder: Path) -> Mapping[str, str]:
 
 
 def score(examples: Sequence[Example], predictions: Mapping[str, str], options: ScienceQAOptions) -> Report:
-    """See `score_scienceqa`."""
+    """See `score_scienceqa`; in the form choice the text of a choice counts as its letter."""
+    if options.form == "choice":
+        predictions = lettered(examples, predictions)
     return score_scienceqa(examples, predictions, options.extraction, options.fallback_seed)
+
+
+def lettered(examples: Sequence[Example], predictions: Mapping[str, str]) -> dict[str, str]:
+    """Answers as the sentence that every extraction reads, where they are the text of a choice; others unchanged."""
+    letters = {}
+    for example in examples:
+        choices, answer = example.metadata["choices"], example.metadata["answer"]
+        form = form_for(choices)
+        said, texts = form(predictions[example.id]), [form(choice) for choice in choices]
+        named = [LETTERS[i] for i in (answer, *range(len(texts))) if texts[i] == said]  # a repeated text is right
+        letters[example.id] = f"The answer is {named[0]}." if named else predictions[example.id]
+    return letters
 
 
 def read_predictions(path: Path) -> dict[str, str]:
@@ -294,4 +315,5 @@ SCIENCEQA = Benchmark(
     score=score,
     read_predictions=read_predictions,
     options=ScienceQAOptions,
+    ranked=lambda options: options.form == "choice",
 )

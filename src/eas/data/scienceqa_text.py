@@ -17,6 +17,7 @@ from eas.data.benchmark import Benchmark, DataOptions, Examples, Source, unknown
 from eas.data.official import find_file
 from eas.data.scienceqa import (
     ScienceQAOptions,
+    lettered,
     make_example,
     read_captions,
     read_pids,
@@ -24,7 +25,6 @@ from eas.data.scienceqa import (
     read_problems,
 )
 from eas.example import DataError, Example
-from eas.metrics.exact import form_for
 from eas.metrics.report import Report
 from eas.metrics.scienceqa import LETTERS, score_scienceqa
 
@@ -94,14 +94,7 @@ def load(source: Source, split: str, options: ScienceQATextOptions) -> Sequence[
 
 def score(examples: Sequence[Example], predictions: Mapping[str, str], options: ScienceQATextOptions) -> Report:
     """As `eas.metrics.scienceqa.score_scienceqa`; the text of a choice counts as its letter."""
-    letters = {}
-    for example in examples:
-        choices, answer = example.metadata["choices"], example.metadata["answer"]
-        form = form_for(choices)
-        said, texts = form(predictions[example.id]), [form(choice) for choice in choices]
-        named = [LETTERS[i] for i in (answer, *range(len(texts))) if texts[i] == said]  # a repeated text is right
-        letters[example.id] = f"The answer is {named[0]}." if named else predictions[example.id]
-    return score_scienceqa(examples, letters)
+    return score_scienceqa(examples, lettered(examples, predictions))
 
 
 SCIENCEQA_TEXT = Benchmark(
@@ -112,5 +105,5 @@ SCIENCEQA_TEXT = Benchmark(
     score=score,
     read_predictions=read_predictions,
     options=ScienceQATextOptions,
-    ranked=True,
+    ranked=lambda options: True,
 )

@@ -43,7 +43,7 @@ def cut(
     tokenizer = Collator(processor, training=False).tokenizer
     tokens = {e.id: tokenizer(e.target, add_special_tokens=False)["input_ids"] for e in examples}
     longest = max(map(len, tokens.values()), default=0) + 1
-    if not generated(metric, examples):
+    if not generated(metric, examples, options):
         return Cut(1.0, 1.0, longest)
 
     def score(most: int) -> float:

@@ -135,7 +135,7 @@ def evaluate(
         raise DataError(f"metric {metric!r} is unknown; use one of {', '.join((*METRICS, LOSS_ONLY, *BENCHMARKS))}")
     if metric == RANKING and not _closed(examples):
         raise DataError(f"metric {RANKING!r} needs choices in every example; use 'exact' or 'contains'")
-    if not generated(metric, examples):
+    if not generated(metric, examples, options):
         ranked = choice_losses(model, processor, [(e, e.choices) for e in examples], batch_size, title)
         answers = {id: min(each, key=each.__getitem__) for id, each in ranked.items()}
         report = score_answers(metric, examples, answers, options)
@@ -148,9 +148,12 @@ def evaluate(
     return Evaluation(report.score, answers, report)
 
 
-def generated(metric: str, examples: Sequence[Example]) -> bool:
+def generated(metric: str, examples: Sequence[Example], options: Mapping[str, Any] | None = None) -> bool:
     """Whether a metric reads answers that are generated; others rank choices, or read the target's probability."""
-    ranks = metric == RANKING or (metric in BENCHMARKS and BENCHMARKS[metric].ranked)
+    if (benchmark := BENCHMARKS.get(metric)) is None:
+        ranks = metric == RANKING
+    else:
+        ranks = benchmark.ranked(benchmark.options.from_dict(options or {}))
     return metric != LOSS_ONLY and not (ranks and _closed(examples))
 
 
