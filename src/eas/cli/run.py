@@ -30,7 +30,8 @@ def demo(
 ) -> None:
     """Show all steps of EAS on a model of packages or on the embedded one: a few minutes on two cores."""
     from eas.demo import DEMOS
-    from eas.models.smol import INSTALL, packages_installed
+    from eas.models.smol import packages_installed
+    from eas.packaged import INSTALL
     from eas.pipeline import Run, RunConfig, run_steps
     from eas.pipeline.run import working
 

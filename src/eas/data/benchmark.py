@@ -144,7 +144,7 @@ class Benchmark:
         options: the class of its options.
         score_file: the official metric of a result file that holds no texts (a score matrix); instead of
             `read_predictions` and `score`.
-        ranked: whether under some options an answer is the likeliest of the example's choices; nothing is generated.
+        ranked: of the options, whether an answer is the likeliest of the example's choices; nothing is generated.
         of_whole: the numbers of its report that mean something else on a part of a split.
     """
 

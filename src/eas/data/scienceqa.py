@@ -54,7 +54,7 @@ class ScienceQAOptions(DataOptions):
         "prompt, the answer is the likeliest text of a choice; for small models)",
     )
     order: str = option(
-        "QCM-ALE", "parts of prompt and target in the forms lavin and llava, for example QCM-LEA or CQM-A"
+        "QCM-ALE", "parts of prompt and target (choice: of the prompt), not for letter, for example QCM-LEA or CQM-A"
     )
     instruction: bool = option(True, f"end the prompt of the form letter with: {INSTRUCTION}")
     captions: bool = option(False, "put the image's caption (captions.json) after the hint")

