@@ -1,6 +1,7 @@
-"""Fills the tables of docs/evidence.md from the comparisons in benchmarks/: `python scripts/evidence_page.py`.
+"""Fills the tables of docs/evidence.md and evidence-smol.md: `python scripts/evidence_page.py`.
 
-A table stands between `<!-- rows: NAME: A | B | ... -->` and `<!-- end -->`; NAME is one of `RESULTS`.
+The tables come from the comparisons in benchmarks/. A table stands between `<!-- rows: NAME: A | B | ... -->` and
+`<!-- end -->`; NAME is one of `RESULTS`.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from eas.reports.comparison import cells
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "evidence.md"
+PAGES = [ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence-smol.md"]
 RESULTS = {
     "methods": "methods.json",
     "more": "methods_more.json",
@@ -26,7 +27,6 @@ RESULTS = {
     "formscodes": "forms_codes.json",
     "smol": "smol.json",
     "codes": "smol_codes.json",
-    "smolmore": "smol_more.json",
     "codesmethods": "smol_codes_methods.json",
     "codeschoice": "smol_codes_choice.json",
     "codeskinds": "smol_codes_kinds.json",
@@ -55,4 +55,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

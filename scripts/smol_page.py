@@ -2,7 +2,7 @@
 
 from search_page import ROOT, Rows, fill, measured
 
-PAGE = ROOT / "docs" / "smol.md"
+PAGES = [ROOT / "docs" / "smol.md"]
 NAMES = {
     "name": "`name`, the four names listed",
     "name, not listed": "`name`, not listed",
@@ -39,4 +39,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -4,7 +4,7 @@ from functools import partial
 
 from search_page import ROOT, Rows, fill, measured
 
-PAGE = ROOT / "docs" / "smollm2.md"
+PAGES = [ROOT / "docs" / "smollm2.md"]
 
 
 BEST = "EAS residual, LoRA, searched set, small scale"
@@ -142,4 +142,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
