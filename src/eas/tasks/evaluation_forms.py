@@ -13,14 +13,14 @@ from eas.example import Example
 from eas.metrics import LOSS_ONLY, METRICS, RANKING
 from eas.metrics.exact import END, START, form_for, normalise
 from eas.metrics.scienceqa import LETTERS
-from eas.tasks.evaluation import Evaluation, choice_losses, score_answers
+from eas.tasks.evaluation import Evaluation, choice_losses, generated, score_answers
 
 CLOSED = 50
 """A split with at most so many different answers, each given twice on average, has a closed answer set."""
 COMMON = 8
 """So many of the most common answers are tried as the one answer to all."""
-ALREADY = ("contains", "slake", "scienceqa-text", LOSS_ONLY, RANKING)
-"""Metrics that forgive the form by themselves, or look at no answer."""
+ALREADY = ("contains", "slake", "scienceqa-text")
+"""Metrics that forgive the form by themselves."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def meant(
         title: the progress bar's; none without one.
         options: the benchmark's ``data_options``.
     """
-    if metric in ALREADY or not found.answers:
+    if metric in ALREADY or not found.answers or not generated(metric, examples, options):
         return Meant(found, found.score)
     counts = Counter(normalise(example.target) for example in examples)
     closed = {normalise(example.target): example.target for example in examples}
