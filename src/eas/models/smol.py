@@ -32,7 +32,7 @@ from transformers import (
 
 from eas.errors import DataError
 from eas.models.efficientnet import MEAN, STD, LiteVisionConfig, LiteVisionModel, tower_weights
-from eas.models.gguf import SMOLLM2, SMOLLM2_SHA256, folder_of_gguf
+from eas.models.gguf import SMOLLM2, folder_of_gguf
 from eas.packaged import INSTALL, LITE0
 from eas.packaged import SMOLLM2 as SMOLLM2_PACKAGE
 from eas.weights import Safetensors
@@ -40,8 +40,6 @@ from eas.weights import Safetensors
 SMOL = "smol"
 SHIPPED = Path(__file__).parents[1] / "demo" / "smol" / "weights.safetensors"
 """The projector ("projector.NAME") and the delta ("delta.MAP.down" and ".up"), in float16."""
-TOWER_FILE = "models/efficientnet-lite0-57934424.pth"
-TOWER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 IMAGE_TOKEN, REPLACED = "<image>", "<gh_stars>"
 """The image token takes the place of a token of SmolLM2 that no chat has."""
 REMEDY = "restore it in the clone of eas (git checkout -- src/eas/demo/smol), and install eas from there"
@@ -88,7 +86,7 @@ def smol_folder() -> str:
             f"{SHIPPED} is missing, and this version of eas ships none; `python scripts/train_smol.py --work FOLDER` "
             "writes it (docs/smol.md), or use the model tiny"
         )
-    parts = SHIPPED.read_bytes(), CHAT_TEMPLATE.encode(), SMOLLM2_SHA256.encode(), TOWER_SHA256.encode()
+    parts = SHIPPED.read_bytes(), CHAT_TEMPLATE.encode(), SMOLLM2_PACKAGE.digest.encode(), LITE0.digest.encode()
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = Path(HF_HOME) / "eas" / f"{SMOL}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +185,7 @@ def published_tower() -> dict[str, Tensor]:
     Raises:
         DataError: the file is missing, or is not the one that the projector was trained with.
     """
-    published: dict[str, Tensor] = torch.load(LITE0.file(TOWER_FILE, TOWER_SHA256), weights_only=True)
+    published: dict[str, Tensor] = torch.load(LITE0.file(LITE0.weights, LITE0.digest), weights_only=True)
     return published
 
 
