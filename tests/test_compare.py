@@ -94,6 +94,9 @@ def test_every_run_leaves_its_result_and_one_table_gathers_them(done):
     assert rows["EAS_3"]["test"]["values"] == scores
     assert rows["EAS_3"]["test"]["mean"] == pytest.approx(sum(scores) / 2)
     assert rows["EAS_3"]["test"]["sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    reports = [found[f"EAS-k3-s{seed}"]["report"] for seed in (0, 1)]
+    assert rows["EAS_3"]["report"].keys() == reports[0].keys() == {"exact"}
+    assert rows["EAS_3"]["report"]["exact"]["values"] == [report["exact"] for report in reports]
     assert rows["EAS, given"]["learning_rate"] == rows["EAS_4"]["learning_rate"]
     assert rows["base"]["test"]["sd"] is None
     assert rows["base"]["counts"]["params_trained"] == 0

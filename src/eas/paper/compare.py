@@ -233,7 +233,8 @@ def _tune_and_score(run: Run, job: Job) -> dict[str, Any]:
         costs, validation = count(model, *sizes), scored("validation", batch_size)
     scores = {"validation": validation.score}
     if not job.trial:
-        scores["test"] = scored("test", batch_size).score
+        tested = scored("test", batch_size)
+        scores["test"], record["report"] = tested.score, tested.report.numbers
     searched, tuned = run.record("search") or {}, run.record("tune") or {}
     return record | {
         "score": scores,

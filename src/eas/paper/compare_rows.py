@@ -48,6 +48,7 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "learning_rate": found[0]["learning_rate"],
         "test": _spread([result["score"]["test"] for result in found]),
         "validation": _spread([result["score"]["validation"] for result in found]),
+        "report": _numbers([result.get("report", {}) for result in found]),
         "counts": {key: round(statistics.mean(c[key] for c in counts)) for key in counts[0]},
         "skip_sets": [result["skip_set"] for result in found],
         "candidate_layers": found[0].get("candidate_layers"),
@@ -58,6 +59,12 @@ def _row(name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "seconds": {key: statistics.mean(r["seconds"][key] for r in found) for key in found[0]["seconds"]},
         "folders": [str(job.folder) for job in jobs],
     }
+
+
+def _numbers(reports: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The numbers of a metric's report that every seed has: of a benchmark's kinds of questions, or the loss."""
+    shared = [name for name in reports[0] if all(name in report for report in reports)]
+    return {name: _spread([report[name] for report in reports]) for name in shared}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

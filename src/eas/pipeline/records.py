@@ -99,6 +99,7 @@ class ComparedRun(TypedDict):
     counts: dict[str, float]
     seconds: dict[str, float]
     data: NotRequired[dict[str, Digest]]
+    report: NotRequired[dict[str, float]]
 
 
 class TimingRecord(TypedDict):
