@@ -34,6 +34,9 @@ RESULTS = {
     "kinds": "smol_kinds.json",
     "codessets": "smol_codes_sets.json",
     "codesdrop": "smol_codes_drop.json",
+    "codestokens": "smol_codes_tokens.json",
+    "scienceqa": "smol_scienceqa.json",
+    "letters": "smol_scienceqa_letters.json",
 }
 DROPPED = ("k", "notes")
 
