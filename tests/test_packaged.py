@@ -67,7 +67,8 @@ def test_a_missing_and_a_changed_file(package, file, opened, tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(packaged, "version", lambda name: package.version)
     monkeypatch.setattr(openmoji, "_digests", lambda: {"openmoji/svg/1F600.svg": "0"})
-    pytest.importorskip("resvg_py", reason=f"needs {packaged.RESVG}") if package is packaged.OPENMOJI else None
+    if package is packaged.OPENMOJI:
+        pytest.importorskip("resvg_py", reason=f"needs {packaged.RESVG}")
     with pytest.raises(DataError, match=f"is missing: pip install --force-reinstall --no-deps {package}"):
         opened()
     path.write_bytes(b"another")

